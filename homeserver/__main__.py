@@ -1,0 +1,7 @@
+"""``python -m homeserver``, the same as ``homeserver``."""
+
+import sys
+
+from homeserver.cli import main
+
+sys.exit(main())

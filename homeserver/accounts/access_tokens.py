@@ -1,0 +1,95 @@
+"""For whom a request acts: access tokens, looked up in the database and remembered for a few seconds.
+
+https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from homeserver.clock import Clock
+from homeserver.errors import UnknownToken
+from homeserver.storage.database import Database
+from homeserver.storage.sessions import TokenOwner, find_token_owner, revoke_older_tokens
+
+REMEMBERED_MAX = 10_000
+REMEMBERED_SECONDS = 5.0
+"""How long a token that another process revoked may still work here."""
+TOKEN_CHARACTERS_MAX = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """For whom, and from which device, a request acts."""
+
+    user_id: str
+    device_id: str
+    is_guest: bool = False
+    is_admin: bool = False
+
+
+def hash_token(token: str) -> bytes:
+    """What is stored of a token. (Tokens are random: there is nothing to guess, so a fast hash will do.)"""
+    return hashlib.sha256(token.encode()).digest()
+
+
+class AccessTokens:
+    """Knows whose token it is."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._remembered: OrderedDict[bytes, tuple[Requester, float]] = OrderedDict()
+        self._times_forgotten = 0
+
+    async def requester(self, token: str) -> Requester:
+        """Who acts with this token. Raises ``UnknownToken``; with ``soft_logout`` if it has only expired."""
+        if len(token) > TOKEN_CHARACTERS_MAX:
+            raise UnknownToken()
+        token_hash = hash_token(token)
+        remembered = self._remembered.get(token_hash)
+        if remembered is not None and self._clock.monotonic() < remembered[1]:
+            self._remembered.move_to_end(token_hash)
+            return remembered[0]
+        return await self._look_up(token_hash)
+
+    def forget(self, token_hashes: Iterable[bytes]) -> None:
+        """Drop revoked tokens at once; those being looked up are not remembered either."""
+        self._times_forgotten += 1
+        for token_hash in token_hashes:
+            self._remembered.pop(token_hash, None)
+
+    async def _look_up(self, token_hash: bytes) -> Requester:
+        times_forgotten = self._times_forgotten
+        owner = await self._database.read(find_token_owner, token_hash)
+        if owner is None:
+            self._remembered.pop(token_hash, None)
+            raise UnknownToken()
+        seconds = REMEMBERED_SECONDS
+        if owner.expires_ts is not None:
+            seconds = min(seconds, (owner.expires_ts - self._clock.now_ms()) / 1000)
+            if seconds <= 0:
+                # "Any HTTP calls that use an expired access token will return with an error code M_UNKNOWN_TOKEN,
+                # preferably with soft_logout: true."
+                raise UnknownToken("The access token has expired", soft_logout=True)
+        if owner.has_predecessor:
+            await self._revoke_predecessors(owner)
+            times_forgotten = self._times_forgotten
+        requester = Requester(owner.user_id, owner.device_id, owner.is_guest, owner.is_admin)
+        if times_forgotten == self._times_forgotten:
+            self._remember(token_hash, requester, seconds)
+        return requester
+
+    async def _revoke_predecessors(self, owner: TokenOwner) -> None:
+        # "The old refresh token remains valid until the new access token or refresh token is used, at which point the
+        # old refresh token is revoked."
+        self.forget(await self._database.write(revoke_older_tokens, owner.user_id, owner.device_id, owner.created_ts))
+
+    def _remember(self, token_hash: bytes, requester: Requester, seconds: float) -> None:
+        self._remembered[token_hash] = (requester, self._clock.monotonic() + seconds)
+        self._remembered.move_to_end(token_hash)
+        if len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)

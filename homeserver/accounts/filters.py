@@ -1,0 +1,71 @@
+"""Filters that clients keep on the server, to name them later instead of sending them again.
+
+https://spec.matrix.org/v1.19/client-server-api/#filtering
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import OrderedDict
+
+import orjson
+
+from homeserver.errors import NotFound, TooLarge
+from homeserver.protocol.filters import Filter, parse_filter, parse_filter_text
+from homeserver.protocol.identifiers import fits_in_bytes
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage.account_data import get_filter, put_filter
+from homeserver.storage.database import Database
+
+FILTER_BYTES_MAX = 64 * 1024
+FILTER_ID_BYTES = 12
+FILTER_ID_CHARACTERS_MAX = 64
+PARSED_MAX = 2_000
+
+
+class Filters:
+    """Stores filters, and parses those that a request names or brings along."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._parsed: OrderedDict[tuple[str, str], Filter] = OrderedDict()
+
+    async def define(self, user_id: str, definition: JsonObject) -> str:
+        """Store a filter; the same one has the same ID. Raises ``BadJson``, ``InvalidParam``, ``TooLarge``."""
+        parse_filter(definition)
+        definition_json = orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)
+        if len(definition_json) > FILTER_BYTES_MAX:
+            raise TooLarge(f"A filter may have {FILTER_BYTES_MAX} bytes")
+        # "Cannot start with a { as this character is used to determine if the filter provided is inline JSON"
+        digest = hashlib.sha256(definition_json).digest()[:FILTER_ID_BYTES]
+        filter_id = base64.urlsafe_b64encode(digest).decode()
+        await self._database.write(put_filter, user_id, filter_id, definition_json)
+        return filter_id
+
+    async def definition(self, user_id: str, filter_id: str) -> bytes:
+        """A stored filter, as JSON. Raises ``NotFound``."""
+        definition_json = None
+        if fits_in_bytes(filter_id, FILTER_ID_CHARACTERS_MAX):
+            definition_json = await self._database.read(get_filter, user_id, filter_id)
+        if definition_json is None:
+            raise NotFound("There is no such filter")
+        return definition_json
+
+    async def get(self, user_id: str, filter_id_or_json: str) -> Filter:
+        """The filter of a request, by its ID or given inline.
+
+        Raises ``NotJson``, ``BadJson``, ``InvalidParam``, and ``NotFound`` for an ID that is not known.
+        """
+        if filter_id_or_json.startswith("{"):
+            return parse_filter_text(filter_id_or_json)
+        key = (user_id, filter_id_or_json)
+        known = self._parsed.get(key)
+        if known is not None:
+            self._parsed.move_to_end(key)
+            return known
+        parsed = parse_filter(orjson.loads(await self.definition(user_id, filter_id_or_json)))
+        self._parsed[key] = parsed
+        if len(self._parsed) > PARSED_MAX:
+            self._parsed.popitem(last=False)
+        return parsed

@@ -1,0 +1,88 @@
+"""Logging in with a password.
+
+https://spec.matrix.org/v1.19/client-server-api/#legacy-login
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from homeserver.accounts.passwords import Passwords
+from homeserver.accounts.sessions import Session, SessionRequest, Sessions, new_tokens
+from homeserver.clock import Clock
+from homeserver.errors import Forbidden, UserDeactivated
+from homeserver.protocol.identifiers import IDENTIFIER_BYTES_MAX
+from homeserver.storage.accounts import find_user, set_password_hash
+from homeserver.storage.database import Database
+from homeserver.storage.sessions import NewTokens, start_session
+
+
+class Login:
+    """Lets users in."""
+
+    def __init__(
+        self, database: Database, clock: Clock, passwords: Passwords, sessions: Sessions, *, server_name: str
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._passwords = passwords
+        self._sessions = sessions
+        self._server_name = server_name
+
+    async def with_password(self, user: str, password: str, request: SessionRequest) -> Session:
+        """Start a session for a user ID or its localpart. Raises ``Forbidden``, ``UserDeactivated``.
+
+        That a user is not there takes as long to find out as that a password is wrong.
+        """
+        user_id = self._user_id(user)
+        password_hash = await self.verify_password(user_id, password)
+        new_hash = None
+        if self._passwords.needs_rehash(password_hash):
+            new_hash = await self._passwords.hash(password)
+        tokens, now_ms = new_tokens(request.wants_refresh_token), self._clock.now_ms()
+        revoked = await self._database.write(
+            _start, user_id, password_hash, new_hash, request, tokens.for_storage(now_ms), now_ms
+        )
+        if revoked is None:
+            raise Forbidden("Invalid user name or password")
+        self._sessions.revoked(user_id, revoked)
+        return Session(user_id, request.device_id, tokens)
+
+    async def verify_password(self, user_id: str, password: str) -> str:
+        """The stored hash that the password fits. Raises ``Forbidden``, ``UserDeactivated``."""
+        account = await self._database.read(find_user, user_id)
+        password_hash = account.password_hash if account else None
+        fits = await self._passwords.verify(password_hash, password)
+        if account is not None and account.is_deactivated:
+            # NOTSPEC: said without knowing the password, which is gone. /register/available gives away as much.
+            raise UserDeactivated()
+        if not fits or password_hash is None:
+            raise Forbidden("Invalid user name or password")
+        return password_hash
+
+    def _user_id(self, user: str) -> str:
+        """What the client means. All our localparts are lower case, which not everybody who types one thinks of."""
+        if len(user) > IDENTIFIER_BYTES_MAX or "\0" in user:
+            return ""
+        if not user.startswith("@"):
+            return f"@{user.lower()}:{self._server_name}"
+        localpart, _, server_name = user.partition(":")
+        return f"{localpart.lower()}:{server_name}" if server_name == self._server_name else ""
+
+
+def _start(
+    connection: Connection,
+    user_id: str,
+    password_hash: str,
+    new_hash: str | None,
+    request: SessionRequest,
+    tokens: NewTokens,
+    now_ms: int,
+) -> list[bytes] | None:
+    """The tokens that this login revokes; None if the password was changed or the account closed in the meantime."""
+    account = find_user(connection, user_id)
+    if account is None or account.is_deactivated or account.password_hash != password_hash:
+        return None
+    if new_hash is not None:
+        set_password_hash(connection, user_id, new_hash)
+    return start_session(connection, user_id, request.device_id, request.device_name, tokens, now_ms)

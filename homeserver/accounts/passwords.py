@@ -1,0 +1,104 @@
+"""Passwords: hashed with Argon2id, on threads of their own, so many at a time and no more.
+
+Parameters: 19 MiB, two passes, one lane; OWASP's recommendation for Argon2id. That costs some 20 to 50 ms of a core and
+2 x 19 MiB of memory at most while logins are under way; more memory would buy more against guessing, and cost it in a
+server that is meant to be small.
+
+https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from homeserver.errors import BadJson, LimitExceeded, WeakPassword
+
+T = TypeVar("T")
+
+MEMORY_KIB = 19_456
+PASSES = 2
+LANES = 1
+AT_ONCE_MAX = 2
+WAITING_MAX = 64
+"""Requests that may wait for their turn; those beyond are told to come back."""
+RETRY_AFTER_MS = 2_000
+PASSWORD_BYTES_MAX = 512
+
+
+class Passwords:
+    """Makes and checks password hashes without holding up the event loop."""
+
+    def __init__(self, *, memory_kib: int = MEMORY_KIB, passes: int = PASSES) -> None:
+        self._argon2 = argon2.PasswordHasher(
+            time_cost=passes, memory_cost=memory_kib, parallelism=LANES, hash_len=32, salt_len=16
+        )
+        self._nobodys = _hash_that_nothing_fits(memory_kib, passes)
+        self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="passwords")
+        self._under_way = 0
+
+    async def hash(self, password: str) -> str:
+        """The hash to store for a new password. Raises ``WeakPassword``, ``BadJson``, ``LimitExceeded``."""
+        return await self._run(self.hash_now, password)
+
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        """Whether the password fits. Without a hash it does not, which takes as long to find out.
+
+        Raises ``LimitExceeded``.
+        """
+        return await self._run(self._verify_now, password_hash, password)
+
+    def hash_now(self, password: str) -> str:
+        """As ``hash``, on the calling thread."""
+        check_new_password(password)
+        return self._argon2.hash(password)
+
+    def needs_rehash(self, password_hash: str) -> bool:
+        """Whether a hash was made with other parameters than today's."""
+        return self._argon2.check_needs_rehash(password_hash)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _verify_now(self, password_hash: str | None, password: str) -> bool:
+        if len(password.encode()) > PASSWORD_BYTES_MAX:
+            return False
+        try:
+            return self._argon2.verify(password_hash or self._nobodys, password) and password_hash is not None
+        except (VerificationError, InvalidHashError):
+            return False
+
+    async def _run(self, function: Callable[..., T], *args: str | None) -> T:
+        if self._under_way >= AT_ONCE_MAX + WAITING_MAX:
+            raise LimitExceeded("Too many logins at once", retry_after_ms=RETRY_AFTER_MS)
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        finally:
+            self._under_way -= 1
+
+
+def check_new_password(password: str) -> None:
+    """Raise ``WeakPassword`` for an empty password, ``BadJson`` for one that is too long.
+
+    How complex a password must be is for clients to say:
+    https://spec.matrix.org/v1.19/client-server-api/#password-management
+    """
+    if not password:
+        raise WeakPassword("The password is empty")
+    if len(password.encode()) > PASSWORD_BYTES_MAX:
+        raise BadJson(f"The password may have {PASSWORD_BYTES_MAX} bytes")
+
+
+def _hash_that_nothing_fits(memory_kib: int, passes: int) -> str:
+    """A well-formed hash of no password, for those who try a user that is not there."""
+    salt, digest = (base64.b64encode(os.urandom(size)).decode().rstrip("=") for size in (16, 32))
+    return f"$argon2id$v=19$m={memory_kib},t={passes},p={LANES}${salt}${digest}"

@@ -1,0 +1,182 @@
+"""User-interactive authentication: stages that a client completes in order before an operation is carried out.
+
+A session belongs to one operation (of one user, where there is one). It is bound to the parameters of the request that
+completes its first stage: until then nothing has been proved, and clients do ask which stages there are before they
+know what they will send.
+
+https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import orjson
+from sqlalchemy import Connection
+
+from homeserver.accounts.access_tokens import hash_token
+from homeserver.clock import Clock
+from homeserver.errors import (
+    BadJson,
+    Forbidden,
+    InteractiveAuthenticationRequired,
+    LimitExceeded,
+    MatrixError,
+    UnknownError,
+)
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage.accounts import (
+    UiaSession,
+    delete_uia_session,
+    find_uia_session,
+    prune_uia_sessions,
+    put_uia_session,
+)
+from homeserver.storage.database import Database
+
+SESSION_LIFETIME_MS = 15 * 60 * 1000
+SESSIONS_MAX = 10_000
+"""Sessions that may be open at once; who asks for more is told to come back."""
+RETRY_AFTER_MS = 60_000
+SESSION_ID_CHARACTERS_MAX = 100
+
+Flows = Sequence[tuple[str, ...]]
+"""The ways to authenticate, each a sequence of stages."""
+Stage = Callable[[JsonObject], Awaitable[None]]
+"""Checks what the client says for one stage (the ``auth`` object); raises a MatrixError if that will not do."""
+
+DUMMY = "m.login.dummy"
+DUMMY_FLOWS: Flows = ((DUMMY,),)
+
+
+async def dummy_stage(_auth: JsonObject) -> None:
+    """https://spec.matrix.org/v1.19/client-server-api/#dummy-auth"""
+
+
+class UserInteractive:
+    """Keeps the sessions, and says whether an operation may go ahead."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def authenticate(
+        self, operation: str, parameters: JsonObject, flows: Flows, stages: Mapping[str, Stage]
+    ) -> None:
+        """Return when a flow is complete.
+
+        ``operation`` names what is to be done, and by whom if that is known; ``parameters`` is the request's body, with
+        its ``auth``. Raises ``InteractiveAuthenticationRequired`` with what the client needs for its next attempt.
+        """
+        auth = parameters.get("auth")
+        if auth is None:
+            raise await self._new_challenge(operation, flows)
+        if not isinstance(auth, dict):
+            raise BadJson("'auth' must be an object")
+        session_id, stage = _word(auth, "session"), _word(auth, "type")
+        session = None if session_id is None else await self._find(session_id, operation)
+        if session_id is not None and session is None:
+            raise await self._new_challenge(operation, flows, UnknownError("The session is unknown or has expired"))
+        completed = session.completed if session else ()
+        if session_id is not None and session is not None and completed:
+            _check_binding(session_id, session, parameters)
+        if stage is not None and stage not in completed:
+            completed = await self._attempt(operation, session_id, completed, stage, auth, flows, stages)
+        if completed in [tuple(flow) for flow in flows]:
+            await self._finish(session_id)
+            return
+        raise await self._next_challenge(operation, session_id, completed, parameters, flows)
+
+    async def _attempt(
+        self,
+        operation: str,
+        session_id: str | None,
+        completed: tuple[str, ...],
+        stage: str,
+        auth: JsonObject,
+        flows: Flows,
+        stages: Mapping[str, Stage],
+    ) -> tuple[str, ...]:
+        """The stages completed after this one; raises a challenge if it is not the next, or was not passed."""
+        try:
+            # "Failing to follow the flows in order must result in an HTTP 401 response"
+            if not any(flow[: len(completed) + 1] == (*completed, stage) for flow in flows):
+                raise Forbidden(f"{stage[:100]} is not the next stage of any flow")
+            await stages[stage](auth)
+        except LimitExceeded:
+            raise
+        except MatrixError as failure:
+            if session_id is None:
+                raise await self._new_challenge(operation, flows, failure) from None
+            raise _challenge(session_id, flows, completed, failure) from None
+        return (*completed, stage)
+
+    async def _find(self, session_id: str, operation: str) -> UiaSession | None:
+        if len(session_id) > SESSION_ID_CHARACTERS_MAX:
+            return None
+        not_before_ts = self._clock.now_ms() - SESSION_LIFETIME_MS
+        session = await self._database.read(find_uia_session, _stored_id(session_id), not_before_ts)
+        return session if session is not None and session.operation == operation else None
+
+    async def _finish(self, session_id: str | None) -> None:
+        if session_id is not None:
+            await self._database.write(delete_uia_session, _stored_id(session_id))
+
+    async def _new_challenge(
+        self, operation: str, flows: Flows, failure: MatrixError | None = None
+    ) -> InteractiveAuthenticationRequired:
+        session_id = secrets.token_urlsafe(18)
+        await self._put(session_id, UiaSession(operation, b"", ()))
+        return _challenge(session_id, flows, (), failure)
+
+    async def _next_challenge(
+        self, operation: str, session_id: str | None, completed: tuple[str, ...], parameters: JsonObject, flows: Flows
+    ) -> InteractiveAuthenticationRequired:
+        session_id = session_id or secrets.token_urlsafe(18)
+        request = _binding(session_id, parameters) if completed else b""
+        await self._put(session_id, UiaSession(operation, request, completed))
+        return _challenge(session_id, flows, completed)
+
+    async def _put(self, session_id: str, session: UiaSession) -> None:
+        if not await self._database.write(_put, _stored_id(session_id), session, self._clock.now_ms()):
+            raise LimitExceeded("Too many clients authenticate at once", retry_after_ms=RETRY_AFTER_MS)
+
+
+def _put(connection: Connection, stored_id: str, session: UiaSession, now_ms: int) -> bool:
+    if prune_uia_sessions(connection, now_ms - SESSION_LIFETIME_MS) >= SESSIONS_MAX:
+        return False
+    put_uia_session(connection, stored_id, session, now_ms)
+    return True
+
+
+def _challenge(
+    session_id: str, flows: Flows, completed: tuple[str, ...], failure: MatrixError | None = None
+) -> InteractiveAuthenticationRequired:
+    progress = {"completed": list(completed)} if completed else {}
+    return InteractiveAuthenticationRequired(
+        failure, flows=[{"stages": list(flow)} for flow in flows], params={}, session=session_id, **progress
+    )
+
+
+def _check_binding(session_id: str, session: UiaSession, parameters: JsonObject) -> None:
+    if not hmac.compare_digest(session.request, _binding(session_id, parameters)):
+        raise Forbidden("The request is not the one that the session was begun for")
+
+
+def _binding(session_id: str, parameters: JsonObject) -> bytes:
+    """What ties a session to the parameters of its request. Its key is not stored: they may hold a password."""
+    without_auth = {name: value for name, value in parameters.items() if name != "auth"}
+    return hmac.digest(session_id.encode(), orjson.dumps(without_auth, option=orjson.OPT_SORT_KEYS), "sha256")
+
+
+def _stored_id(session_id: str) -> str:
+    return hash_token(session_id).hex()
+
+
+def _word(auth: JsonObject, name: str) -> str | None:
+    value = auth.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadJson(f"'auth.{name}' must be a string")
+    return value

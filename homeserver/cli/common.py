@@ -1,0 +1,92 @@
+"""What the commands share: options, reading the configuration, printing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from homeserver.config import Config
+    from homeserver.storage.database import Database
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration file; else HOMESERVER_CONFIG, ./homeserver.toml, ./data/homeserver.toml.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def command_group(help_text: str) -> typer.Typer:
+    """A group of commands, such as ``homeserver keys``."""
+    return typer.Typer(help=help_text, rich_markup_mode=None)
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration in force; logging is set up as it says. Raises ConfigurationError."""
+    from homeserver.config import Config
+    from homeserver.logging import configure_logging
+
+    config = Config.load(path)
+    configure_logging(config.logging)
+    return config
+
+
+@contextmanager
+def open_database(config: Config, *, create: bool = False) -> Iterator[Database]:
+    """The database, which must be migrated already, or with ``create`` may be missing. Raises HomeserverError."""
+    from homeserver.storage import migrate
+    from homeserver.storage.database import Database
+
+    if create and migrate.current(config.database.url) is None:
+        migrate.upgrade(config.database.url)
+    migrate.require_current(config.database.url)
+    database = Database(config.database.url, readers=1)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def print_json(value: Any) -> None:
+    """For other programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """For people: columns as wide as their widest cell; an empty cell is a dash."""
+    cells = [list(headings), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    for row in cells:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # What others named must not steer the terminal.
+    text = "" if value is None else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return text or "-"
+
+
+def time_text(milliseconds: int | None) -> str | None:
+    """A time in milliseconds since the epoch, to be read."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

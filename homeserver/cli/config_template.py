@@ -1,0 +1,107 @@
+"""The configuration file that ``homeserver init`` writes: every key with its default, and a word on each."""
+
+from __future__ import annotations
+
+import json
+
+_TEMPLATE = """\
+# The configuration of this homeserver. What is commented out shows the default.
+# Each key can be set by an environment variable as well: HOMESERVER_DATABASE__URL for url under [database].
+# Relative paths are relative to this file. `homeserver config check` says what is in force.
+
+# What stands after the colon in user IDs. It cannot be changed once the server has users.
+server_name = {server_name}
+
+# Where clients reach this server, when that is not https://<server_name>; served in /.well-known/matrix/client.
+{public_base_url}
+
+# Where media and an SQLite database are kept; relative paths of both are under it.
+# data_dir = "."
+
+# Signing keys, under data_dir unless absolute. Back them up: they are this server's identity.
+{keys_dir}
+
+# One section for each address to listen on.
+[[listeners]]
+bind = "127.0.0.1"
+port = 8008
+# TLS, for a listener that the world reaches without a reverse proxy; both or neither:
+# tls_certificate = "cert.pem"
+# tls_private_key = "key.pem"
+# serves = ["client", "federation", "media", "console"]   # and "metrics"
+
+[database]
+# url = "sqlite:///homeserver.db"
+# url = "postgresql+psycopg://user:password@host/name"
+
+[registration]
+# Anybody who can reach this server may make an account.
+{registration_enabled}
+# Whoever knows the secret may make accounts, administrators included.
+# shared_secret = ""
+# Only with a registration token.
+# require_token = false
+
+[federation]
+# enabled = true
+# verify_certificates = true
+# A file of further trusted certificate authorities, PEM.
+# ca_file = ""
+# Allow requests to loopback and private addresses; only for closed networks and tests.
+# allow_private_addresses = false
+# Speak to these servers only; empty: to all.
+# allowed_servers = []
+# denied_servers = []
+# Notary servers to ask for the keys of others; empty: ask each server itself.
+# trusted_key_servers = []
+
+[rate_limits]
+# enabled = true
+
+[read_receipts]
+# The administrator's switch for read receipts, local and federated.
+# enabled = true
+
+[rooms]
+# The room version of new rooms.
+# default_version = "11"
+
+[governance]
+# Whether the last owner of a room may leave others behind without one: "enforce", "warn" or "off".
+# last_owner_protection = "enforce"
+
+[appservices]
+# Registration files of application services, YAML.
+# files = []
+
+[media]
+# max_upload_size = "50M"
+
+[logging]
+# "debug", "info", "warning", "error" or "critical"
+# level = "info"
+# "console" for people, "json" for machines
+# format = "console"
+"""
+
+
+def render(server_name: str, keys_dir: str = "keys", *, development: bool = False) -> str:
+    """The text of a configuration file.
+
+    ``development`` is for trying things out on one's own machine: anybody may register, and clients are told to come
+    to http://localhost:8008.
+    """
+    return _TEMPLATE.format(
+        server_name=_quoted(server_name),
+        keys_dir="# keys_dir = " + _quoted("keys") if keys_dir == "keys" else "keys_dir = " + _quoted(keys_dir),
+        public_base_url=(
+            'public_base_url = "http://localhost:8008"'
+            if development
+            else '# public_base_url = "https://matrix.example.org"'
+        ),
+        registration_enabled="enabled = true" if development else "# enabled = false",
+    )
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML string

@@ -1,0 +1,82 @@
+"""``homeserver init`` and ``homeserver serve``."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from homeserver.cli.common import ConfigOption, load_config, now_ms
+from homeserver.errors import HomeserverError
+
+if TYPE_CHECKING:
+    from homeserver.config import Config
+
+
+def init(
+    server_name: Annotated[
+        str, typer.Option("--server-name", metavar="NAME", help="What stands after the colon in user IDs; for ever.")
+    ],
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Where everything is kept.")] = Path(
+        "data"
+    ),
+    keys_dir: Annotated[
+        Path | None, typer.Option("--keys-dir", metavar="DIR", help="Where the signing keys are kept, if elsewhere.")
+    ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="Settings for trying things out: anybody may register.")
+    ] = False,
+) -> None:
+    """Write a configuration and a signing key for a new server; overwrites nothing."""
+    from homeserver.cli.config_template import render
+    from homeserver.config import FILE_NAME, Config
+    from homeserver.logging import configure_logging
+    from homeserver.signing import SigningKeys
+
+    directory = data_dir.absolute()
+    keys_path = os.path.relpath(keys_dir.absolute(), directory) if keys_dir else "keys"
+    text = render(server_name, keys_path, development=development)
+    config = Config.parse(tomllib.loads(text), directory)  # a bad server name ends here, before anything is written
+    configure_logging(config.logging)
+    file = directory / FILE_NAME
+    if file.exists():
+        raise HomeserverError(f"{file} is there already; nothing was changed")
+    keys = SigningKeys.load(config.keys_dir, server_name)
+    if keys.list():
+        raise HomeserverError(f"{config.keys_dir} holds signing keys already; nothing was changed")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = keys.generate(now_ms())
+    with file.open("x", encoding="utf-8") as output:
+        output.write(text)
+    typer.echo(f"wrote {file}, and the signing key {key.key_id} in {config.keys_dir}")
+    typer.echo(f"start the server with: homeserver serve --config {file}")
+
+
+def serve(config: ConfigOption = None) -> None:
+    """Serve until SIGTERM or SIGINT. Migrates the database and makes a signing key first where that is needed."""
+    loaded = load_config(config)
+    _prepare(loaded)
+    from homeserver import app
+
+    app.serve(loaded)
+
+
+def _prepare(config: Config) -> None:
+    """What must be there before a server starts."""
+    import structlog
+
+    from homeserver.signing import SigningKeys
+    from homeserver.storage import migrate
+
+    logger = structlog.get_logger(__name__)
+    for warning in config.not_yet_in_effect():
+        logger.warning(warning)
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    migrate.upgrade(config.database.url)
+    keys = SigningKeys.load(config.keys_dir, config.server_name)
+    if not keys.has_keys:
+        key = keys.generate(now_ms())
+        logger.info("made a signing key", key_id=key.key_id, keys_dir=str(config.keys_dir))

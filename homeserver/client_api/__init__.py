@@ -1,0 +1,8 @@
+"""The client-server API: a module for each section of the specification, thin shells around the features.
+
+Each module has a ``router`` whose paths are under ``/_matrix/client/v3`` and, for older clients, under
+``/_matrix/client/r0``; some have a ``v1`` router for ``/_matrix/client/v1``, or an ``unversioned`` one with whole
+paths. An endpoint has the name of its ``operationId``; it takes the request apart, makes one call, and answers.
+
+https://spec.matrix.org/v1.19/client-server-api/
+"""

@@ -1,0 +1,60 @@
+"""Profiles.
+
+https://spec.matrix.org/v1.19/client-server-api/#profiles
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from homeserver.accounts.profiles import Profiles
+from homeserver.client_api.authentication import Authenticated, require_self
+from homeserver.errors import MissingParam
+from homeserver.web import json_response, read_json_object, service
+
+router = APIRouter()
+
+BODY_BYTES_MAX = 128 * 1024
+"""Room for a profile of 64 KiB, however its JSON is written; what is stored has the limit of the specification."""
+
+
+@router.get("/profile/{user_id}")
+async def get_user_profile(user_id: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuserid"""
+    return json_response(await profiles.profile(user_id))
+
+
+@router.get("/profile/{user_id}/{key_name}")
+async def get_profile_field(user_id: str, key_name: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuseridkeyname"""
+    return json_response(await profiles.field(user_id, key_name))
+
+
+@router.put("/profile/{user_id}/{key_name}")
+async def set_profile_field(
+    user_id: str,
+    key_name: str,
+    request: Request,
+    requester: Authenticated,
+    profiles: Annotated[Profiles, service(Profiles)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3profileuseridkeyname"""
+    require_self(requester, user_id)
+    body = await read_json_object(request, BODY_BYTES_MAX)
+    if key_name not in body:
+        raise MissingParam(f"'{key_name}' is missing")
+    await profiles.set_field(user_id, key_name, body[key_name])
+    return json_response({})
+
+
+@router.delete("/profile/{user_id}/{key_name}")
+async def delete_profile_field(
+    user_id: str, key_name: str, requester: Authenticated, profiles: Annotated[Profiles, service(Profiles)]
+) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#delete_matrixclientv3profileuseridkeyname"""
+    require_self(requester, user_id)
+    await profiles.delete_field(user_id, key_name)
+    return json_response({})

@@ -1,0 +1,497 @@
+"""The configuration: a TOML file, overridden by ``HOMESERVER_`` environment variables.
+
+``Config.load`` reads and checks it once; what it returns is frozen. docs/operations.md describes each key. Whatever
+cannot be used is a ``ConfigurationError`` whose text names the key, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from homeserver.errors import ConfigurationError
+from homeserver.protocol.identifiers import is_valid_server_name
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+
+ENVIRONMENT_PREFIX = "HOMESERVER_"
+NESTING = "__"
+FILE_NAME = "homeserver.toml"
+
+Service: TypeAlias = Literal["client", "federation", "media", "metrics", "console"]
+"""What a listener may serve."""
+
+NOT_YET_IN_EFFECT: Mapping[str, str] = {
+    "appservices.files": "application services",
+    "governance.last_owner_protection": "the protection of a room's last owner",
+    "media.max_upload_size": "the media repository",
+    "rate_limits.enabled": "rate limits",
+    "registration.require_token": "registration tokens",
+    "registration.shared_secret": "registration by shared secret",
+}
+"""Keys that are accepted already, and the feature that will come to use each."""
+
+SERVICES_NOT_YET_IN_EFFECT: frozenset[Service] = frozenset({"media", "metrics", "console"})
+"""The same for what ``listeners.serves`` names."""
+
+SECRET_KEYS = frozenset({"registration.shared_secret"})
+"""Keys whose values are never shown. (A password in ``database.url`` is masked by itself.)"""
+
+SHOWN_CHARACTERS_MAX = 200
+"""How much of a value an error message repeats."""
+
+_NOT_OURS = re.compile(r"HOMESERVER_(CONFIG|TEST_\w+|SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\w+)")
+"""Variables with our prefix that are no settings: where the file is, the tests' own, and those that Kubernetes sets in
+every container next to a service called "homeserver"."""
+
+_URL_PASSWORD = re.compile(r"(://[^:/@]*):[^/]*@")
+_SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+# -- kinds of values ---------------------------------------------------------------------------------------------------
+
+
+def _server_name(value: str) -> str:
+    if not is_valid_server_name(value):
+        raise ValueError('a server name such as "example.org", "localhost:8448" or "[::1]:8448"')
+    return value
+
+
+def _list_from_text(value: Any) -> Any:
+    """A list may come from the environment: as JSON, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("a list, in the environment as JSON or separated by commas") from None
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError('a size in bytes, or one such as "50M"')
+        return int(match[1]) * _SIZE_UNITS[match[2].upper()]
+    return value
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    directory: Path = (info.context or {}).get("directory") or Path.cwd()
+    return Path(os.path.normpath(directory / path))
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("a file that exists")
+    return path
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _base_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError('a URL such as "https://matrix.example.org"')
+    return value.rstrip("/")
+
+
+def _database_url(value: str) -> str:
+    known_scheme = value.startswith("postgresql+psycopg://")
+    file = value.removeprefix("sqlite:///") if value.startswith("sqlite:///") else ""
+    if not known_scheme and file in ("", ":memory:"):
+        raise ValueError('"sqlite:///FILE" or "postgresql+psycopg://USER:PASSWORD@HOST/NAME"')
+    return value
+
+
+def _room_version(value: Any) -> Any:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text not in ROOM_VERSIONS:
+        raise ValueError("a room version: " + ", ".join(ROOM_VERSIONS))
+    return text
+
+
+ServerName = Annotated[str, AfterValidator(_server_name)]
+ServerNames = Annotated[tuple[ServerName, ...], BeforeValidator(_list_from_text)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+ExistingFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing_file)]
+OptionalFile = Annotated[ExistingFile | None, BeforeValidator(_none_if_empty)]
+Files = Annotated[tuple[ExistingFile, ...], BeforeValidator(_list_from_text)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=1)]
+BaseUrl = Annotated[Annotated[str, AfterValidator(_base_url)] | None, BeforeValidator(_none_if_empty)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+KnownRoomVersion = Annotated[str, BeforeValidator(_room_version)]
+
+
+# -- the sections ------------------------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    """What all parts have in common: frozen, nothing unknown, defaults checked like given values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ListenerConfig(Section):
+    """``[[listeners]]``: an address to listen on, and what is served there."""
+
+    bind: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8008
+    tls_certificate: OptionalFile = None
+    tls_private_key: OptionalFile = None
+    serves: Annotated[frozenset[Service], BeforeValidator(_list_from_text)] = frozenset(
+        {"client", "federation", "media", "console"}
+    )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("tls_certificate and tls_private_key, both or neither")
+        return self
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether this listener speaks TLS."""
+        return self.tls_certificate is not None
+
+
+class DatabaseConfig(Section):
+    """``[database]``."""
+
+    url: DatabaseUrl = "sqlite:///homeserver.db"
+
+
+class RegistrationConfig(Section):
+    """``[registration]``: who may make an account."""
+
+    enabled: bool = False
+    shared_secret: str = ""
+    require_token: bool = False
+
+
+class FederationConfig(Section):
+    """``[federation]``: which other servers we speak to, and how."""
+
+    enabled: bool = True
+    verify_certificates: bool = True
+    ca_file: OptionalFile = None
+    allow_private_addresses: bool = False
+    allowed_servers: ServerNames = ()
+    denied_servers: ServerNames = ()
+    trusted_key_servers: ServerNames = ()
+
+
+class RateLimitsConfig(Section):
+    """``[rate_limits]``."""
+
+    enabled: bool = True
+
+
+class ReadReceiptsConfig(Section):
+    """``[read_receipts]``."""
+
+    enabled: bool = True
+
+
+class RoomsConfig(Section):
+    """``[rooms]``."""
+
+    default_version: KnownRoomVersion = "11"
+
+
+class GovernanceConfig(Section):
+    """``[governance]``."""
+
+    last_owner_protection: Literal["enforce", "warn", "off"] = "enforce"
+
+
+class AppservicesConfig(Section):
+    """``[appservices]``."""
+
+    files: Files = ()
+
+
+class MediaConfig(Section):
+    """``[media]``."""
+
+    max_upload_size: Size = 50 << 20
+
+
+class LoggingConfig(Section):
+    """``[logging]``."""
+
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Config(Section):
+    """The whole configuration. Every key but ``server_name`` has a default that works; all paths are absolute."""
+
+    server_name: ServerName
+    public_base_url: BaseUrl = None
+    data_dir: AbsolutePath = Path(".")
+    keys_dir: Path = Path("keys")
+    listeners: Annotated[tuple[ListenerConfig, ...], BeforeValidator(_list_from_text), Field(min_length=1)] = (
+        ListenerConfig(),
+    )
+    database: DatabaseConfig = DatabaseConfig()
+    registration: RegistrationConfig = RegistrationConfig()
+    federation: FederationConfig = FederationConfig()
+    rate_limits: RateLimitsConfig = RateLimitsConfig()
+    read_receipts: ReadReceiptsConfig = ReadReceiptsConfig()
+    rooms: RoomsConfig = RoomsConfig()
+    governance: GovernanceConfig = GovernanceConfig()
+    appservices: AppservicesConfig = AppservicesConfig()
+    media: MediaConfig = MediaConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    _file: Path | None = PrivateAttr(default=None)
+
+    @field_validator("keys_dir", mode="after")
+    @classmethod
+    def _keys_under_data_dir(cls, keys_dir: Path, info: ValidationInfo) -> Path:
+        return Path(os.path.normpath(info.data["data_dir"] / keys_dir)) if "data_dir" in info.data else keys_dir
+
+    @field_validator("database", mode="after")
+    @classmethod
+    def _sqlite_under_data_dir(cls, database: DatabaseConfig, info: ValidationInfo) -> DatabaseConfig:
+        if "data_dir" not in info.data or not database.url.startswith("sqlite:///"):
+            return database
+        file = os.path.normpath(info.data["data_dir"] / database.url.removeprefix("sqlite:///"))
+        return database.model_copy(update={"url": f"sqlite:///{file}"})
+
+    @property
+    def file(self) -> Path | None:
+        """The file that this was read from; None when everything came from the environment."""
+        return self._file
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+        """Read the file (``path``, else see ``find_config_file``), put the environment over it, and check all.
+
+        Raises ConfigurationError.
+        """
+        file = find_config_file(path, environ)
+        config = cls.parse(_read_toml(file) if file else {}, file.parent if file else Path.cwd(), environ)
+        config._file = file
+        return config
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], directory: Path, environ: Mapping[str, str] | None = None) -> Config:
+        """Check settings as a file holds them; ``directory`` is what relative paths are relative to.
+
+        Raises ConfigurationError.
+        """
+        merged = copy.deepcopy(dict(settings))
+        names = dict(_put_environment_over(merged, environ or {}))
+        try:
+            return cls.model_validate(merged, context={"directory": directory.absolute()})
+        except ValidationError as error:
+            reports = [_report(details, names) for details in error.errors(include_url=False)]
+            raise ConfigurationError("; ".join(reports)) from None
+
+    def describe(self) -> dict[str, Any]:
+        """What is in force, as JSON can hold it, without secrets."""
+        described = self.model_dump(mode="json")
+        for listener in described["listeners"]:
+            listener["serves"].sort()
+        described["database"]["url"] = mask_url_password(self.database.url)
+        for key in SECRET_KEYS:
+            section, name = key.split(".")
+            if described[section][name]:
+                described[section][name] = "***"
+        return described
+
+    def not_yet_in_effect(self) -> list[str]:
+        """A line for each setting that differs from its default and has no effect yet."""
+        lines = []
+        for key, feature in NOT_YET_IN_EFFECT.items():
+            section_name, name = key.split(".")
+            section = getattr(self, section_name)
+            if getattr(section, name) != type(section).model_fields[name].default:
+                lines.append(f"{key} has no effect yet: this version does not have {feature}")
+        for listener in self.listeners:
+            if "serves" in listener.model_fields_set:
+                lines.extend(
+                    f'listeners.serves: "{service}" has no effect yet: this version does not serve it'
+                    for service in sorted(listener.serves & SERVICES_NOT_YET_IN_EFFECT)
+                )
+        return lines
+
+
+# -- where settings come from ------------------------------------------------------------------------------------------
+
+
+def find_config_file(path: Path | str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The file to read: ``path``, else ``HOMESERVER_CONFIG``, else one that is in ``.`` or ``./data``, else None."""
+    named = path or environ.get("HOMESERVER_CONFIG")
+    if named:
+        return Path(named).absolute()
+    for candidate in (Path.cwd() / FILE_NAME, Path.cwd() / "data" / FILE_NAME):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def mask_url_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return _URL_PASSWORD.sub(r"\1:***@", url)
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key there is, in dotted form (``registration.enabled``, ``listeners.port``)."""
+    for name, field in section.model_fields.items():
+        inner = _section_in(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, also as the item of a tuple."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"cannot read the configuration file {file}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}") from error
+
+
+def _put_environment_over(settings: dict[str, Any], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Put each variable over ``settings``; gives the dotted key and the name of each, for messages."""
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX) or _NOT_OURS.fullmatch(name):
+            continue
+        path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(NESTING)
+        *parents, last = path
+        target: Any = settings
+        for parent in parents:
+            target = _step_into(target, parent, name)
+        if isinstance(target, list):
+            raise ConfigurationError(f"{name}: expected a key after the number of the item")
+        target[last] = environ[name]
+        yield ".".join(path), name
+
+
+def _step_into(target: Any, part: str, name: str) -> Any:
+    if isinstance(target, list):
+        # HOMESERVER_LISTENERS__0__PORT; the number after the last makes a new item
+        if not part.isdecimal() or int(part) > len(target):
+            raise ConfigurationError(f"{name}: expected the number of an item, 0 to {len(target)}, instead of {part!r}")
+        if int(part) == len(target):
+            target.append({})
+        inner = target[int(part)]
+    else:
+        inner = target.setdefault(part, [{}] if part == "listeners" else {})
+    if not isinstance(inner, dict | list):
+        raise ConfigurationError(f"{name}: {part!r} is a value and has no keys of its own")
+    return inner
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------------------
+
+
+def _report(details: ErrorDetails, environment_names: Mapping[str, str]) -> str:
+    """One line on what is wrong with one value."""
+    location = [str(part) for part in details["loc"]]
+    key = ".".join(part for part in location if not part.startswith(("function-", "nullable", "constrained-")))
+    plain_key = ".".join(part for part in key.split(".") if not part.isdecimal())
+    origin = f" (from {environment_names[key]})" if key in environment_names else ""
+    if details["type"] == "extra_forbidden":
+        return f"unknown key {key}{origin}: did you mean {_nearest_key(plain_key)}?"
+    if details["type"] == "missing":
+        variable = ENVIRONMENT_PREFIX + key.upper().replace(".", NESTING)
+        return f"{key} is missing: expected {_expected(details)}, in {FILE_NAME} or as {variable}"
+    return f"{key} = {_shown(plain_key, details['input'])}{origin}: expected {_expected(details)}"
+
+
+def _nearest_key(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    keys = set(known_keys())
+    keys |= {known.rpartition(".")[0] for known in keys if "." in known}  # the names of the sections
+    # A slip within the right section is likeliest, then the right name in the wrong one.
+    siblings = {known.rpartition(".")[2]: known for known in sorted(keys) if known.rpartition(".")[0] == section}
+    if close := difflib.get_close_matches(name, siblings, 1):
+        return siblings[close[0]]
+    return max(sorted(keys), key=lambda known: (_likeness(name, known.rpartition(".")[2]), _likeness(key, known)))
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _shown(key: str, value: Any) -> str:
+    if key in SECRET_KEYS:
+        return "***"
+    text = mask_url_password(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "..."
+
+
+def _expected(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    kind = details["type"]
+    if kind == "missing":
+        return 'a server name such as "example.org"' if details["loc"] == ("server_name",) else "a value"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return str(context["expected"])
+    for start, words in _EXPECTED_BY_KIND.items():
+        if kind.startswith(start):
+            return words.format(**context)
+    return details["msg"]
+
+
+_EXPECTED_BY_KIND = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "string_too_short": "some text",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list",
+    "frozen_set": "a list",
+    "too_short": "at least one item",
+    "model": "a table",
+}
+"""What Pydantic's kinds of errors mean in the language of a TOML file; the first that fits counts."""

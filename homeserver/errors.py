@@ -1,0 +1,365 @@
+"""Every error that this server raises on purpose, and the Matrix code each becomes.
+
+The tree:
+
+    HomeserverError
+    ├── ConfigurationError          a bad setting; stops the start with exit status 2
+    ├── InvalidEvent                a PDU that is not an event of its room version (check 1)
+    ├── InvalidSignature            a signature that is missing or wrong (check 2)
+    ├── NotAuthorized               an event that breaks an authorization rule (checks 4 to 6)
+    ├── RemoteError                 another server could not be asked
+    │   ├── RemoteUnreachable       no connection, no answer in time, or not an answer of ours
+    │   └── RemoteRefused           it answered with an error; carries status and errcode
+    └── MatrixError                 what a request is answered with: an HTTP status and an errcode
+        ├── NotJson, BadJson, MissingParam, InvalidParam, TooLarge ...
+        └── Forbidden, NotFound, UnknownToken, MissingToken, Unrecognized ...
+
+https://spec.matrix.org/v1.19/client-server-api/#standard-error-response
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class HomeserverError(Exception):
+    """The root of everything that is raised on purpose."""
+
+
+class ConfigurationError(HomeserverError):
+    """A setting that cannot be used. The text names the key, the value and what was expected."""
+
+
+class InvalidEvent(HomeserverError):
+    """A PDU does not fit the event format of its room version; it is dropped."""
+
+
+class InvalidSignature(HomeserverError):
+    """A required signature is missing, by an unknown key, or wrong."""
+
+
+class NotAuthorized(HomeserverError):
+    """An event breaks an authorization rule. The text names the rule's reason."""
+
+
+class RemoteError(HomeserverError):
+    """Another server could not be asked, or refused. ``destination`` names it."""
+
+    def __init__(self, destination: str, message: str) -> None:
+        super().__init__(f"{destination}: {message}")
+        self.destination = destination
+        self.message = message
+
+
+class RemoteUnreachable(RemoteError):
+    """No connection, no answer in time, or an answer that is not Matrix."""
+
+
+class RemoteRefused(RemoteError):
+    """The other server answered with an HTTP error."""
+
+    def __init__(self, destination: str, status: int, errcode: str, message: str) -> None:
+        super().__init__(destination, f"{status} {errcode} {message}")
+        self.status = status
+        self.errcode = errcode
+        self.error = message
+
+
+class MatrixError(HomeserverError):
+    """Answers a request: ``status`` and a body ``{"errcode", "error", **extra}``."""
+
+    status: ClassVar[int] = 400
+    errcode: ClassVar[str] = "M_UNKNOWN"
+    text: ClassVar[str] = "The request could not be carried out"
+
+    def __init__(self, message: str | None = None, **extra: Any) -> None:
+        super().__init__(message or self.text)
+        self.message = message or self.text
+        self.extra = extra
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that the client gets."""
+        return {"errcode": self.errcode, "error": self.message, **self.extra}
+
+
+class NotJson(MatrixError):
+    """The body is no JSON."""
+
+    errcode = "M_NOT_JSON"
+    text = "The request body is not valid JSON"
+
+
+class BadJson(MatrixError):
+    """The body is JSON, but not what the endpoint takes."""
+
+    errcode = "M_BAD_JSON"
+    text = "The request body does not have the expected shape"
+
+
+class MissingParam(MatrixError):
+    """A required parameter is missing."""
+
+    errcode = "M_MISSING_PARAM"
+    text = "A required parameter is missing"
+
+
+class InvalidParam(MatrixError):
+    """A parameter has an impossible value."""
+
+    errcode = "M_INVALID_PARAM"
+    text = "A parameter has an invalid value"
+
+
+class UnknownError(MatrixError):
+    """A 400 for which no better code exists."""
+
+
+class UnknownPos(MatrixError):
+    """A sync or pagination position that was never given out."""
+
+    errcode = "M_UNKNOWN_POS"
+    text = "The position is not known"
+
+
+class BadState(MatrixError):
+    """The room or the membership is not in the state that this needs."""
+
+    errcode = "M_BAD_STATE"
+    text = "The state of the room does not allow this"
+
+
+class Conflict(MatrixError):
+    """Somebody else changed the same thing first, or it is not in the state that this needs."""
+
+    status = 409
+    errcode = "M_BAD_STATE"
+    text = "The state changed in the meantime"
+
+
+class InvalidRoomState(MatrixError):
+    """createRoom was asked for an impossible initial state."""
+
+    errcode = "M_INVALID_ROOM_STATE"
+    text = "The initial state implied by the parameters is invalid"
+
+
+class UnsupportedRoomVersion(MatrixError):
+    """This server does not know the room version."""
+
+    errcode = "M_UNSUPPORTED_ROOM_VERSION"
+    text = "This server does not support that room version"
+
+
+class IncompatibleRoomVersion(MatrixError):
+    """The asking server does not know the room version of the room."""
+
+    errcode = "M_INCOMPATIBLE_ROOM_VERSION"
+    text = "The room has a version that is not supported"
+
+
+class UnableToAuthoriseJoin(MatrixError):
+    """No condition of a restricted room could be checked here."""
+
+    errcode = "M_UNABLE_TO_AUTHORISE_JOIN"
+    text = "This server cannot check the conditions for joining"
+
+
+class UnableToGrantJoin(MatrixError):
+    """A condition of a restricted room is met, but nobody here may vouch for the user."""
+
+    errcode = "M_UNABLE_TO_GRANT_JOIN"
+    text = "No user on this server can authorise the join"
+
+
+class RoomInUse(MatrixError):
+    """The alias is taken."""
+
+    errcode = "M_ROOM_IN_USE"
+    text = "The room alias is already taken"
+
+
+class UserInUse(MatrixError):
+    """The user name is taken."""
+
+    errcode = "M_USER_IN_USE"
+    text = "The user ID is already taken"
+
+
+class InvalidUsername(MatrixError):
+    """The user name breaks the grammar."""
+
+    errcode = "M_INVALID_USERNAME"
+    text = "The user name is not valid"
+
+
+class WeakPassword(MatrixError):
+    """The password does not meet the policy."""
+
+    errcode = "M_WEAK_PASSWORD"
+    text = "The password is too weak"
+
+
+class ProfileTooLarge(MatrixError):
+    """The profile would exceed its limit."""
+
+    errcode = "M_PROFILE_TOO_LARGE"
+    text = "The profile may have 64 KiB"
+
+
+class KeyTooLarge(MatrixError):
+    """The name of a profile field is too long."""
+
+    errcode = "M_KEY_TOO_LARGE"
+    text = "The name of a profile field may have 255 bytes"
+
+
+class BadAlias(MatrixError):
+    """An alias in m.room.canonical_alias does not point to the room."""
+
+    errcode = "M_BAD_ALIAS"
+    text = "The alias does not point to this room"
+
+
+class MissingToken(MatrixError):
+    """No access token was given."""
+
+    status = 401
+    errcode = "M_MISSING_TOKEN"
+    text = "Missing access token"
+
+
+class UnknownToken(MatrixError):
+    """The access token is not known (any more)."""
+
+    status = 401
+    errcode = "M_UNKNOWN_TOKEN"
+    text = "Unknown access token"
+
+
+class InteractiveAuthenticationRequired(MatrixError):
+    """More stages of user-interactive authentication are needed; ``extra`` says which, ``failure`` what went wrong.
+
+    https://spec.matrix.org/v1.19/client-server-api/#user-interactive-api-in-the-rest-api
+    """
+
+    status = 401
+    text = "Authentication is required"
+
+    def __init__(self, failure: MatrixError | None = None, **extra: Any) -> None:
+        super().__init__(None, **extra)
+        self.failure = failure
+
+    def body(self) -> dict[str, Any]:
+        """What is needed; with a code and a text only if an attempt failed."""
+        return {**(self.failure.body() if self.failure else {}), **self.extra}
+
+
+class Unauthorized(MatrixError):
+    """A federation request that is not signed as it must be."""
+
+    status = 401
+    errcode = "M_UNAUTHORIZED"
+    text = "The request is not properly signed"
+
+
+class Forbidden(MatrixError):
+    """Not allowed."""
+
+    status = 403
+    errcode = "M_FORBIDDEN"
+    text = "You are not allowed to do this"
+
+
+class Exclusive(MatrixError):
+    """The identifier belongs to an application service."""
+
+    errcode = "M_EXCLUSIVE"
+    text = "The identifier is reserved"
+
+
+class UserDeactivated(MatrixError):
+    """The account was deactivated."""
+
+    status = 403
+    errcode = "M_USER_DEACTIVATED"
+    text = "The account has been deactivated"
+
+
+class InviteBlocked(MatrixError):
+    """The invited user does not take this invitation."""
+
+    status = 403
+    errcode = "M_INVITE_BLOCKED"
+    text = "The user does not accept invitations"
+
+
+class CannotLeaveServerNoticeRoom(MatrixError):
+    """Leaving the server notices room is refused."""
+
+    status = 403
+    errcode = "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM"
+    text = "You cannot leave this room"
+
+
+class NotFound(MatrixError):
+    """There is no such thing, or the asker may not know of it."""
+
+    status = 404
+    errcode = "M_NOT_FOUND"
+    text = "Not found"
+
+
+class Unrecognized(MatrixError):
+    """An endpoint that this server does not have."""
+
+    status = 404
+    errcode = "M_UNRECOGNIZED"
+    text = "Unrecognized request"
+
+
+class MethodNotAllowed(MatrixError):
+    """An endpoint that this server has, asked with another method."""
+
+    status = 405
+    errcode = "M_UNRECOGNIZED"
+    text = "Unrecognized request method"
+
+
+class ManagedByServer(MatrixError):
+    """Account data of a type that only the server sets."""
+
+    status = 405
+    errcode = "M_BAD_JSON"
+    text = "This account data is managed by the server"
+
+
+class TooLarge(MatrixError):
+    """A body or an event over its limit."""
+
+    status = 413
+    errcode = "M_TOO_LARGE"
+    text = "The request or event is too large"
+
+
+class LimitExceeded(MatrixError):
+    """Too many requests; ``retry_after_ms`` says when to come back."""
+
+    status = 429
+    errcode = "M_LIMIT_EXCEEDED"
+    text = "Too many requests"
+
+
+class RemoteFailed(MatrixError):
+    """A server that this request depends on could not be reached or made no sense."""
+
+    status = 502
+    errcode = "M_UNKNOWN"
+    text = "The other server could not be reached"
+
+
+class RemoteTimedOut(MatrixError):
+    """A server that this request depends on did not answer in time."""
+
+    status = 504
+    errcode = "M_UNKNOWN"
+    text = "The other server did not answer in time"

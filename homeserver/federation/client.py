@@ -1,0 +1,474 @@
+"""The requests that we make of other servers.
+
+Each method returns the parsed answer once its outer shape is checked: what the specification calls a list of events is
+a list of objects. What is inside comes from another server and is judged by whoever asked.
+
+Every method raises ``RemoteUnreachable`` when there is no answer, or none that makes sense, and ``RemoteRefused`` when
+the other server answers with an error.
+
+https://spec.matrix.org/v1.19/server-server-api/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+from urllib.parse import quote, urlencode
+
+import httpx
+import orjson
+
+from homeserver.clock import Clock
+from homeserver.errors import RemoteRefused, RemoteUnreachable
+from homeserver.federation.permitted_servers import PermittedServers
+from homeserver.federation.request_authentication import sign_request
+from homeserver.federation.server_discovery import ServerDiscovery
+from homeserver.outbound_http import Answer, OutboundHttp, Timeouts
+from homeserver.protocol.canonical_json import encode_canonical_json
+from homeserver.protocol.json_types import JsonObject
+from homeserver.signing import SigningKeys
+
+_MIB = 1024 * 1024
+_V1 = "/_matrix/federation/v1"
+_V2 = "/_matrix/federation/v2"
+
+PDUS_PER_TRANSACTION_MAX = 50
+EDUS_PER_TRANSACTION_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large an answer may be, and how long it may take."""
+
+    bytes_max: int
+    timeouts: Timeouts
+
+
+SMALL: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
+"""A few values, or one event."""
+KEYS: Final = Limits(256 * 1024, Timeouts(connect=10, read=10, total=20))
+"""The keys of one server; somebody waits for them to have a request authenticated."""
+EVENTS: Final = Limits(16 * _MIB, Timeouts(connect=10, read=60, total=120))
+"""Up to a few hundred events of up to 64 KiB each."""
+STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
+"""The state of a room with its auth chain: some 50,000 members at most."""
+INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
+ERROR_TEXT_MAX = 500
+"""How much of another server's words goes into ours."""
+
+
+class FederationClient:
+    """Makes signed requests of other servers."""
+
+    def __init__(
+        self,
+        server_name: str,
+        signing_keys: SigningKeys,
+        discovery: ServerDiscovery,
+        http: OutboundHttp,
+        clock: Clock,
+        permitted: PermittedServers | None = None,
+    ) -> None:
+        self._server_name = server_name
+        self._signing_keys = signing_keys
+        self._discovery = discovery
+        self._http = http
+        self._clock = clock
+        self._permitted = permitted or PermittedServers()
+
+    # -- transactions --------------------------------------------------------------------------------------------------
+
+    async def send_transaction(
+        self, destination: str, transaction_id: str, *, pdus: Sequence[bytes], edus: Sequence[JsonObject]
+    ) -> JsonObject:
+        """Send events and ephemeral data; ``pdus`` are canonical JSON (``Event.json``).
+
+        Returns ``{"pdus": {event_id: {} or {"error": text}}}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid
+        """
+        if len(pdus) > PDUS_PER_TRANSACTION_MAX or len(edus) > EDUS_PER_TRANSACTION_MAX:
+            raise ValueError("too much for one transaction")
+        # The canonical JSON of the whole, put together from parts that are canonical: nothing is encoded twice.
+        content = b'{"edus":%s,"origin":%s,"origin_server_ts":%d,"pdus":[%s]}' % (
+            encode_canonical_json(list(edus)),
+            orjson.dumps(self._server_name),
+            self._clock.now_ms(),
+            b",".join(pdus),
+        )
+        answer = await self._request("PUT", destination, _path(_V1, "send", transaction_id), content=content)
+        results = answer.get("pdus")
+        return {"pdus": results if isinstance(results, dict) else {}}
+
+    # -- joining, knocking, leaving ------------------------------------------------------------------------------------
+
+    async def make_join(self, destination: str, room_id: str, user_id: str, versions: Iterable[str]) -> JsonObject:
+        """A template for a join: ``{"event", "room_version"}``; ``versions`` are the room versions that we know.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid
+        """
+        query = [("ver", version) for version in versions]
+        answer = await self._request("GET", destination, _path(_V1, "make_join", room_id, user_id, query=query))
+        return _template(destination, answer)
+
+    async def send_join(
+        self, destination: str, room_id: str, event_id: str, event: JsonObject, *, omit_members: bool = False
+    ) -> JsonObject:
+        """Join: ``{"state", "auth_chain", ...}``, with ``event`` for a restricted join.
+
+        https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid
+        """
+        query = [("omit_members", "true")] if omit_members else []
+        answer = await self._put_v2_or_v1(destination, "send_join", room_id, event_id, event, STATE, query)
+        _require_objects(destination, answer, "state", "auth_chain")
+        return answer
+
+    async def make_knock(self, destination: str, room_id: str, user_id: str, versions: Iterable[str]) -> JsonObject:
+        """A template for a knock: ``{"event", "room_version"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_knockroomiduserid
+        """
+        query = [("ver", version) for version in versions]
+        answer = await self._request("GET", destination, _path(_V1, "make_knock", room_id, user_id, query=query))
+        return _template(destination, answer)
+
+    async def send_knock(self, destination: str, room_id: str, event_id: str, event: JsonObject) -> JsonObject:
+        """Knock: ``{"knock_room_state"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_knockroomideventid
+        """
+        path = _path(_V1, "send_knock", room_id, event_id)
+        answer = await self._request("PUT", destination, path, content=encode_canonical_json(event), limits=EVENTS)
+        _require_objects(destination, answer, "knock_room_state")
+        return answer
+
+    async def make_leave(self, destination: str, room_id: str, user_id: str) -> JsonObject:
+        """A template for a leave: ``{"event", "room_version"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid
+        """
+        answer = await self._request("GET", destination, _path(_V1, "make_leave", room_id, user_id))
+        return _template(destination, answer)
+
+    async def send_leave(self, destination: str, room_id: str, event_id: str, event: JsonObject) -> None:
+        """Leave.
+
+        https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_leaveroomideventid
+        """
+        await self._put_v2_or_v1(destination, "send_leave", room_id, event_id, event, SMALL)
+
+    async def send_invite(
+        self,
+        destination: str,
+        room_id: str,
+        event_id: str,
+        event: JsonObject,
+        room_version: str,
+        invite_room_state: Sequence[JsonObject],
+    ) -> JsonObject:
+        """Invite a user of that server; returns the event, which that server has signed too.
+
+        The older endpoint, for room versions 1 and 2 only, is tried where the newer one is not there.
+
+        https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2inviteroomideventid
+        """
+        content = {"event": event, "invite_room_state": list(invite_room_state), "room_version": room_version}
+        try:
+            path = _path(_V2, "invite", room_id, event_id)
+            answer = await self._request(
+                "PUT", destination, path, content=encode_canonical_json(content), limits=INVITE
+            )
+        except RemoteRefused as error:
+            if room_version not in {"1", "2"} or not _is_unknown_endpoint(error):
+                raise
+            unsigned = {**event.get("unsigned", {}), "invite_room_state": list(invite_room_state)}
+            older = encode_canonical_json({**event, "unsigned": unsigned})
+            path = _path(_V1, "invite", room_id, event_id)
+            answer = await self._request("PUT", destination, path, content=older, check=_second_of_pair, limits=INVITE)
+        return _require_object(destination, answer, "event")
+
+    async def _put_v2_or_v1(
+        self,
+        destination: str,
+        endpoint: str,
+        room_id: str,
+        event_id: str,
+        event: JsonObject,
+        limits: Limits,
+        query: Sequence[tuple[str, str]] = (),
+    ) -> JsonObject:
+        content = encode_canonical_json(event)
+        try:
+            path = _path(_V2, endpoint, room_id, event_id, query=query)
+            return await self._request("PUT", destination, path, content=content, limits=limits)
+        except RemoteRefused as error:
+            if not _is_unknown_endpoint(error):
+                raise
+        path = _path(_V1, endpoint, room_id, event_id)
+        return await self._request("PUT", destination, path, content=content, check=_second_of_pair, limits=limits)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    async def backfill(self, destination: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[JsonObject]:
+        """Up to ``limit`` events before and with these.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
+        """
+        query = [*(("v", event_id) for event_id in event_ids), ("limit", str(limit))]
+        path = _path(_V1, "backfill", room_id, query=query)
+        answer = await self._request("GET", destination, path, limits=EVENTS)
+        return _require_objects(destination, answer, "pdus")
+
+    async def get_missing_events(
+        self,
+        destination: str,
+        room_id: str,
+        *,
+        earliest_events: Sequence[str],
+        latest_events: Sequence[str],
+        limit: int,
+        min_depth: int = 0,
+    ) -> list[JsonObject]:
+        """The events between those that we have and those that we got.
+
+        https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid
+        """
+        content = encode_canonical_json(
+            {
+                "earliest_events": list(earliest_events),
+                "latest_events": list(latest_events),
+                "limit": limit,
+                "min_depth": min_depth,
+            }
+        )
+        path = _path(_V1, "get_missing_events", room_id)
+        answer = await self._request("POST", destination, path, content=content, limits=EVENTS)
+        return _require_objects(destination, answer, "events")
+
+    async def get_state(self, destination: str, room_id: str, event_id: str) -> JsonObject:
+        """The state before an event: ``{"pdus", "auth_chain"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid
+        """
+        path = _path(_V1, "state", room_id, query=[("event_id", event_id)])
+        answer = await self._request("GET", destination, path, limits=STATE)
+        _require_objects(destination, answer, "pdus", "auth_chain")
+        return answer
+
+    async def get_state_ids(self, destination: str, room_id: str, event_id: str) -> JsonObject:
+        """The state before an event, as IDs: ``{"pdu_ids", "auth_chain_ids"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid
+        """
+        path = _path(_V1, "state_ids", room_id, query=[("event_id", event_id)])
+        answer = await self._request("GET", destination, path, limits=STATE)
+        for name in ("pdu_ids", "auth_chain_ids"):
+            _require_list_of(destination, answer, name, str)
+        return answer
+
+    async def get_event_auth(self, destination: str, room_id: str, event_id: str) -> list[JsonObject]:
+        """The auth chain of an event.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1event_authroomideventid
+        """
+        path = _path(_V1, "event_auth", room_id, event_id)
+        answer = await self._request("GET", destination, path, limits=STATE)
+        return _require_objects(destination, answer, "auth_chain")
+
+    async def get_event(self, destination: str, event_id: str) -> JsonObject:
+        """One event.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1eventeventid
+        """
+        answer = await self._request("GET", destination, _path(_V1, "event", event_id))
+        pdus = _require_objects(destination, answer, "pdus")
+        if len(pdus) != 1:
+            raise RemoteUnreachable(destination, "the answer does not hold one event")
+        return pdus[0]
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+
+    async def query_profile(self, destination: str, user_id: str, field: str | None = None) -> JsonObject:
+        """A user's profile, or one field of it.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1queryprofile
+        """
+        query = [("user_id", user_id)] + ([("field", field)] if field is not None else [])
+        return await self._request("GET", destination, _path(_V1, "query", "profile", query=query))
+
+    async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
+        """What an alias stands for: ``{"room_id", "servers"}``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1querydirectory
+        """
+        path = _path(_V1, "query", "directory", query=[("room_alias", room_alias)])
+        answer = await self._request("GET", destination, path)
+        if not isinstance(answer.get("room_id"), str):
+            raise RemoteUnreachable(destination, "the answer names no room")
+        _require_list_of(destination, answer, "servers", str)
+        return answer
+
+    async def get_version(self, destination: str) -> JsonObject:
+        """Which software runs there: ``{"name", "version"}``, both optional.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1version
+        """
+        answer = await self._request("GET", destination, _path(_V1, "version"), is_signed=False)
+        server = answer.get("server")
+        return server if isinstance(server, dict) else {}
+
+    # -- keys ----------------------------------------------------------------------------------------------------------
+
+    async def get_server_keys(self, destination: str) -> JsonObject:
+        """The keys that a server publishes, not checked yet.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2server
+        """
+        return await self._request("GET", destination, "/_matrix/key/v2/server", is_signed=False, limits=KEYS)
+
+    async def query_server_keys(self, notary: str, wanted: Mapping[str, Mapping[str, int]]) -> list[JsonObject]:
+        """What a notary knows of the keys of servers: server name to key ID to the time until which it must be valid.
+
+        https://spec.matrix.org/v1.19/server-server-api/#post_matrixkeyv2query
+        """
+        criteria = {
+            server: {key_id: {"minimum_valid_until_ts": valid_until_ts} for key_id, valid_until_ts in keys.items()}
+            for server, keys in wanted.items()
+        }
+        content = encode_canonical_json({"server_keys": criteria})
+        path = "/_matrix/key/v2/query"
+        answer = await self._request("POST", notary, path, content=content, is_signed=False, limits=SMALL)
+        return _require_objects(notary, answer, "server_keys")
+
+    # -- all of them ---------------------------------------------------------------------------------------------------
+
+    async def _request(
+        self,
+        method: str,
+        destination: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        is_signed: bool = True,
+        limits: Limits = SMALL,
+        check: Callable[[Any], Any] = lambda answer: answer,
+    ) -> JsonObject:
+        """The JSON object that is answered; ``content`` is canonical JSON, ``check`` unwraps what is wrapped."""
+        if destination == self._server_name:
+            raise RemoteUnreachable(destination, "this is our own server")
+        if not self._permitted.permits(destination):
+            raise RemoteRefused(
+                destination, 403, "M_FORBIDDEN", "The administrator does not let us speak to this server"
+            )
+        place = await self._discovery.resolve(destination)
+        try:
+            url = httpx.URL(f"https://{place.host_header}{path}")
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RemoteUnreachable(destination, f"no URL for it: {error}") from error
+        headers = {}
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        if is_signed:
+            uri = url.raw_path.decode("ascii")
+            headers["Authorization"] = sign_request(self._signing_keys.current, method, uri, destination, content)
+        try:
+            answer = await self._http.request(
+                method,
+                url,
+                bytes_max=limits.bytes_max,
+                headers=headers,
+                body=content,
+                timeouts=limits.timeouts,
+                destination=place,
+            )
+        except RemoteUnreachable as error:
+            raise RemoteUnreachable(destination, error.message) from error
+        if not 200 <= answer.status < 300:
+            _refuse(destination, answer)
+        value = check(_parse_json(destination, answer.body))
+        if not isinstance(value, dict):
+            raise RemoteUnreachable(destination, "the answer is not a JSON object")
+        return value
+
+
+def _path(prefix: str, *segments: str, query: Sequence[tuple[str, str]] = ()) -> str:
+    path = "/".join((prefix, *(quote(segment, safe="") for segment in segments)))
+    return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
+
+
+def _parse_json(destination: str, body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    # One event among thousands may hold what only Python's parser takes, such as half of a surrogate pair: it is for
+    # the event's own checks to drop that one.
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RemoteUnreachable(destination, "the answer is not JSON") from error
+
+
+def _refuse_constant(literal: str) -> NoReturn:
+    raise ValueError(f"not JSON: {literal}")
+
+
+def _refuse(destination: str, answer: Answer) -> NoReturn:
+    """Raise what an answer with an error status stands for."""
+    try:
+        body = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        body = None
+    errcode = body.get("errcode") if isinstance(body, dict) else None
+    text = body.get("error") if isinstance(body, dict) else None
+    raise RemoteRefused(
+        destination,
+        answer.status,
+        errcode[:ERROR_TEXT_MAX] if isinstance(errcode, str) else "M_UNKNOWN",
+        text[:ERROR_TEXT_MAX] if isinstance(text, str) else "",
+    )
+
+
+def _is_unknown_endpoint(error: RemoteRefused) -> bool:
+    """Whether an older server says that it does not have an endpoint.
+
+    https://spec.matrix.org/v1.19/server-server-api/#unsupported-endpoints
+    """
+    # Before the specification asked for M_UNRECOGNIZED, it was any 400 or 404 without a code of Matrix.
+    return error.status in {400, 404, 405} and error.errcode in {"M_UNRECOGNIZED", "M_UNKNOWN"}
+
+
+def _second_of_pair(answer: Any) -> Any:
+    """Version 1 of some endpoints answers ``[200, {...}]``."""
+    return answer[1] if isinstance(answer, list) and len(answer) == 2 else answer
+
+
+def _template(destination: str, answer: JsonObject) -> JsonObject:
+    _require_object(destination, answer, "event")
+    # "If not provided, the room version is assumed to be either "1" or "2"."
+    if not isinstance(answer.setdefault("room_version", "1"), str):
+        raise RemoteUnreachable(destination, "room_version in the answer is not a string")
+    return answer
+
+
+def _require_object(destination: str, answer: JsonObject, name: str) -> JsonObject:
+    value = answer.get(name)
+    if not isinstance(value, dict):
+        raise RemoteUnreachable(destination, f"{name} in the answer is not an object")
+    return value
+
+
+def _require_objects(destination: str, answer: JsonObject, *names: str) -> list[JsonObject]:
+    """The first of these lists; all of them must be lists of objects."""
+    for name in names:
+        _require_list_of(destination, answer, name, dict)
+    value: list[JsonObject] = answer[names[0]]
+    return value
+
+
+def _require_list_of(destination: str, answer: JsonObject, name: str, kind: type) -> None:
+    value = answer.get(name)
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise RemoteUnreachable(destination, f"{name} in the answer is not a list as it should be")

@@ -1,0 +1,329 @@
+"""Sending what happens here to the servers that it concerns.
+
+A reader follows the event stream. What leaves at once, which is nearly everything, costs no write: only the position up
+to which all is delivered is stored, now and then. What a server does not take within ``PATIENCE_S`` becomes a row of
+``outbound_pdus``. After a crash the reader starts from the stored position, so some events are sent once more, which is
+harmless, and none is lost.
+
+One process of all on a database delivers: the one that holds the lease.
+
+https://spec.matrix.org/v1.19/server-server-api/#transactions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+
+from homeserver.clock import Clock
+from homeserver.federation.destination_queue import DestinationQueue, EventSource, Means, TransactionSender
+from homeserver.federation.outbound_edus import Receipt
+from homeserver.notifier import Notifier, Stream
+from homeserver.protocol.events import Event
+from homeserver.storage import delivery as store
+from homeserver.storage.database import Database
+from homeserver.storage.delivery import Checkpoint, DeliveryLease, OutboundPdu, Reachability
+
+logger = structlog.get_logger(__name__)
+
+EVENTS_PER_READ_MAX = 500
+CHECKPOINT_INTERVAL_S = 1.0
+PATIENCE_S = 5.0
+"""How long an event may be under way before it is written down."""
+LEASE_RETRY_S = 5.0
+FAILURE_PAUSE_S = 1.0
+STOP_GRACE_S = 3.0
+"""How long a stop waits for transactions under way."""
+HOUSEKEEPING_INTERVAL_S = 3600.0
+GIVE_UP_AFTER_MS = 90 * 24 * 3600 * 1000
+"""What is owed to a server that has been gone for this long is forgotten."""
+NOT_TO_SEND_MAX = 1000
+
+
+class Room(Protocol):
+    """A room as it is now."""
+
+    @property
+    def joined_servers(self) -> Mapping[str, int]:
+        """The servers with joined users, ours included, and how many each has."""
+
+
+class Rooms(Protocol):
+    """Finds rooms."""
+
+    async def find(self, room_id: str) -> Room | None:
+        """The room, or None where it is not known."""
+
+
+class LeaseLost(Exception):
+    """Another process may deliver now."""
+
+
+class Delivery:
+    """Sends our events, receipts and typing notifications to other servers."""
+
+    def __init__(
+        self,
+        *,
+        server_name: str,
+        database: Database,
+        notifier: Notifier,
+        events: EventSource,
+        rooms: Rooms,
+        sender: TransactionSender,
+        clock: Clock,
+        enabled: bool = True,
+    ) -> None:
+        self._server_name = server_name
+        self._database = database
+        self._notifier = notifier
+        self._rooms = rooms
+        self._clock = clock
+        self._enabled = enabled
+        self._lease = DeliveryLease(database)
+        self._queues: dict[str, DestinationQueue] = {}
+        self._position = 0
+        self._stored_position = 0
+        self._task: asyncio.Task[None] | None = None
+        self._delivers = False
+        self._not_to_send: dict[str, None] = {}
+        counter = itertools.count(1)
+        self._means = Means(
+            database=database,
+            events=events,
+            sender=sender,
+            clock=clock,
+            next_transaction_id=lambda: f"{clock.now_ms()}-{next(counter)}",
+            checkpoint_lock=asyncio.Lock(),
+            on_idle=self._drop_if_idle,
+        )
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to deliver, once the lease is ours."""
+        if self._enabled:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Let transactions under way finish for a while, and write down what is left."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                try:
+                    if await self._holds_lease():
+                        await self._deliver()
+                    await asyncio.sleep(LEASE_RETRY_S)
+                except LeaseLost:
+                    logger.warning("another process delivers now")
+                except Exception:
+                    logger.exception("delivery is interrupted")
+                    await asyncio.sleep(FAILURE_PAUSE_S)
+        finally:
+            self._lease.release()
+
+    async def _holds_lease(self) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(None, self._lease.hold)
+
+    async def _deliver(self) -> None:
+        """Deliver until the lease is lost or the server stops."""
+        await self._load()
+        self._delivers = True
+        tasks = [asyncio.ensure_future(part) for part in (self._read(), self._write(), self._keep_house())]
+        is_ours = True
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except LeaseLost:
+            is_ours = False
+            raise
+        finally:
+            self._delivers = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(queue.stop(STOP_GRACE_S) for queue in list(self._queues.values())))
+            if is_ours:
+                await self._last_checkpoint()
+            self._queues.clear()
+
+    async def _last_checkpoint(self) -> None:
+        try:
+            await self._checkpoint(patience_s=0)
+        except Exception:
+            # The position that is stored is an earlier one: what is missing is sent again.
+            logger.exception("what is left to deliver could not be written down")
+
+    async def _load(self) -> None:
+        self._position = self._stored_position = await self._database.read(store.start_position)
+        counts = await self._database.read(store.owed_counts)
+        failing = {row.server_name: row for row in await self._database.read(store.unreachable_servers)}
+        for server_name in counts.keys() | failing.keys():
+            reachability = failing.get(server_name) or Reachability(server_name)
+            queue = DestinationQueue(self._means, reachability, counts.get(server_name, 0))
+            self._queues[server_name] = queue
+            if queue.owed:
+                queue.wake()
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Follow the event stream."""
+        wake = self._notifier.reader()
+        while True:
+            wake.clear()
+            if self._nothing_but_other_streams():
+                self._position = self._notifier.position
+                await wake.wait()
+                continue
+            found, upto = await self._database.read(store.events_after, self._position, EVENTS_PER_READ_MAX)
+            if found:
+                await self._distribute(found)
+            self._position = max(self._position, upto)
+            if len(found) < EVENTS_PER_READ_MAX:
+                await wake.wait()
+
+    def _nothing_but_other_streams(self) -> bool:
+        changes = self._notifier.changes_since(self._position)
+        return changes is not None and not any(change.stream is Stream.EVENTS for change in changes)
+
+    async def _distribute(self, found: list[OutboundPdu]) -> None:
+        stored = await self._means.events.by_nid([pdu.event_nid for pdu in found])
+        for pdu in found:
+            if (event := stored.get(pdu.event_nid)) is None:
+                continue
+            for server_name in await self._destinations(event.event):
+                self._queue_for(server_name).add(pdu)
+            self._position = pdu.stream_position
+
+    async def _destinations(self, event: Event) -> set[str]:
+        """The servers that an event goes to, if it is for us to send it."""
+        if event.sender_domain != self._server_name and not self._was_accepted_for_others(event):
+            return set()
+        if event.event_id in self._not_to_send:
+            return set()
+        destinations = await self._joined_servers(event.room_id)
+        # Whoever is removed must hear of it, though its server may not be in the room, or no longer: the state before
+        # the event counts. (An invitation has been there already, to be signed.)
+        if event.type == "m.room.member" and event.membership in ("leave", "ban"):
+            destinations.add((event.state_key or "").partition(":")[2])
+        destinations -= {self._server_name, event.sender_domain, ""}
+        return destinations
+
+    async def _joined_servers(self, room_id: str) -> set[str]:
+        room = await self._rooms.find(room_id)
+        return set(room.joined_servers) if room is not None else set()
+
+    def _was_accepted_for_others(self, event: Event) -> bool:
+        """Whether we, as a resident server, took this into the room by send_join, send_leave or send_knock.
+
+        "The resident server must also send the event to other servers participating in the room." Only such member
+        events bear our signature beside that of the user's own server.
+        """
+        return (
+            event.type == "m.room.member"
+            and event.state_key == event.sender
+            and self._server_name in event.pdu["signatures"]
+        )
+
+    def do_not_send(self, event_id: str) -> None:
+        """An event of ours that is on its way already: the server through which we join sends our join on."""
+        self._not_to_send[event_id] = None
+        if len(self._not_to_send) > NOT_TO_SEND_MAX:
+            del self._not_to_send[next(iter(self._not_to_send))]
+
+    def _queue_for(self, server_name: str) -> DestinationQueue:
+        queue = self._queues.get(server_name)
+        if queue is None:
+            queue = self._queues[server_name] = DestinationQueue(self._means, Reachability(server_name))
+        return queue
+
+    def _drop_if_idle(self, queue: DestinationQueue) -> None:
+        if queue.is_idle and self._queues.get(queue.server_name) is queue:
+            del self._queues[queue.server_name]
+
+    # -- receipts and typing -------------------------------------------------------------------------------------------
+
+    async def send_receipt(self, receipt: Receipt) -> None:
+        """Tell the other servers in the room that one of our users has read up to an event. Best effort."""
+        for queue in await self._queues_for_room(receipt.room_id):
+            if (edus := queue.edus()) is not None:
+                edus.add_receipt(receipt)
+
+    async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
+        """Tell the other servers in the room that one of our users types, or has stopped. Best effort."""
+        for queue in await self._queues_for_room(room_id):
+            if (edus := queue.edus()) is not None:
+                edus.add_typing(room_id, user_id, typing)
+
+    async def _queues_for_room(self, room_id: str) -> list[DestinationQueue]:
+        if not self._delivers:
+            return []
+        others = await self._joined_servers(room_id) - {self._server_name}
+        return [self._queue_for(server_name) for server_name in others] if self._delivers else []
+
+    def sign_of_life(self, server_name: str) -> None:
+        """A server has made an authenticated request: if it was thought to be gone, try it again now."""
+        if (queue := self._queues.get(server_name)) is not None:
+            queue.sign_of_life()
+
+    # -- writing down --------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_INTERVAL_S)
+            if not self._database.is_sqlite and not await self._holds_lease():
+                raise LeaseLost
+            await self._checkpoint(PATIENCE_S)
+
+    async def _checkpoint(self, patience_s: float) -> None:
+        """Write down how far all is delivered, and what has been under way for too long."""
+        async with self._means.checkpoint_lock:
+            position, owed = self._survey(patience_s)
+            changed = [queue for queue in self._queues.values() if not queue.is_reachability_stored]
+            if position == self._stored_position and not owed and not changed:
+                return
+            reachability = [queue.reachability for queue in changed]
+            rows = [(server_name, pdu) for server_name, pdus in owed.items() for pdu in pdus]
+            await self._database.write(store.write_checkpoint, Checkpoint(position, rows, reachability))
+            self._stored_position = position
+            for queue, written in zip(changed, reachability, strict=True):
+                queue.is_reachability_stored = queue.reachability == written
+            for server_name, pdus in owed.items():
+                queue = self._queues[server_name]
+                queue.moved_to_database(pdus[-1].stream_position, len(pdus))
+                await queue.limit_owed()
+        for queue in list(self._queues.values()):
+            self._drop_if_idle(queue)
+
+    def _survey(self, patience_s: float) -> tuple[int, dict[str, list[OutboundPdu]]]:
+        """The position up to which all is delivered, if what is returned beside it is written down."""
+        position = self._position
+        owed: dict[str, list[OutboundPdu]] = {}
+        too_old = self._clock.monotonic() - patience_s
+        for queue in self._queues.values():
+            if not queue.fresh:
+                continue
+            oldest, since = queue.fresh[0]
+            if queue.is_failing or queue.owed or since <= too_old:
+                owed[queue.server_name] = [pdu for pdu, _ in queue.fresh]
+            else:
+                position = min(position, oldest.stream_position - 1)
+        return position, owed
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._database.write(store.forget_destinations, self._clock.now_ms() - GIVE_UP_AFTER_MS)
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)

@@ -1,0 +1,383 @@
+"""The keys of other servers, and checking events with them.
+
+A key is looked for in the memory, then the database, then at its server, then at the notaries that the administrator
+trusts. One fetch brings all keys of a server, so a batch of events costs one fetch for each server at most, and all who
+need a server's keys at the same time wait for the same fetch. A fetch that did not bring what was asked for is not
+tried again for a while that doubles each time: events that claim signatures by keys that do not exist must not make us
+hammer the servers that they name.
+
+https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import orjson
+import structlog
+
+from homeserver.clock import Clock
+from homeserver.errors import InvalidEvent, InvalidSignature, RemoteError
+from homeserver.federation.caching import LruDict, SingleFlight
+from homeserver.federation.server_keys import VALIDITY_MS_MAX, ServerKeys, is_key_id, parse_server_keys
+from homeserver.protocol.canonical_json import encode_canonical_json
+from homeserver.protocol.events import Event
+from homeserver.protocol.hashes import unpadded_base64
+from homeserver.protocol.identifiers import is_valid_server_name
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.signatures import (
+    VerifyKeyData,
+    event_signatures,
+    parse_verify_key,
+    required_signers,
+    sign_json,
+    signatures_of,
+    verify_event_signature,
+    verify_json,
+)
+from homeserver.signing import SigningKeys
+from homeserver.storage import server_keys as store
+from homeserver.storage.database import Database
+from homeserver.storage.server_keys import StoredKey, StoredResponse
+
+logger = structlog.get_logger(__name__)
+
+Wanted: TypeAlias = Mapping[str, Mapping[str, int]]
+"""Server name to key ID to the time, in milliseconds since the epoch, until which the key must be valid at least."""
+
+SERVERS_IN_MEMORY_MAX = 10_000
+FETCHES_MAX = 50
+"""How many servers are asked for their keys at the same time."""
+KEY_IDS_PER_SERVER_MAX = 50
+"""How many key IDs of one server one call may ask for."""
+RETRY_MS_MIN = 2_000
+"""How long a server is left alone after a fetch that did not help. Doubles each time."""
+RETRY_MS_MAX = 60_000
+NOTARY_SERVERS_MAX = 100
+"""How many servers one question to us as a notary may be about."""
+NOTARY_REFETCH_MS_MIN = 60_000
+"""How often questions to us as a notary can make us ask a server that answers."""
+THREADED_EVENTS_MIN = 32
+"""A batch of events of this size is verified on threads."""
+EVENTS_PER_JOB = 64
+
+
+class KeySource(Protocol):
+    """Asks servers for keys: the federation client."""
+
+    async def get_server_keys(self, destination: str) -> JsonObject:
+        """What ``GET /_matrix/key/v2/server`` answers. Raises ``RemoteError``."""
+
+    async def query_server_keys(self, notary: str, wanted: Wanted) -> list[JsonObject]:
+        """What ``POST /_matrix/key/v2/query`` answers. Raises ``RemoteError``."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What we know of one server's keys, and when it may be asked again."""
+
+    keys: dict[str, VerifyKeyData] = field(default_factory=dict)
+    fetch_after_ts: int = 0
+    failures_in_row: int = 0
+
+    def satisfies(self, wanted: Mapping[str, int]) -> bool:
+        """Whether every key is here, valid for long enough."""
+        for key_id, valid_until_ts in wanted.items():
+            data = self.keys.get(key_id)
+            if data is None or (data.valid_until_ts is not None and data.valid_until_ts < valid_until_ts):
+                return False
+        return True
+
+
+class KeyRing:
+    """Finds the keys of servers and checks events with them."""
+
+    def __init__(
+        self,
+        source: KeySource,
+        database: Database,
+        signing_keys: SigningKeys,
+        clock: Clock,
+        *,
+        trusted_key_servers: Sequence[str] = (),
+    ) -> None:
+        self._source = source
+        self._database = database
+        self._signing_keys = signing_keys
+        self._clock = clock
+        self._notaries = [name for name in trusted_key_servers if name != signing_keys.server_name]
+        self._known: LruDict[str, _Known] = LruDict(SERVERS_IN_MEMORY_MAX)
+        self._flights: SingleFlight[str, None] = SingleFlight()
+        self._fetches = asyncio.Semaphore(FETCHES_MAX)
+        self._threads: ThreadPoolExecutor | None = None
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
+        """Check 2 for a batch: for each event what is wrong with its signatures, or ``None``.
+
+        https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+        """
+        signers = [_signers_of(event) for event in events]
+        keys = await self.keys_for(self._wanted_for(events, signers))
+        if len(events) < THREADED_EVENTS_MIN:
+            return _verify(events, signers, keys)
+        # PyNaCl releases the GIL while it computes, so threads share the work.
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="verify")
+        loop = asyncio.get_running_loop()
+        starts = range(0, len(events), EVENTS_PER_JOB)
+        jobs = [
+            loop.run_in_executor(
+                self._threads,
+                _verify,
+                events[start : start + EVENTS_PER_JOB],
+                signers[start : start + EVENTS_PER_JOB],
+                keys,
+            )
+            for start in starts
+        ]
+        return [outcome for outcomes in await asyncio.gather(*jobs) for outcome in outcomes]
+
+    def _wanted_for(self, events: Sequence[Event], signers: Sequence[_Signers]) -> Wanted:
+        now = self._clock.now_ms()
+        wanted: dict[str, dict[str, int]] = {}
+        for event, servers in zip(events, signers, strict=True):
+            if isinstance(servers, InvalidSignature):
+                continue
+            valid_until_ts = _needed_until(event, now)
+            for server in servers:
+                of_server = wanted.setdefault(server, {})
+                for key_id in event_signatures(event, server):
+                    of_server[key_id] = max(of_server.get(key_id, 0), valid_until_ts)
+        return wanted
+
+    # -- keys ----------------------------------------------------------------------------------------------------------
+
+    async def keys_for(self, wanted: Wanted) -> dict[str, Mapping[str, VerifyKeyData]]:
+        """All known keys of the servers, after looking for those that are wanted. What is not found is not there.
+
+        Old keys are among them, valid until they were given up: compare ``valid_until_ts`` with what is checked.
+        """
+        known = {server: self._known.get(server) for server in wanted}
+        strangers = [
+            server
+            for server, found in known.items()
+            if found is None and server != self._signing_keys.server_name and is_valid_server_name(server)
+        ]
+        if strangers:
+            known.update(await self._load(strangers))
+        unsatisfied = {
+            server: needed
+            for server, found in known.items()
+            if found is not None and not found.satisfies(needed := _askable(wanted[server]))
+        }
+        if unsatisfied:
+            await asyncio.gather(
+                *(self._fetch(server, known[server], needed) for server, needed in unsatisfied.items())
+            )
+        keys: dict[str, Mapping[str, VerifyKeyData]] = {
+            server: found.keys for server, found in known.items() if found is not None
+        }
+        if self._signing_keys.server_name in wanted:
+            keys[self._signing_keys.server_name] = self._signing_keys.verify_keys()
+        return keys
+
+    async def _load(self, servers: Sequence[str]) -> dict[str, _Known]:
+        """Take servers into the memory, with what the database knows of them."""
+        stored = await self._database.read(store.load, servers)
+        loaded: dict[str, _Known] = {}
+        for server in servers:
+            known = self._known.get(server)  # somebody may have been faster
+            if known is None:
+                known = _Known({key.key_id: _from_stored(key) for key in stored.get(server, ())})
+                self._known.put(server, known)
+            loaded[server] = known
+        return loaded
+
+    async def _fetch(self, server: str, known: _Known | None, wanted: Mapping[str, int]) -> None:
+        if known is not None and self._clock.now_ms() >= known.fetch_after_ts:
+            await self._flights.run(server, lambda: self._fetch_now(server, known, wanted))
+
+    async def _fetch_now(self, server: str, known: _Known, wanted: Mapping[str, int]) -> None:
+        """Ask the server itself, then the notaries, until everything is there; remember what came, and if it helped."""
+        is_new = await self._ask_origin(server, known)
+        # A notary's own keys come from itself: two notaries that wait for each other's keys would wait for ever.
+        for notary in self._notaries if server not in self._notaries else ():
+            if is_new and known.satisfies(wanted):
+                break
+            is_new |= await self._ask_notary(notary, server, known, wanted)
+        if is_new and known.satisfies(wanted):
+            known.failures_in_row = 0
+            known.fetch_after_ts = 0
+            return
+        known.fetch_after_ts = self._clock.now_ms() + min(RETRY_MS_MIN << min(known.failures_in_row, 20), RETRY_MS_MAX)
+        known.failures_in_row += 1
+
+    async def _ask_origin(self, server: str, known: _Known) -> bool:
+        try:
+            async with self._fetches:
+                response = await self._source.get_server_keys(server)
+            keys = parse_server_keys(response, server, self._clock.now_ms())
+        except (RemoteError, InvalidSignature) as error:
+            logger.info("server_keys_not_fetched", server=server, reason=str(error))
+            return False
+        await self._remember(keys, known, {**keys.old_verify_keys, **keys.verify_keys})
+        return True
+
+    async def _ask_notary(self, notary: str, server: str, known: _Known, wanted: Mapping[str, int]) -> bool:
+        """https://spec.matrix.org/v1.19/server-server-api/#querying-keys-through-another-server"""
+        try:
+            async with self._fetches:
+                responses = await self._source.query_server_keys(notary, {server: wanted})
+            found = [
+                parse_server_keys(response, server, self._clock.now_ms())
+                for response in responses
+                if isinstance(response, dict) and response.get("server_name") == server
+                if await self._check_notary_signature(notary, response)
+            ]
+        except (RemoteError, InvalidSignature) as error:
+            logger.info("server_keys_not_fetched", server=server, notary=notary, reason=str(error))
+            return False
+        for keys in sorted(found, key=lambda keys: keys.valid_until_ts):
+            published = {**keys.old_verify_keys, **keys.verify_keys}
+            # A notary may hold an older document than we do: it adds keys and validity, and takes nothing back.
+            news = {key_id: data for key_id, data in published.items() if _is_newer(data, known.keys.get(key_id))}
+            await self._remember(keys, known, news)
+        return bool(found)
+
+    async def _check_notary_signature(self, notary: str, response: JsonObject) -> bool:
+        now = self._clock.now_ms()
+        signatures = signatures_of(response, notary)
+        keys = (await self.keys_for({notary: dict.fromkeys(signatures, now)})).get(notary, {})
+        for key_id in signatures:
+            data = keys.get(key_id)
+            if data is not None and (data.valid_until_ts is None or data.valid_until_ts >= now):
+                verify_json(response, notary, key_id, data.key)
+                return True
+        raise InvalidSignature(f"not signed with a valid key of the notary {notary}")
+
+    async def _remember(self, keys: ServerKeys, known: _Known, news: Mapping[str, VerifyKeyData]) -> None:
+        now = self._clock.now_ms()
+        known.keys.update(news)
+        rows = [_to_stored(key_id, data, is_old=key_id in keys.old_verify_keys) for key_id, data in news.items()]
+        response = StoredResponse(encode_canonical_json(keys.published), keys.valid_until_ts, now)
+        await self._database.write(store.store, keys.server_name, rows, response)
+
+    # -- as a notary ---------------------------------------------------------------------------------------------------
+
+    async def notary_response(self, wanted: Wanted) -> list[JsonObject]:
+        """What these servers published about their keys, each signed by us too. Servers nobody can reach are left out.
+
+        A server without key IDs is asked for all of its keys; the times say until when the keys should be valid.
+
+        https://spec.matrix.org/v1.19/server-server-api/#post_matrixkeyv2query
+        """
+        servers = [server for server in wanted if is_valid_server_name(server)][:NOTARY_SERVERS_MAX]
+        answers = await asyncio.gather(*(self._published_by(server, wanted[server]) for server in servers))
+        signer = self._signing_keys.current
+        return [sign_json(answer, signer) for answer in answers if answer is not None]
+
+    async def _published_by(self, server: str, wanted: Mapping[str, int]) -> JsonObject | None:
+        now = self._clock.now_ms()
+        if server == self._signing_keys.server_name:
+            return self._signing_keys.server_keys_object(now)
+        stored = await self._database.read(store.load_response, server)
+        if stored is None or _is_stale(stored, wanted, now):
+            known = (await self._load([server]))[server]
+            await self._fetch(server, known, _askable(wanted))
+            # "If the server fails to respond to this request, intermediate notary servers should continue to return
+            # the last response they received from the server".
+            stored = await self._database.read(store.load_response, server)
+        return _parse_stored(stored) if stored is not None else None
+
+    async def aclose(self) -> None:
+        """Cancel fetches and give the threads back."""
+        await self._flights.aclose()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+_Signers: TypeAlias = Iterable[str] | InvalidSignature
+
+
+def _signers_of(event: Event) -> _Signers:
+    try:
+        return required_signers(event)
+    except InvalidSignature as error:
+        return error
+
+
+def _verify(
+    events: Sequence[Event], signers: Sequence[_Signers], keys: Mapping[str, Mapping[str, VerifyKeyData]]
+) -> list[InvalidSignature | None]:
+    return [_verify_one(event, servers, keys) for event, servers in zip(events, signers, strict=True)]
+
+
+def _verify_one(
+    event: Event, servers: _Signers, keys: Mapping[str, Mapping[str, VerifyKeyData]]
+) -> InvalidSignature | None:
+    if isinstance(servers, InvalidSignature):
+        return servers
+    try:
+        for server in servers:
+            verify_event_signature(event, server, keys.get(server, {}))
+    except InvalidSignature as error:
+        return error
+    except InvalidEvent as error:
+        return InvalidSignature(f"{event.event_id}: {error}")
+    return None
+
+
+def _needed_until(event: Event, now: int) -> int:
+    """Until when a key must be valid to count for the event."""
+    if not event.version.enforce_key_validity:
+        return 0
+    # No key is valid for longer than that, so no fetch helps an event from a more distant future.
+    return event.origin_server_ts if event.origin_server_ts <= now + VALIDITY_MS_MAX else 0
+
+
+def _askable(wanted: Mapping[str, int]) -> dict[str, int]:
+    """What of the wanted keys is worth asking for."""
+    usable = {key_id: valid_until_ts for key_id, valid_until_ts in wanted.items() if is_key_id(key_id)}
+    return dict(list(usable.items())[:KEY_IDS_PER_SERVER_MAX])
+
+
+def _is_newer(data: VerifyKeyData, known: VerifyKeyData | None) -> bool:
+    if known is None:
+        return True
+    return data.key == known.key and (data.valid_until_ts or 0) > (known.valid_until_ts or 0)
+
+
+def _from_stored(key: StoredKey) -> VerifyKeyData:
+    return VerifyKeyData(parse_verify_key(key.verify_key), key.valid_until_ts)
+
+
+def _to_stored(key_id: str, data: VerifyKeyData, *, is_old: bool) -> StoredKey:
+    valid_until_ts = data.valid_until_ts or 0
+    return StoredKey(key_id, unpadded_base64(bytes(data.key)), valid_until_ts, valid_until_ts if is_old else None)
+
+
+def _is_stale(stored: StoredResponse, wanted: Mapping[str, int], now: int) -> bool:
+    """Whether a published object should be fetched again before we vouch for it."""
+    if now - stored.fetched_ts < NOTARY_REFETCH_MS_MIN:
+        return False
+    needed = max([now, *(min(valid_until_ts, now + VALIDITY_MS_MAX) for valid_until_ts in wanted.values())])
+    # "Intermediate notary servers should cache a response for half of its lifetime to avoid serving a stale response."
+    if stored.valid_until_ts < needed or now > (stored.fetched_ts + stored.valid_until_ts) // 2:
+        return True
+    published = _parse_stored(stored)
+    return any(
+        key_id not in published["verify_keys"] and key_id not in published.get("old_verify_keys", {})
+        for key_id in _askable(wanted)
+    )
+
+
+def _parse_stored(stored: StoredResponse) -> JsonObject:
+    published: JsonObject = orjson.loads(stored.response)
+    return published

@@ -1,0 +1,197 @@
+"""Signing the requests that we make, and finding out who makes the ones that we get.
+
+https://spec.matrix.org/v1.19/server-server-api/#request-authentication
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from homeserver.clock import Clock
+from homeserver.errors import Forbidden, InvalidEvent, Unauthorized
+from homeserver.federation.permitted_servers import PermittedServers
+from homeserver.protocol.canonical_json import encode_canonical_json
+from homeserver.protocol.events import Signer
+from homeserver.protocol.identifiers import is_valid_server_name
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.signatures import ALGORITHM, VerifyKeyData, is_signature_of
+
+HEADER_CHARACTERS_MAX = 4096
+HEADERS_MAX = 10
+"""How many Authorization headers one request may have: older servers send one for each of their keys."""
+PARAMETERS_MAX = 20
+
+_SCHEME = re.compile(r"X-Matrix +", re.IGNORECASE)
+# One parameter: a name, and a value that is quoted, or bare. Bare values may hold what `token` forbids, colons above
+# all, as older servers send them. No character fits two branches, so matching takes linear time.
+_PARAMETER = re.compile(r'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))[ \t]*(?=,|\Z)')
+_SEPARATOR = re.compile(r"[ \t]*(?:,[ \t]*)*")
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class XMatrix:
+    """What an ``Authorization: X-Matrix`` header says."""
+
+    origin: str
+    destination: str | None
+    """``None`` where an older server does not say."""
+    key_id: str
+    signature: str
+
+
+class VerifyKeySource(Protocol):
+    """Knows the keys of other servers: the key ring."""
+
+    async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
+        """See ``KeyRing.keys_for``."""
+
+
+def sign_request(signer: Signer, method: str, uri: str, destination: str, content: JsonObject | bytes | None) -> str:
+    """The ``Authorization`` header of a request of ours.
+
+    ``uri`` is the path with its query, as it goes over the wire; ``content`` is the body, as an object or as the
+    canonical JSON of one.
+
+    https://spec.matrix.org/v1.19/server-server-api/#request-authentication
+    """
+    if content is not None and not isinstance(content, bytes):
+        content = encode_canonical_json(content)
+    signature = signer.sign(_signed_request(method, uri, signer.server_name, destination, content))
+    return f'X-Matrix origin="{signer.server_name}",destination="{destination}",key="{signer.key_id}",sig="{signature}"'
+
+
+def parse_x_matrix(header: str) -> XMatrix:
+    """Take an ``Authorization`` header apart, as leniently as the specification asks. Raises ``Unauthorized``.
+
+    https://datatracker.ietf.org/doc/html/rfc9110#section-11.4
+    """
+    # "the header begins with authorisation scheme `X-Matrix`, followed by one or more spaces, followed by a
+    # comma-separated list of parameters written as name=value pairs. Zero or more spaces and tabs around each comma
+    # are allowed. The names are case insensitive and order does not matter."
+    if len(header) > HEADER_CHARACTERS_MAX:
+        raise Unauthorized("The Authorization header is too long")
+    scheme = _SCHEME.match(header)
+    if scheme is None:
+        raise Unauthorized("The Authorization header is not of the scheme X-Matrix")
+    parameters = _parse_parameters(header, scheme.end())
+    try:
+        return XMatrix(
+            origin=parameters["origin"],
+            destination=parameters.get("destination"),
+            key_id=parameters["key"],
+            signature=parameters["sig"],
+        )
+    except KeyError as error:
+        raise Unauthorized(f"The Authorization header lacks {error.args[0]}") from None
+
+
+def _parse_parameters(header: str, position: int) -> dict[str, str]:
+    header = header.rstrip(" \t")
+    parameters: dict[str, str] = {}
+    while True:
+        separator = _SEPARATOR.match(header, position)
+        assert separator is not None  # it matches the empty string
+        position = separator.end()
+        if position >= len(header):
+            return parameters
+        parameter = _PARAMETER.match(header, position)
+        if parameter is None or len(parameters) == PARAMETERS_MAX:
+            raise Unauthorized("The Authorization header is malformed")
+        name, quoted, bare = parameter.groups()
+        if name.lower() in parameters:
+            raise Unauthorized(f"The Authorization header says {name.lower()} twice")
+        # "a backslash-character pair is replaced by the character that follows the backslash"
+        parameters[name.lower()] = bare if quoted is None else _ESCAPED.sub(r"\1", quoted)
+        position = parameter.end()
+
+
+class RequestAuthenticator:
+    """Says which server a request comes from."""
+
+    def __init__(
+        self, server_name: str, key_ring: VerifyKeySource, clock: Clock, permitted: PermittedServers | None = None
+    ) -> None:
+        self._server_name = server_name
+        self._key_ring = key_ring
+        self._clock = clock
+        self._permitted = permitted or PermittedServers()
+
+    async def authenticate(
+        self, method: str, uri: str, authorization_headers: Sequence[str], content: Any | None
+    ) -> str:
+        """The name of the server that made the request.
+
+        ``uri`` is the path with its query as it came over the wire; ``content`` is the body as parsed JSON, ``None``
+        where there is none.
+
+        Raises ``Unauthorized`` where no valid signature says who that is, and ``Forbidden`` for a server that the
+        administrator does not let in.
+        """
+        claims = self._claims(authorization_headers)
+        origin = claims[0].origin
+        if not self._permitted.permits(origin):
+            raise Forbidden("This server does not federate with yours")
+        try:
+            content_json = None if content is None else encode_canonical_json(content)
+            message = {
+                claim.destination: _signed_request(method, uri, origin, claim.destination, content_json)
+                for claim in claims
+            }
+        except (InvalidEvent, TypeError) as error:  # orjson.JSONEncodeError is a TypeError
+            raise Unauthorized("The request has no canonical form that could be signed") from error
+        now = self._clock.now_ms()
+        # "old_verify_keys [...] are only valid for signing events": their validity is in the past.
+        keys = (await self._key_ring.keys_for({origin: {claim.key_id: now for claim in claims}})).get(origin, {})
+        usable = [claim for claim in claims if (data := keys.get(claim.key_id)) is not None and _is_valid(data, now)]
+        if not usable:
+            raise Unauthorized(f"No valid key of {origin} with the ID {claims[0].key_id} could be found")
+        for claim in usable:
+            if is_signature_of(message[claim.destination], claim.signature, keys[claim.key_id].key):
+                return origin
+        raise Unauthorized("The signature of the request is wrong")
+
+    def _claims(self, headers: Sequence[str]) -> list[XMatrix]:
+        """What the headers say, which must be one origin, and us as the destination."""
+        if not headers:
+            raise Unauthorized("Missing Authorization header")
+        if len(headers) > HEADERS_MAX:
+            raise Unauthorized("Too many Authorization headers")
+        claims = [parse_x_matrix(header) for header in headers]
+        if any(claim.origin != claims[0].origin for claim in claims):
+            raise Unauthorized("The Authorization headers disagree on the origin")
+        if not is_valid_server_name(claims[0].origin):
+            raise Unauthorized("The origin is not a server name")
+        if claims[0].origin == self._server_name:
+            raise Unauthorized("The origin is this server itself")
+        for claim in claims:
+            # "If this property is included, but the value does not match the receiving server's name, the receiving
+            # server must deny the request with an HTTP status code 401 Unauthorized."
+            if claim.destination is not None and claim.destination != self._server_name:
+                raise Unauthorized("The request is for another server")
+            if not claim.key_id.startswith(f"{ALGORITHM}:"):
+                raise Unauthorized("The key is not of an algorithm that is known here")
+        return claims
+
+
+def _is_valid(data: VerifyKeyData, now: int) -> bool:
+    return data.valid_until_ts is None or data.valid_until_ts >= now
+
+
+def _signed_request(method: str, uri: str, origin: str, destination: str | None, content: bytes | None) -> bytes:
+    """What the signature of a request covers, as canonical JSON; ``content`` is canonical JSON already."""
+    # An older server that does not say the destination has not signed it either.
+    parts = [b'"content":' + content] if content is not None else []
+    if destination is not None:
+        parts.append(b'"destination":' + orjson.dumps(destination))
+    parts += [
+        b'"method":' + orjson.dumps(method),
+        b'"origin":' + orjson.dumps(origin),
+        b'"uri":' + orjson.dumps(uri),
+    ]
+    return b"{" + b",".join(parts) + b"}"

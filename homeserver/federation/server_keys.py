@@ -1,0 +1,120 @@
+"""What a server publishes about its keys, checked.
+
+https://spec.matrix.org/v1.19/server-server-api/#publishing-keys
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from homeserver.errors import InvalidEvent, InvalidSignature
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.signatures import (
+    VerifyKeyData,
+    is_signature_of,
+    parse_verify_key,
+    signatures_of,
+    signed_bytes,
+)
+
+VALIDITY_MS_MAX = 7 * 24 * 3600 * 1000
+"""How far into the future a key can be valid, whatever its server says."""
+VERIFY_KEYS_MAX = 50
+OLD_VERIFY_KEYS_MAX = 500
+
+_KEY_ID = re.compile(r"ed25519:[a-zA-Z0-9_]{1,128}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """The keys of one server, as it published them."""
+
+    server_name: str
+    verify_keys: Mapping[str, VerifyKeyData]
+    """Key ID to key, with the validity that counts here."""
+    old_verify_keys: Mapping[str, VerifyKeyData]
+    """Valid for events only, until they were given up."""
+    valid_until_ts: int
+    published: JsonObject
+    """The object itself, with the server's own signatures and no others."""
+
+
+def is_key_id(text: str) -> bool:
+    """Whether the text is the ID of a key that can be used here: ``ed25519:version``."""
+    return _KEY_ID.match(text) is not None
+
+
+def parse_server_keys(response: Any, server_name: str, now_ms: int) -> ServerKeys:
+    """Check what is said to be the published keys of a server.
+
+    A key counts when the object is signed with it. Raises ``InvalidSignature`` when none does, when a signature is
+    wrong, or when the object is not of that shape.
+    """
+    if not isinstance(response, dict) or response.get("server_name") != server_name:
+        raise InvalidSignature(f"not the keys of {server_name}")
+    valid_until_ts = response.get("valid_until_ts")
+    if not isinstance(valid_until_ts, int) or isinstance(valid_until_ts, bool):
+        raise InvalidSignature(f"the keys of {server_name} have no valid_until_ts")
+    # "Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid."
+    valid_until_ts = max(0, min(valid_until_ts, now_ms + VALIDITY_MS_MAX))
+    signatures = signatures_of(response, server_name)
+    verify_keys = _signing_keys(response, server_name, signatures, valid_until_ts)
+    if not verify_keys:
+        raise InvalidSignature(f"the keys of {server_name} are not signed with any of them")
+    own = {key_id: signatures[key_id] for key_id in verify_keys}
+    return ServerKeys(
+        server_name=server_name,
+        verify_keys=verify_keys,
+        old_verify_keys=_old_keys(response, now_ms, verify_keys),
+        valid_until_ts=valid_until_ts,
+        published={**response, "signatures": {server_name: own}},
+    )
+
+
+def _signing_keys(
+    response: JsonObject, server_name: str, signatures: Mapping[str, str], valid_until_ts: int
+) -> dict[str, VerifyKeyData]:
+    published = response.get("verify_keys")
+    if not isinstance(published, dict) or len(published) > VERIFY_KEYS_MAX:
+        raise InvalidSignature(f"the keys of {server_name} have no verify_keys, or too many")
+    try:
+        message = signed_bytes(response)
+    except InvalidEvent as error:
+        raise InvalidSignature(f"the keys of {server_name} have no canonical form") from error
+    keys: dict[str, VerifyKeyData] = {}
+    for key_id, entry in published.items():
+        data = _parse_entry(key_id, entry, valid_until_ts)
+        if data is None or key_id not in signatures:
+            continue  # who does not sign with a key does not show that it has it
+        if not is_signature_of(message, signatures[key_id], data.key):
+            raise InvalidSignature(f"the keys of {server_name}: wrong signature with {key_id}")
+        keys[key_id] = data
+    return keys
+
+
+def _old_keys(response: JsonObject, now_ms: int, verify_keys: Mapping[str, VerifyKeyData]) -> dict[str, VerifyKeyData]:
+    published = response.get("old_verify_keys", {})
+    if not isinstance(published, dict) or len(published) > OLD_VERIFY_KEYS_MAX:
+        raise InvalidSignature("old_verify_keys is not an object, or has too many keys")
+    keys: dict[str, VerifyKeyData] = {}
+    for key_id, entry in published.items():
+        expired_ts = entry.get("expired_ts") if isinstance(entry, dict) else None
+        if key_id in verify_keys or not isinstance(expired_ts, int):
+            continue
+        data = _parse_entry(key_id, entry, max(0, min(expired_ts, now_ms)))
+        if data is not None:
+            keys[key_id] = data
+    return keys
+
+
+def _parse_entry(key_id: str, entry: Any, valid_until_ts: int) -> VerifyKeyData | None:
+    encoded = entry.get("key") if isinstance(entry, dict) else None
+    if not isinstance(encoded, str) or not is_key_id(key_id):
+        return None
+    try:
+        return VerifyKeyData(parse_verify_key(encoded), valid_until_ts)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""What this server adds to Matrix: who is in charge of a room, as pure functions."""

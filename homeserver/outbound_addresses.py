@@ -1,0 +1,122 @@
+"""Which addresses this server connects to: names become addresses here, and what is private stays unreachable.
+
+Other people choose the names of servers that we contact. Without this check, a name that resolves to ``127.0.0.1`` or
+to a cloud's metadata service would make us speak to our own neighbours (server-side request forgery). The addresses
+that are checked are the ones that are then connected to, so an answer that changes between two lookups gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import httpx
+
+IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Lookup: TypeAlias = Callable[[str], Awaitable[list[str]]]
+"""Gives the addresses of a host name; raises ``OSError`` when there are none."""
+
+LOOKUP_THREADS = 4
+ADDRESSES_PER_NAME_MAX = 8
+"""How many addresses of one name are tried."""
+
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+_IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_NOT_GLOBAL_IPV6 = (
+    ipaddress.IPv6Network("fec0::/10"),  # site-local, deprecated
+    ipaddress.IPv6Network("3fff::/20"),  # documentation, newer than the tables of Python 3.11
+    ipaddress.IPv6Network("64:ff9b:1::/48"),  # NAT64 for local use: RFC 8215
+)
+_NOT_GLOBAL_IPV4 = (ipaddress.IPv4Network("192.88.99.0/24"),)  # 6to4 relays, deprecated
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether the address belongs to the public internet, and so does the IPv4 address that it may carry inside."""
+    if address.is_multicast or not address.is_global:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _NOT_GLOBAL_IPV4)
+    if any(address in network for network in _NOT_GLOBAL_IPV6):
+        return False
+    return all(is_public(inner) for inner in _embedded_ipv4(address))
+
+
+def is_usable(address: IPAddress, *, allow_private: bool) -> bool:
+    """Whether a connection to the address may be opened. Multicast and ``0.0.0.0`` are nobody's address, ever."""
+    if address.is_multicast or address.is_unspecified:
+        return False
+    return allow_private or is_public(address)
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses at which a packet to this IPv6 address may come out."""
+    inner = []
+    if address.ipv4_mapped is not None:
+        inner.append(address.ipv4_mapped)
+    if address.sixtofour is not None:
+        inner.append(address.sixtofour)
+    if address.teredo is not None:
+        inner.extend(address.teredo)
+    if address in _IPV4_COMPATIBLE or any(address in network for network in _NAT64):
+        inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return inner
+
+
+class AddressResolver:
+    """Turns host names into addresses that may be connected to."""
+
+    def __init__(self, *, allow_private: bool = False, lookup: Lookup | None = None) -> None:
+        self._allow_private = allow_private
+        self._lookup = lookup or self._look_up_with_system
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def resolve(self, host: str) -> list[str]:
+        """The usable addresses of ``host`` (a name, or an IP literal without brackets), in the order to try them.
+
+        Raises ``httpx.ConnectError`` when there are none, or when all of them are refused.
+        """
+        literal = _parse_address(host)
+        try:
+            candidates = [host] if literal is not None else await self._lookup(host)
+        except (OSError, ValueError) as error:  # UnicodeError is a ValueError
+            raise httpx.ConnectError(f"{host} does not resolve: {error}") from error
+        usable = [
+            candidate
+            for candidate in candidates
+            if (address := _parse_address(candidate)) is not None
+            and is_usable(address, allow_private=self._allow_private)
+        ]
+        if candidates and not usable:
+            raise httpx.ConnectError(f"{host} has a private address, and private addresses are refused")
+        if not usable:
+            raise httpx.ConnectError(f"{host} has no address")
+        return usable[:ADDRESSES_PER_NAME_MAX]
+
+    async def _look_up_with_system(self, host: str) -> list[str]:
+        # Threads of our own: a slow name server must not hold up others who use the loop's default executor.
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _getaddrinfo, host)
+
+    def close(self) -> None:
+        """Give the threads back."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+
+
+def _getaddrinfo(host: str) -> list[str]:
+    # As bytes: the name is ASCII, and Python shall not apply IDNA to it.
+    answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+
+def _parse_address(text: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

@@ -1,0 +1,127 @@
+"""Room aliases: names for rooms that point to a room ID and to servers to join it through.
+
+https://spec.matrix.org/v1.19/client-server-api/#room-aliases
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from homeserver.errors import Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused, RoomInUse
+from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_room_id, server_of
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.power_levels import power_levels_of
+from homeserver.rooms.state import RoomHead, RoomHeads
+from homeserver.storage import aliases
+from homeserver.storage.database import Database
+
+SERVERS_NAMED_MAX = 50
+"""Servers that an answer names as candidates for joining."""
+
+
+class Directory(Protocol):
+    """Asks another server what an alias of its points to."""
+
+    async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
+        """``{"room_id", "servers"}``; raises ``RemoteError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTarget:
+    """What an alias points to."""
+
+    room_id: str
+    servers: list[str]
+
+
+class RoomAliases:
+    """Makes, takes away and looks up room aliases."""
+
+    def __init__(self, database: Database, heads: RoomHeads, directory: Directory, server_name: str) -> None:
+        self._database = database
+        self._heads = heads
+        self._directory = directory
+        self._server_name = server_name
+
+    async def resolve(self, alias: str) -> AliasTarget:
+        """Look an alias up, here or at its own server.
+
+        Raises ``InvalidParam`` for what is no alias, ``NotFound`` where it points nowhere, ``RemoteFailed`` where its
+        server cannot be asked.
+        """
+        if not is_valid_room_alias(alias):
+            raise InvalidParam("Not a valid room alias")
+        server = server_of(alias)
+        if server == self._server_name:
+            return await self.resolve_local(alias)
+        try:
+            answer = await self._directory.query_directory(server, alias)
+        except RemoteRefused as error:
+            if error.status == 404:
+                raise NotFound("Room alias not found") from error
+            raise RemoteFailed(f"Could not ask {server} for the alias") from error
+        except RemoteError as error:
+            raise RemoteFailed(f"Could not ask {server} for the alias") from error
+        room_id, servers = answer.get("room_id"), answer.get("servers")
+        if not isinstance(room_id, str) or not is_valid_room_id(room_id) or not isinstance(servers, list):
+            raise RemoteFailed(f"{server} gave no usable answer for the alias")
+        named = [name for name in servers[:SERVERS_NAMED_MAX] if isinstance(name, str)]
+        return AliasTarget(room_id, named if server in named else [*named, server])
+
+    async def resolve_local(self, alias: str) -> AliasTarget:
+        """Look up an alias of this server; raises ``NotFound``."""
+        row = await self._database.read(aliases.alias_row, alias)
+        if row is None:
+            raise NotFound("Room alias not found")
+        head = await self._heads.find(row[0])
+        servers = list(head.joined_servers)[:SERVERS_NAMED_MAX] if head else []
+        if self._server_name not in servers:
+            servers.append(self._server_name)
+        return AliasTarget(row[0], servers)
+
+    async def add(self, alias: str, room_id: str, creator: str) -> None:
+        """Give a room a new alias of this server. Raises ``InvalidParam``, ``NotFound``, ``RoomInUse``."""
+        if not is_valid_room_alias(alias):
+            raise InvalidParam("Not a valid room alias")
+        if server_of(alias) != self._server_name:
+            raise InvalidParam(f"Aliases on this server end in :{self._server_name}")
+        head = await self._heads.get(room_id)
+        if creator not in head.joined:
+            raise Forbidden("You are not in this room")
+        await self.claim(alias, room_id, creator)
+
+    async def claim(self, alias: str, room_id: str, creator: str) -> None:
+        """Store an alias that is checked already. Raises ``RoomInUse``."""
+        if not await self._database.write(aliases.add_alias, alias, room_id, creator):
+            raise RoomInUse(f"{alias} is already taken")
+
+    async def is_taken(self, alias: str) -> bool:
+        """Whether this server has the alias."""
+        return await self._database.read(aliases.alias_row, alias) is not None
+
+    async def remove(self, alias: str, user_id: str) -> None:
+        """Take an alias away: its creator may, and who may set the room's canonical alias.
+
+        Raises ``NotFound``, ``Forbidden``.
+        """
+        row = await self._database.read(aliases.alias_row, alias)
+        if row is None:
+            raise NotFound("Room alias not found")
+        room_id, creator = row
+        if user_id != creator and not await self._may_name(room_id, user_id):
+            raise Forbidden("You may not remove this alias")
+        await self._database.write(aliases.remove_alias, alias)
+
+    async def _may_name(self, room_id: str, user_id: str) -> bool:
+        head = await self._heads.find(room_id)
+        if head is None or user_id not in head.joined:
+            return False
+        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
+        state = await self._heads.state_events(head, keys)
+        levels = power_levels_of(head.version, state.get(keys[0]), state.get(keys[1]))
+        return levels.of_user(user_id) >= levels.to_send("m.room.canonical_alias", True)
+
+    async def of_room(self, head: RoomHead) -> list[str]:
+        """The aliases that this server has for a room."""
+        return await self._database.read(aliases.aliases_of, head.room_id)

@@ -1,0 +1,238 @@
+"""Creating rooms: the events of a new room, all in one transaction.
+
+https://spec.matrix.org/v1.19/client-server-api/#creation
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from homeserver.clock import Clock
+from homeserver.errors import BadJson, Forbidden, InvalidParam, InvalidRoomState, MatrixError, RoomInUse
+from homeserver.governance.room_defaults import default_power_levels
+from homeserver.protocol.compose import compose_event
+from homeserver.protocol.events import Event, EventDraft, Signer
+from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_id, server_of
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.rooms.aliases import RoomAliases
+from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.membership import MemberProfiles, Memberships
+from homeserver.rooms.send import Sender, new_event_id_localpart
+
+INVITES_MAX = 100
+"""Users that one request may invite."""
+INITIAL_STATE_MAX = 200
+"""State events that a request may bring along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a preset does to a new room."""
+
+    join_rule: str
+    guest_access: str
+    history_visibility: str = "shared"
+    invitees_own: bool = False
+    """Invited users get the creator's power."""
+
+
+PRESETS = {
+    "private_chat": Preset("invite", "can_join"),
+    "trusted_private_chat": Preset("invite", "can_join", invitees_own=True),
+    "public_chat": Preset("public", "forbidden"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRequest:
+    """What a user asks for; see the parameters of createRoom."""
+
+    version: RoomVersion
+    preset: Preset
+    published: bool = False
+    alias_localpart: str | None = None
+    name: str | None = None
+    topic: str | None = None
+    invite: Sequence[str] = ()
+    creation_content: JsonObject = field(default_factory=dict)
+    initial_state: Sequence[tuple[str, str, JsonObject]] = ()
+    """``(type, state_key, content)``"""
+    is_direct: bool = False
+    power_levels: JsonObject | None = None
+
+
+class RoomCreation:
+    """Creates rooms."""
+
+    def __init__(
+        self,
+        writers: RoomWriters,
+        sender: Sender,
+        memberships: Memberships,
+        aliases: RoomAliases,
+        profiles: MemberProfiles,
+        signer: Signer,
+        clock: Clock,
+    ) -> None:
+        self._writers = writers
+        self._sender = sender
+        self._memberships = memberships
+        self._aliases = aliases
+        self._profiles = profiles
+        self._signer = signer
+        self._clock = clock
+
+    async def create(self, creator: str, request: RoomRequest) -> str:
+        """Create a room, invite whom the request names, and return the room ID.
+
+        Users of this server are invited in the transaction that creates the room. For the others their servers have
+        to agree: if one does not, the room stands without that invitation, unless it was the only one; then the
+        creator is told why, as nothing of a chat with one person is left.
+
+        Raises ``RoomInUse``, ``InvalidRoomState``, ``InvalidParam``, ``BadJson`` and what inviting raises.
+        """
+        alias = await self._free_alias(request)
+        _check_invites(creator, request, self._signer.server_name)
+        create = self._create_event(creator, request)
+        member = await self._profiles.member_content(creator, "join")
+        local = [user for user in request.invite if server_of(user) == self._signer.server_name]
+        remote = [user for user in request.invite if user not in local]
+        await self._memberships.check_invitable(creator, local)
+        invitations = [await self._invitation(creator, user, request.is_direct) for user in dict.fromkeys(local)]
+        drafts = [
+            EventDraft("m.room.member", creator, member, creator),
+            *_opening_state(creator, request, alias),
+            *invitations,
+        ]
+
+        async def job(working: WorkingHead) -> Sequence[NewEvent]:
+            await working.take_in(NewEvent(create, working.head.snapshot))
+            for draft in drafts:
+                await working.take_in(await self._sender.compose(working, draft))
+            return []
+
+        try:
+            await self._writers.create(create.room_id, request.version, job, self._clock.now_ms())
+        except Forbidden as error:
+            raise InvalidRoomState(f"The creator could not set up the room: {error.message}") from error
+        if alias is not None:
+            await self._aliases.claim(alias, create.room_id, creator)
+        if request.published:
+            await self._memberships.publish(create.room_id)
+        await self._invite_remote(creator, create.room_id, list(dict.fromkeys(remote)), request.is_direct)
+        return create.room_id
+
+    async def _invite_remote(self, creator: str, room_id: str, users: Sequence[str], is_direct: bool) -> None:
+        failures: list[MatrixError] = []
+        for user_id in users:
+            try:
+                await self._memberships.invite(creator, room_id, user_id, is_direct=is_direct)
+            except MatrixError as error:
+                failures.append(error)
+        if failures and len(failures) == len(users) == 1:
+            await self._memberships.leave(creator, room_id)
+            raise failures[0]
+
+    async def _free_alias(self, request: RoomRequest) -> str | None:
+        if request.alias_localpart is None:
+            return None
+        alias = f"#{request.alias_localpart}:{self._signer.server_name}"
+        if ":" in request.alias_localpart or not is_valid_room_alias(alias):
+            raise InvalidParam("room_alias_name is not a valid local part of an alias")
+        if await self._aliases.is_taken(alias):
+            raise RoomInUse(f"{alias} is already taken")
+        return alias
+
+    def _create_event(self, creator: str, request: RoomRequest) -> Event:
+        version = request.version
+        content: JsonObject = {**request.creation_content, "room_version": version.identifier}
+        content.pop("creator", None)
+        if not version.creator_is_sender:
+            content["creator"] = creator
+        if version.creators_have_infinite_power:
+            named = content.get("additional_creators", [])
+            if not isinstance(named, list) or not all(isinstance(u, str) and is_valid_user_id(u) for u in named):
+                raise InvalidParam("additional_creators is not a list of user IDs")
+            if request.preset.invitees_own:
+                named = [*named, *request.invite]
+            named = [user for user in dict.fromkeys(named) if user != creator]
+            if named or "additional_creators" in content:
+                content["additional_creators"] = named
+        room_id = None
+        if not version.room_id_is_create_hash:
+            room_id = f"!{secrets.token_urlsafe(18)}:{self._signer.server_name}"
+        return compose_event(
+            EventDraft("m.room.create", creator, content, ""),
+            version,
+            room_id=room_id,
+            prev_events=[],
+            auth_events=[],
+            depth=1,
+            origin_server_ts=self._clock.now_ms(),
+            signer=self._signer,
+            event_id_localpart=new_event_id_localpart(version),
+        )
+
+    async def _invitation(self, creator: str, user_id: str, is_direct: bool) -> EventDraft:
+        content = await self._profiles.member_content(user_id, "invite")
+        if is_direct:
+            content["is_direct"] = True
+        return EventDraft("m.room.member", creator, content, user_id)
+
+
+def _opening_state(creator: str, request: RoomRequest, alias: str | None) -> list[EventDraft]:
+    """The state after the creator's join, in the order that the specification gives."""
+    version, preset = request.version, request.preset
+    owners = [] if version.creators_have_infinite_power else [creator]
+    if preset.invitees_own and not version.creators_have_infinite_power:
+        owners.extend(request.invite)
+    levels = default_power_levels(version, dict.fromkeys(owners), request.power_levels)
+    given = {(event_type, state_key): content for event_type, state_key, content in request.initial_state}
+    if ("m.room.power_levels", "") in given:
+        levels = given.pop(("m.room.power_levels", ""))
+        if request.power_levels:
+            levels = {**levels, **request.power_levels}
+    state: dict[tuple[str, str], JsonObject] = {("m.room.power_levels", ""): levels}
+    if alias is not None:
+        state["m.room.canonical_alias", ""] = {"alias": alias}
+    # What the request sets itself takes the place of the preset's events.
+    for event_type, content in (
+        ("m.room.join_rules", {"join_rule": preset.join_rule}),
+        ("m.room.history_visibility", {"history_visibility": preset.history_visibility}),
+        ("m.room.guest_access", {"guest_access": preset.guest_access}),
+    ):
+        state[event_type, ""] = given.pop((event_type, ""), content)
+    state.update(given)
+    if request.name is not None:
+        state["m.room.name", ""] = {"name": request.name}
+    if request.topic is not None:
+        state["m.room.topic", ""] = _topic(request.topic)
+    return [EventDraft(key[0], creator, content, key[1]) for key, content in state.items()]
+
+
+def _topic(text: str) -> dict[str, Any]:
+    return {"topic": text, "m.topic": {"m.text": [{"body": text, "mimetype": "text/plain"}]}}
+
+
+def _check_invites(creator: str, request: RoomRequest, server_name: str) -> None:
+    if len(request.invite) > INVITES_MAX:
+        raise InvalidParam(f"A room is created with {INVITES_MAX} invitations at most")
+    if len(request.initial_state) > INITIAL_STATE_MAX:
+        raise InvalidParam(f"A room is created with {INITIAL_STATE_MAX} state events at most")
+    for event_type, _, _ in request.initial_state:
+        if event_type in ("m.room.create", "m.room.member"):
+            raise InvalidRoomState(f"initial_state may not hold {event_type}")
+    closed = request.creation_content.get("m.federate") is False
+    for user_id in request.invite:
+        if not is_valid_user_id(user_id):
+            raise InvalidParam(f"Not a valid user ID: {user_id}")
+        if user_id == creator:
+            raise InvalidParam("You cannot invite yourself")
+        if closed and server_of(user_id) != server_name:
+            raise Forbidden(f"The room is closed to other servers, so {user_id} cannot be invited")
+    if not isinstance(request.creation_content.get("m.federate", True), bool):
+        raise BadJson("m.federate is not a boolean")

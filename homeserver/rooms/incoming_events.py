@@ -1,0 +1,77 @@
+"""Checks 1 to 3 on receipt of a PDU: it is an event, it is signed, and it is whole, or else redacted.
+
+https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import structlog
+
+from homeserver.errors import InvalidEvent, InvalidSignature
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import Event
+from homeserver.protocol.hashes import has_intact_content
+from homeserver.protocol.redaction import redact_event
+from homeserver.protocol.room_versions import RoomVersion
+
+logger = structlog.get_logger(__name__)
+
+
+class EventVerifier(Protocol):
+    """Checks signatures: the key ring."""
+
+    async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
+        """For each event what is wrong with its signatures, or None."""
+
+
+class IncomingEvents:
+    """Turns what other servers send into events whose origin and integrity are certain."""
+
+    def __init__(self, verifier: EventVerifier) -> None:
+        self._verifier = verifier
+
+    async def check(self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None) -> list[Event]:
+        """The events among the PDUs that pass checks 1 to 3; the others are dropped. None comes twice.
+
+        ``room_id`` is the room that all must belong to.
+        """
+        parsed: dict[str, Event] = {}
+        for pdu in pdus:
+            try:
+                event = parse_event(pdu, version, room_id=room_id)
+            except InvalidEvent as error:
+                logger.info("event dropped", room_id=room_id, reason=str(error)[:200])
+                continue
+            parsed.setdefault(event.event_id, event)
+        outcomes = await self.verify(list(parsed.values()))
+        return [outcome for outcome in outcomes if isinstance(outcome, Event)]
+
+    async def check_one(self, pdu: Any, version: RoomVersion, room_id: str | None) -> Event:
+        """The event that a PDU holds. Raises ``InvalidEvent``, ``InvalidSignature``."""
+        outcome = (await self.verify([parse_event(pdu, version, room_id=room_id)]))[0]
+        if isinstance(outcome, InvalidSignature):
+            raise outcome
+        return outcome
+
+    async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
+        """Checks 2 and 3: each event, redacted where its content is not what was signed, or what is wrong with it."""
+        failures = await self._verifier.verify_events(events)
+        outcomes: list[Event | InvalidSignature] = []
+        for event, failure in zip(events, failures, strict=True):
+            if failure is not None:
+                logger.info("event dropped", event_id=event.event_id, reason=str(failure)[:200])
+                outcomes.append(failure)
+            else:
+                outcomes.append(intact_or_redacted(event))
+        return outcomes
+
+
+def intact_or_redacted(event: Event) -> Event:
+    """Check 3. "If the hash check fails, then it is assumed that […] we have only been given a redacted version".
+
+    https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
+    """
+    return event if has_intact_content(event) else redact_event(event)

@@ -1,0 +1,223 @@
+"""Listening: all listeners of one process, with and without TLS, in one event loop, and a clean stop.
+
+On SIGTERM or SIGINT the listeners close, whoever waits in a long poll is told to come to an end, open requests get
+``GRACEFUL_STOP_SECONDS`` to finish, and then the application closes what it holds. A second signal cuts this short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from homeserver.config import Config, ListenerConfig, Service
+from homeserver.errors import ConfigurationError, HomeserverError, Unrecognized
+from homeserver.web.edge import CORS_HEADERS
+from homeserver.web.responses import json_response
+
+logger = structlog.get_logger(__name__)
+
+GRACEFUL_STOP_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
+CONNECTIONS_MAX = 20_000
+"""Connections and requests under way at each listener; beyond it the answer is 503."""
+BACKLOG = 2048
+
+SERVICE_PREFIXES: tuple[tuple[str, Service], ...] = (
+    ("/_matrix/media/", "media"),
+    ("/_matrix/client/v1/media/", "media"),
+    ("/_matrix/federation/v1/media/", "media"),
+    ("/_matrix/client/", "client"),
+    ("/_matrix/federation/", "federation"),
+    ("/_matrix/key/", "federation"),
+    ("/.well-known/matrix/client", "client"),
+    ("/.well-known/matrix/support", "client"),
+    ("/.well-known/matrix/server", "federation"),
+    ("/_homeserver/metrics", "metrics"),
+    ("/_homeserver/console", "console"),
+    ("/_homeserver/", "client"),
+    ("/metrics", "metrics"),
+)
+"""Which service a path belongs to; the first prefix that fits decides. A path of none is open at every listener."""
+
+
+def run(build_app: Callable[[], Starlette], config: Config) -> None:
+    """Serve the application on every listener of ``config`` until SIGTERM or SIGINT.
+
+    ``build_app`` is called in the running event loop. The application's lifespan spans all listeners. If
+    ``app.state.begin_shutdown`` is there, it is called (without arguments) when the stop begins.
+
+    Raises ConfigurationError for TLS files that cannot be used, HomeserverError when an address cannot be bound.
+    """
+    _allow_many_files()
+    for listener in config.listeners:
+        _check_tls(listener)
+    with contextlib.ExitStack() as sockets:
+        bound = [(listener, sockets.enter_context(_bind(listener))) for listener in config.listeners]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(build_app, bound))
+
+
+async def _serve(build_app: Callable[[], Starlette], bound: list[tuple[ListenerConfig, socket.socket]]) -> None:
+    app = build_app()
+    async with app.router.lifespan_context(app):
+        servers = [(_Server(app, listener), sock) for listener, sock in bound]
+        with _stop_on_signals(app, [server for server, _ in servers]):
+            _settle_garbage_collector()
+            async with asyncio.TaskGroup() as group:
+                for server, sock in servers:
+                    group.create_task(server.serve(sockets=[sock]))
+        logger.info("stopping")
+    logger.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server for one of several listeners in a process: it leaves signals to us."""
+
+    def __init__(self, app: ASGIApp, listener: ListenerConfig) -> None:
+        super().__init__(_uvicorn_config(app, listener))
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or []:
+            bind, port = sock.getsockname()[:2]
+            serves = sorted(self._listener.serves)
+            logger.info("listening", bind=bind, port=port, tls=self._listener.is_tls, serves=serves)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        OnlyServing(app, listener.serves),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # A reverse proxy on this machine may say whom it speaks for; a TLS listener faces the world itself.
+        proxy_headers=not listener.is_tls,
+        limit_concurrency=CONNECTIONS_MAX,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACEFUL_STOP_SECONDS,
+        ssl_certfile=listener.tls_certificate,
+        ssl_keyfile=listener.tls_private_key,
+    )
+
+
+def _check_tls(listener: ListenerConfig) -> None:
+    """What cannot be used stops the start before anything else has begun."""
+    if listener.tls_certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(listener.tls_certificate, listener.tls_private_key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"listeners.tls_certificate = {str(listener.tls_certificate)!r}, tls_private_key = "
+            f"{str(listener.tls_private_key)!r}: expected a PEM certificate and its private key ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _stop_on_signals(app: Starlette, servers: list[_Server]) -> Iterator[None]:
+    """The first signal asks all servers to finish, the second no longer waits for open requests."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for server in servers:
+            server.force_exit = server.should_exit
+            server.should_exit = True
+        if begin_shutdown := getattr(app.state, "begin_shutdown", None):
+            begin_shutdown()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+class OnlyServing:
+    """An ASGI application that lets through what a listener serves; all else is not there (404 M_UNRECOGNIZED)."""
+
+    def __init__(self, app: ASGIApp, serves: frozenset[Service]) -> None:
+        self._app = app
+        self._closed_prefixes = tuple(prefix for prefix, service in SERVICE_PREFIXES if service not in serves)
+        self._serves = serves
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """https://asgi.readthedocs.io/en/latest/specs/www.html"""
+        # Few listeners leave anything out but metrics, and then one comparison settles it.
+        if (
+            scope["type"] == "http"
+            and scope["path"].startswith(self._closed_prefixes)
+            and self._is_closed(scope["path"])
+        ):
+            await json_response(Unrecognized().body(), Unrecognized.status, CORS_HEADERS)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_closed(self, path: str) -> bool:
+        for prefix, service in SERVICE_PREFIXES:
+            if path.startswith(prefix):
+                return service not in self._serves
+        return False
+
+
+def _bind(listener: ListenerConfig) -> socket.socket:
+    """A socket that has its address, but does not listen yet: nobody gets in before the application is up."""
+    bind, port = listener.bind, listener.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if bind == "::" and socket.has_dualstack_ipv6():
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise HomeserverError(f"cannot listen on {bind} port {port}: {reason}") from error
+    return sock
+
+
+def _allow_many_files() -> None:
+    """Every connection is an open file, and the soft limit is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX * 2 if hard == resource.RLIM_INFINITY else min(hard, CONNECTIONS_MAX * 2)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # macOS refuses what it reports as possible; then the old limit has to do
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _settle_garbage_collector() -> None:
+    """What start-up made (modules, routes, schemas) lives as long as the process: leave it out of every collection."""
+    gc.collect()
+    gc.freeze()

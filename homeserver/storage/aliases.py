@@ -1,0 +1,36 @@
+"""Room aliases of this server."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, select
+
+from homeserver.storage.database import insert
+from homeserver.storage.tables import room_aliases
+
+
+def add_alias(connection: Connection, alias: str, room_id: str, creator: str) -> bool:
+    """Give a room an alias; False when it is taken."""
+    done = connection.execute(
+        insert(connection, room_aliases).on_conflict_do_nothing(index_elements=["alias"]),
+        {"alias": alias, "room_id": room_id, "creator": creator},
+    )
+    return bool(done.rowcount)
+
+
+def remove_alias(connection: Connection, alias: str) -> bool:
+    """Take an alias away; False when there is none."""
+    return bool(connection.execute(delete(room_aliases).where(room_aliases.c.alias == alias)).rowcount)
+
+
+def alias_row(connection: Connection, alias: str) -> tuple[str, str] | None:
+    """``(room_id, creator)`` of an alias."""
+    row = connection.execute(
+        select(room_aliases.c.room_id, room_aliases.c.creator).where(room_aliases.c.alias == alias)
+    ).first()
+    return (row[0], row[1]) if row else None
+
+
+def aliases_of(connection: Connection, room_id: str) -> list[str]:
+    """The aliases that this server has for a room."""
+    statement = select(room_aliases.c.alias).where(room_aliases.c.room_id == room_id).order_by(room_aliases.c.alias)
+    return list(connection.execute(statement).scalars())

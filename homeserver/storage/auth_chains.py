@@ -1,0 +1,184 @@
+"""The chain cover of the auth graph: what an event's auth chain holds, without walking it.
+
+Every state event has a place ``(chain, sequence)``; an event reaches all earlier ones of its own chain, and through
+the links of its chain (from it or from before it) what they lead to. A set of events is thus summed up as a *reach*:
+for each chain, the highest sequence that is reached. Auth chains, differences and subgraphs are ranges on chains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, or_, select
+
+from homeserver.storage.database import in_slices
+from homeserver.storage.tables import auth_chain_links, auth_chain_positions
+
+Reach = dict[int, int]
+"""Chain to the highest sequence reached on it."""
+
+_RANGES_MAX = 200
+"""Ranges in one statement."""
+
+
+def assign_positions(
+    connection: Connection, new: Sequence[tuple[int, Sequence[int]]], new_chains: Iterator[int]
+) -> None:
+    """Give state events their places. ``new`` holds ``(event_nid, auth event nids)``, auth events first."""
+    positions = positions_of(connection, {auth for _, auths in new for auth in auths})
+    tips = _tips(connection, {chain for chain, _ in positions.values()})
+    rows: list[dict[str, Any]] = []
+    links: list[dict[str, Any]] = []
+    for nid, auths in new:
+        reached: Reach = {}
+        for auth in auths:
+            if (place := positions.get(auth)) is not None:
+                reached[place[0]] = max(place[1], reached.get(place[0], 0))
+        extended = next((chain for chain in sorted(reached) if tips[chain] == reached[chain]), None)
+        if extended is None:
+            chain, sequence = next(new_chains), 1
+        else:
+            chain, sequence = extended, reached.pop(extended) + 1
+        positions[nid] = (chain, sequence)
+        tips[chain] = sequence
+        rows.append({"event_nid": nid, "chain": chain, "sequence": sequence})
+        links.extend(
+            {
+                "origin_chain": chain,
+                "origin_sequence": sequence,
+                "target_chain": target,
+                "target_sequence": target_sequence,
+            }
+            for target, target_sequence in reached.items()
+        )
+    if rows:
+        connection.execute(insert(auth_chain_positions), rows)
+    if links:
+        connection.execute(insert(auth_chain_links), links)
+
+
+def positions_of(connection: Connection, nids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """``(chain, sequence)`` of events."""
+    found: dict[int, tuple[int, int]] = {}
+    table = auth_chain_positions.c
+    for part in in_slices(list(nids)):
+        rows = connection.execute(select(table.event_nid, table.chain, table.sequence).where(table.event_nid.in_(part)))
+        found.update((row[0], (row[1], row[2])) for row in rows)
+    return found
+
+
+def _tips(connection: Connection, chains: Iterable[int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    table = auth_chain_positions.c
+    for part in in_slices(list(chains)):
+        rows = connection.execute(
+            select(table.chain, func.max(table.sequence)).where(table.chain.in_(part)).group_by(table.chain)
+        )
+        found.update((row[0], row[1]) for row in rows)
+    return found
+
+
+def reach_of(connection: Connection, nids: Iterable[int]) -> Reach:
+    """What a set of events reaches: themselves and their auth chains."""
+    start: Reach = {}
+    for chain, sequence in positions_of(connection, nids).values():
+        start[chain] = max(sequence, start.get(chain, 0))
+    return _close(connection, {}, start)
+
+
+def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
+    """Follow the links from what has grown until nothing does."""
+    table = auth_chain_links.c
+    while grown:
+        reach.update(grown)
+        found: Reach = {}
+        for part in in_slices(list(grown.items()), _RANGES_MAX):
+            condition = or_(*(and_(table.origin_chain == c, table.origin_sequence <= s) for c, s in part))
+            rows = connection.execute(
+                select(table.target_chain, func.max(table.target_sequence))
+                .where(condition)
+                .group_by(table.target_chain)
+            )
+            for chain, sequence in rows:
+                if sequence > reach.get(chain, 0):
+                    found[chain] = max(sequence, found.get(chain, 0))
+        grown = found
+    return reach
+
+
+def auth_difference(connection: Connection, state_sets: Sequence[frozenset[int]]) -> set[int]:
+    """The events that are in the full auth chain of one of the states but not of all."""
+    shared = frozenset.intersection(*state_sets)
+    common = reach_of(connection, shared) if shared else {}
+    reaches = []
+    for state_set in state_sets:
+        own = state_set - shared
+        start: Reach = {}
+        for chain, sequence in positions_of(connection, own).values():
+            if sequence > max(common.get(chain, 0), start.get(chain, 0)):
+                start[chain] = sequence
+        reaches.append(_close(connection, dict(common), start))
+    ranges = []
+    for chain in {chain for reach in reaches for chain in reach}:
+        ends = [reach.get(chain, 0) for reach in reaches]
+        if min(ends) < max(ends):
+            ranges.append((chain, min(ends) + 1, max(ends)))
+    return set(_events_in(connection, ranges))
+
+
+def conflicted_subgraph(connection: Connection, conflicted: Iterable[int], starts: Iterable[int] = ()) -> set[int]:
+    """All events on a path of auth events from one conflicted event to another, ends included.
+
+    ``starts`` are events that a path may come through from conflicted events that are not committed yet.
+    """
+    places = positions_of(connection, conflicted)
+    reached = reach_of(connection, places.keys() | set(starts))
+    leads: Reach = {}  # chain to the lowest sequence from which on a conflicted event is reached
+    for chain, sequence in places.values():
+        leads[chain] = min(sequence, leads.get(chain, sequence))
+    inward = _links_between(connection, reached)
+    grown = dict(leads)
+    while grown:
+        found: Reach = {}
+        for target, lowest in grown.items():
+            for origin, origin_sequence, target_sequence in inward.get(target, ()):
+                better = origin_sequence < leads.get(origin, origin_sequence + 1)
+                if target_sequence >= lowest and better:
+                    found[origin] = leads[origin] = origin_sequence
+        grown = found
+    ranges = [(chain, lowest, reached[chain]) for chain, lowest in leads.items() if lowest <= reached.get(chain, 0)]
+    return set(_events_in(connection, ranges))
+
+
+def _links_between(connection: Connection, reached: Reach) -> dict[int, list[tuple[int, int, int]]]:
+    """The links from the reached part of each chain: target chain to (origin, its sequence, target's sequence)."""
+    inward: dict[int, list[tuple[int, int, int]]] = {}
+    table = auth_chain_links.c
+    for part in in_slices(list(reached.items()), _RANGES_MAX):
+        condition = or_(*(and_(table.origin_chain == c, table.origin_sequence <= s) for c, s in part))
+        rows = connection.execute(
+            select(table.target_chain, table.origin_chain, table.origin_sequence, table.target_sequence).where(
+                condition
+            )
+        )
+        for target, origin, origin_sequence, target_sequence in rows:
+            inward.setdefault(target, []).append((origin, origin_sequence, target_sequence))
+    return inward
+
+
+def auth_chain_nids(connection: Connection, nids: Iterable[int]) -> set[int]:
+    """The events themselves and their whole auth chains."""
+    return events_of_reach(connection, reach_of(connection, nids))
+
+
+def events_of_reach(connection: Connection, reach: Mapping[int, int]) -> set[int]:
+    """All events that a reach takes in."""
+    return set(_events_in(connection, [(chain, 1, sequence) for chain, sequence in reach.items()]))
+
+
+def _events_in(connection: Connection, ranges: Sequence[tuple[int, int, int]]) -> Iterator[int]:
+    table = auth_chain_positions.c
+    for part in in_slices(ranges, _RANGES_MAX):
+        condition = or_(*(and_(table.chain == c, table.sequence.between(low, high)) for c, low, high in part))
+        yield from connection.execute(select(table.event_nid).where(condition)).scalars()

@@ -1,0 +1,318 @@
+"""Transactions. Statements run synchronously on database threads: one hop to a thread for each transaction.
+
+Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. Writes of
+the whole process run on one thread that takes all that wait at once into one commit, so that concurrent requests share
+its cost; nobody is told of success before the commit is durable.
+
+SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before it is answered for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.dml import Insert
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+READER_THREADS = 4
+GROUP_MAX = 64
+"""Write jobs that share one commit at most."""
+WRITE_ATTEMPTS = 5
+"""How often a transaction is tried that lost against another process (deadlock, serialization failure)."""
+BUSY_TIMEOUT_MS = 10_000
+"""How long SQLite waits for another process that holds the write lock."""
+READ_SLICE_VARIABLES = 500
+"""How many values one ``IN (...)`` gets; longer lists are cut up by ``in_slices``."""
+
+BatchHandler = Callable[[Connection, Sequence[Item]], "Sequence[T | BaseException]"]
+"""Does several jobs in one go; answers for each with its result or the exception that its caller shall get."""
+
+
+@dataclass(slots=True)
+class _Job(Generic[T]):
+    """One write that somebody waits for."""
+
+    run: Callable[[Connection], T] | None
+    batch: BatchHandler[Any, T] | None
+    item: Any
+    future: asyncio.Future[T]
+    loop: asyncio.AbstractEventLoop
+
+
+class Database:
+    """One database, SQLite or PostgreSQL, as ``database.url`` names it."""
+
+    def __init__(self, url: str, *, readers: int = READER_THREADS) -> None:
+        self.engine = _create_engine(url, readers)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._local = threading.local()
+        self._reader_connections: list[Connection] = []
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._writer.start()
+        self._closed = False
+
+    # -- for the event loop --------------------------------------------------------------------------------------------
+
+    async def read(self, function: Callable[..., T], *args: Any) -> T:
+        """Run ``function(connection, *args)`` in a read transaction on a database thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, function, *args)
+
+    async def write(self, function: Callable[..., T], *args: Any) -> T:
+        """Run ``function(connection, *args)`` in a write transaction; returns after the commit is durable.
+
+        The function may run more than once (a group is rolled back as a whole when one job in it fails), so it must
+        have no effect but on the database.
+        """
+        return await self._submit(lambda connection: function(connection, *args), None, None)
+
+    async def write_batched(self, handler: BatchHandler[Item, T], item: Item) -> T:
+        """Hand ``item`` to ``handler``, together with the items of all others who wait to write with that handler."""
+        return await self._submit(None, handler, item)
+
+    async def _submit(self, run: Callable[[Connection], T] | None, batch: BatchHandler[Item, T] | None, item: Any) -> T:
+        if self._closed:
+            raise RuntimeError("the database is closed")
+        loop = asyncio.get_running_loop()
+        job = _Job(run, batch, item, loop.create_future(), loop)
+        self._jobs.put(job)
+        # A cancelled request must not take its write back halfway: the writer finishes what it was given.
+        return await asyncio.shield(job.future)
+
+    # -- for threads, the command line and tests -----------------------------------------------------------------------
+
+    def read_now(self, function: Callable[..., T], *args: Any) -> T:
+        """``read`` for callers that are on a thread of their own."""
+        for attempt in (1, 2):
+            connection = self._reader_connection()
+            try:
+                with connection.begin():
+                    return function(connection, *args)
+            except DBAPIError as error:
+                if not error.connection_invalidated or attempt == 2:
+                    raise
+                self._drop_reader_connection()
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A write transaction of one's own on the calling thread, for the command line and tests."""
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(homeserver_write=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Finish what waits, then close all connections."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._writer.join()
+        self._readers.shutdown(wait=True)
+        for connection in self._reader_connections:
+            with contextlib.suppress(Exception):
+                connection.close()
+        self.engine.dispose()
+
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    def _reader_connection(self) -> Connection:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self.engine.connect()
+            if not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._local.connection = connection
+            self._reader_connections.append(connection)
+        return connection
+
+    def _drop_reader_connection(self) -> None:
+        connection: Connection = self._local.connection
+        self._reader_connections.remove(connection)
+        self._local.connection = None
+        connection.invalidate()
+        connection.close()
+
+    def _write_loop(self) -> None:
+        connection: Connection | None = None
+        while True:
+            group, stopping = self._next_group()
+            if group:
+                if connection is None or connection.closed:
+                    connection = self._open_writer()
+                outcomes = self._run_group(connection, group)
+                if connection is not None and connection.invalidated:
+                    connection.close()
+                    connection = None
+                _answer(group, outcomes)
+            if stopping:
+                if connection is not None:
+                    connection.close()
+                return
+
+    def _open_writer(self) -> Connection | None:
+        try:
+            return self.engine.connect().execution_options(homeserver_write=True)
+        except DBAPIError:
+            return None  # the group's own attempts report it
+
+    def _next_group(self) -> tuple[list[_Job[Any]], bool]:
+        group: list[_Job[Any]] = []
+        job = self._jobs.get()
+        while True:
+            if job is None:
+                return group, True
+            group.append(job)
+            if len(group) >= GROUP_MAX:
+                return group, False
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return group, False
+
+    def _run_group(self, connection: Connection | None, group: list[_Job[Any]]) -> list[Any]:
+        """The outcome of each job: its result, or the exception that its caller gets."""
+        if connection is None:
+            try:
+                connection = self.engine.connect().execution_options(homeserver_write=True)
+            except Exception as error:
+                return [error] * len(group)
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            try:
+                with connection.begin():
+                    return _run_jobs(connection, group)
+            except Exception as error:
+                if connection.invalidated or connection.closed:
+                    return [error] * len(group)  # whether it was committed is not known
+                if _worth_another_try(error) and attempt < WRITE_ATTEMPTS:
+                    time.sleep(random.uniform(0.001, 0.02) * attempt)
+                    continue
+                if len(group) == 1:
+                    return [error]
+                break
+        # One of them fails: each for itself, so that it takes nobody else with it.
+        return [outcome for job in group for outcome in self._run_group(connection, [job])]
+
+
+def _run_jobs(connection: Connection, group: list[_Job[Any]]) -> list[Any]:
+    outcomes: list[Any] = [None] * len(group)
+    batches: dict[Any, list[int]] = {}
+    for index, job in enumerate(group):
+        if job.batch is not None:
+            batches.setdefault(job.batch, []).append(index)
+        else:
+            assert job.run is not None
+            outcomes[index] = job.run(connection)
+    for handler, indexes in batches.items():
+        results = handler(connection, [group[index].item for index in indexes])
+        for index, result in zip(indexes, results, strict=True):
+            outcomes[index] = result
+    return outcomes
+
+
+def _answer(group: list[_Job[Any]], outcomes: list[Any]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for job, outcome in zip(group, outcomes, strict=True):
+        by_loop.setdefault(job.loop, []).append((job.future, outcome))
+    for loop, answers in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, answers)
+
+
+def _resolve(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in answers:
+        if future.done():
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+            # Whoever was cancelled in the meantime does not fetch it, which is no reason for a warning.
+            future.exception()
+        else:
+            future.set_result(outcome)
+
+
+def _worth_another_try(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate in {"40001", "40P01", "23505"} or "database is locked" in str(error.orig)
+
+
+def _create_engine(url: str, readers: int) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(
+            parsed,
+            pool_size=readers + 2,
+            max_overflow=4,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(parsed, pool_size=readers + 2, max_overflow=4, pool_pre_ping=False)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA temp_store=MEMORY")
+    cursor.execute("PRAGMA cache_size=-8000")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the lock at once: a read that turns into a write could find it gone.
+    writes = connection.get_execution_options().get("homeserver_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def insert(connection: Connection, table: Table) -> Any:
+    """The dialect's own INSERT, which knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
+    if connection.dialect.name == "sqlite":
+        return sqlite_insert(table)
+    return postgresql_insert(table)
+
+
+def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Insert rows; where ``keys`` exist, replace all other columns that the rows name."""
+    if not rows:
+        return
+    statement: Insert = insert(connection, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}  # type: ignore[attr-defined]
+    statement = (
+        statement.on_conflict_do_update(index_elements=list(keys), set_=changed)  # type: ignore[attr-defined]
+        if changed
+        else statement.on_conflict_do_nothing(index_elements=list(keys))  # type: ignore[attr-defined]
+    )
+    connection.execute(statement, list(rows))
+
+
+def in_slices(values: Sequence[T], size: int = READ_SLICE_VARIABLES) -> Iterator[Sequence[T]]:
+    """``values`` in pieces that a statement's ``IN (...)`` can take."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

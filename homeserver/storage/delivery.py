@@ -1,0 +1,360 @@
+"""What other servers have still to get from us, how well they can be reached, and what they have sent us.
+
+Rows of ``outbound_pdus`` are only for servers that could not be reached at once; see ``federation.delivery``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, text, update
+
+from homeserver.storage.database import Database, in_slices, upsert
+from homeserver.storage.database import insert as insert_or
+from homeserver.storage.streams import current_position
+from homeserver.storage.tables import (
+    destinations,
+    events,
+    outbound_pdus,
+    outbound_requests,
+    reader_positions,
+    received_transactions,
+    state_keys,
+)
+
+READER = "federation"
+"""The name of the delivery among the readers of the event stream."""
+_LEASE_KEY = 0x6D6174726978
+"""The PostgreSQL advisory lock of whoever delivers."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundPdu:
+    """An event that a server has still to get."""
+
+    stream_position: int
+    room_nid: int
+    event_nid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reachability:
+    """How well a server can be reached."""
+
+    server_name: str
+    failing_since_ts: int | None = None
+    retry_at_ts: int | None = None
+    retry_interval_ms: int = 0
+    last_success_ts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the delivery writes down in one transaction."""
+
+    position: int
+    """All events up to here are delivered, or in ``outbound_pdus``."""
+    owed: Sequence[tuple[str, OutboundPdu]] = ()
+    """``(server_name, event)`` for servers that did not take it at once."""
+    reachability: Sequence[Reachability] = ()
+
+
+# -- the event stream --------------------------------------------------------------------------------------------------
+
+
+def start_position(connection: Connection) -> int:
+    """How far the delivery has come; where it never ran, the present."""
+    stored = connection.execute(
+        select(reader_positions.c.position).where(reader_positions.c.reader == READER)
+    ).scalar_one_or_none()
+    return current_position(connection) if stored is None else int(stored)
+
+
+def events_after(connection: Connection, position: int, limit: int) -> tuple[list[OutboundPdu], int]:
+    """Accepted events after a position, oldest first, and the position up to which that is all there is."""
+    upto = current_position(connection)
+    columns = (events.c.stream_position, events.c.room_nid, events.c.event_nid)
+    statement = (
+        select(*columns)
+        .where(events.c.stream_position > position, events.c.stream_position <= upto, events.c.verdict == 0)
+        .order_by(events.c.stream_position)
+        .limit(limit)
+    )
+    found = [OutboundPdu(*row) for row in connection.execute(statement)]
+    return found, (found[-1].stream_position if len(found) == limit else upto)
+
+
+# -- what is owed ------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(connection: Connection, checkpoint: Checkpoint) -> None:
+    """Write down how far the delivery has come and what it still owes to whom."""
+    if checkpoint.owed:
+        statement = insert_or(connection, outbound_pdus).on_conflict_do_nothing(
+            index_elements=["server_name", "stream_position"]
+        )
+        connection.execute(statement, [_owed_row(server_name, pdu) for server_name, pdu in checkpoint.owed])
+    for reachability in checkpoint.reachability:
+        store_reachability(connection, reachability)
+    upsert(connection, reader_positions, [{"reader": READER, "position": checkpoint.position}], ["reader"])
+
+
+def _owed_row(server_name: str, pdu: OutboundPdu) -> dict[str, Any]:
+    return {
+        "server_name": server_name,
+        "stream_position": pdu.stream_position,
+        "room_nid": pdu.room_nid,
+        "event_nid": pdu.event_nid,
+    }
+
+
+def owed_counts(connection: Connection) -> dict[str, int]:
+    """How many events each server has still to get, for those that have any."""
+    table = outbound_pdus.c
+    rows = connection.execute(select(table.server_name, func.count()).group_by(table.server_name))
+    return {row[0]: row[1] for row in rows}
+
+
+def owed_pdus(connection: Connection, server_name: str, limit: int) -> list[OutboundPdu]:
+    """The oldest events that a server has still to get."""
+    table = outbound_pdus.c
+    statement = (
+        select(table.stream_position, table.room_nid, table.event_nid)
+        .where(table.server_name == server_name)
+        .order_by(table.stream_position)
+        .limit(limit)
+    )
+    return [OutboundPdu(*row) for row in connection.execute(statement)]
+
+
+def remove_owed(connection: Connection, server_name: str, positions: Iterable[int]) -> int:
+    """Forget events that a server has got. Returns how many it has still to get."""
+    table = outbound_pdus.c
+    for part in in_slices(list(positions)):
+        connection.execute(
+            delete(outbound_pdus).where(table.server_name == server_name, table.stream_position.in_(part))
+        )
+    statement = select(func.count()).select_from(outbound_pdus).where(table.server_name == server_name)
+    return int(connection.execute(statement).scalar_one())
+
+
+def thin_out(connection: Connection, server_name: str, keep_max: int) -> int:
+    """Keep, of what a server has still to get, the latest event of each room and what concerns its own users.
+
+    From the latest event it finds the others, if it is in the room; where a user of its own is kicked or banned it may
+    not be in the room. Beyond ``keep_max`` events the oldest go. Returns how many are left.
+    """
+    table = outbound_pdus.c
+    statement = (
+        select(table.stream_position, table.room_nid, events.c.type, state_keys.c.state_key)
+        .select_from(
+            outbound_pdus.join(events, events.c.event_nid == table.event_nid).outerjoin(
+                state_keys, state_keys.c.state_key_nid == events.c.state_key_nid
+            )
+        )
+        .where(table.server_name == server_name)
+        .order_by(table.stream_position.desc())
+    )
+    seen: set[int] = set()
+    kept = 0
+    dropped: list[int] = []
+    for position, room_nid, event_type, state_key in connection.execute(statement):
+        is_theirs = event_type == "m.room.member" and (state_key or "").partition(":")[2] == server_name
+        if kept < keep_max and (room_nid not in seen or is_theirs):
+            kept += 1
+        else:
+            dropped.append(position)
+        seen.add(room_nid)
+    remove_owed(connection, server_name, dropped)
+    return kept
+
+
+# -- reachability ------------------------------------------------------------------------------------------------------
+
+
+def unreachable_servers(connection: Connection) -> list[Reachability]:
+    """The servers that are to be left alone for a while."""
+    table = destinations.c
+    statement = select(
+        table.server_name,
+        table.failing_since_ts,
+        table.retry_at_ts,
+        table.retry_interval_ms,
+        table.last_success_ts,
+    ).where(table.failing_since_ts.is_not(None))
+    return [Reachability(*row) for row in connection.execute(statement)]
+
+
+def store_reachability(connection: Connection, reachability: Reachability) -> None:
+    """Write down how well a server can be reached."""
+    row: dict[str, Any] = {
+        "server_name": reachability.server_name,
+        "failing_since_ts": reachability.failing_since_ts,
+        "retry_at_ts": reachability.retry_at_ts,
+        "retry_interval_ms": reachability.retry_interval_ms,
+    }
+    if reachability.last_success_ts is not None:
+        row["last_success_ts"] = reachability.last_success_ts
+    upsert(connection, destinations, [row], ["server_name"])
+
+
+# -- who delivers ------------------------------------------------------------------------------------------------------
+
+
+class DeliveryLease:
+    """The right to deliver: one process of all that share a database has it, as long as it is connected.
+
+    On PostgreSQL an advisory lock, which the database takes back when the connection breaks. A SQLite database belongs
+    to one process anyway.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+
+    def hold(self) -> bool:
+        """Take the lease, or make sure that it is still ours. Blocks for one question to the database."""
+        if self._database.is_sqlite:
+            return True
+        try:
+            if self._connection is not None:
+                self._connection.execute(text("SELECT 1"))
+                return True
+            connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LEASE_KEY}).scalar_one():
+                self._connection = connection
+                return True
+            connection.close()
+        except Exception:
+            self.release()
+            raise
+        return False
+
+    def release(self) -> None:
+        """Let another process deliver."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()  # with the connection itself the lock goes, whatever state it is in
+            connection.close()
+
+
+# -- handshakes that are owed ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OwedRequest:
+    """A handshake with another server that is still owed, such as the rejection of an invitation."""
+
+    request_nid: int
+    kind: str
+    room_id: str
+    user_id: str
+    candidates: bytes
+    """A JSON list of the servers that may take it."""
+    content: bytes
+    """The JSON object of the event's content."""
+    attempts: int
+    retry_at_ts: int
+    created_ts: int
+
+
+def owe_request(
+    connection: Connection, kind: str, room_id: str, user_id: str, candidates: bytes, content: bytes, now_ms: int
+) -> None:
+    """Owe a handshake; it replaces an earlier one for the same room and user."""
+    cancel_requests(connection, room_id, user_id)
+    connection.execute(
+        insert(outbound_requests).values(
+            kind=kind,
+            room_id=room_id,
+            user_id=user_id,
+            candidates=candidates,
+            content=content,
+            attempts=0,
+            retry_at_ts=now_ms,
+            created_ts=now_ms,
+        )
+    )
+
+
+def due_requests(connection: Connection, now_ms: int, limit: int) -> list[OwedRequest]:
+    """The handshakes whose time has come, the longest due first."""
+    table = outbound_requests.c
+    statement = (
+        select(
+            table.request_nid,
+            table.kind,
+            table.room_id,
+            table.user_id,
+            table.candidates,
+            table.content,
+            table.attempts,
+            table.retry_at_ts,
+            table.created_ts,
+        )
+        .where(table.retry_at_ts <= now_ms)
+        .order_by(table.retry_at_ts)
+        .limit(limit)
+    )
+    return [OwedRequest(*row) for row in connection.execute(statement)]
+
+
+def next_request_ts(connection: Connection) -> int | None:
+    """When the next handshake is due."""
+    value = connection.execute(select(func.min(outbound_requests.c.retry_at_ts))).scalar_one_or_none()
+    return None if value is None else int(value)
+
+
+def postpone_request(connection: Connection, request_nid: int, attempts: int, retry_at_ts: int) -> None:
+    """Try a handshake again later."""
+    connection.execute(
+        update(outbound_requests)
+        .where(outbound_requests.c.request_nid == request_nid)
+        .values(attempts=attempts, retry_at_ts=retry_at_ts)
+    )
+
+
+def remove_request(connection: Connection, request_nid: int) -> None:
+    """A handshake is done, or given up."""
+    connection.execute(delete(outbound_requests).where(outbound_requests.c.request_nid == request_nid))
+
+
+def cancel_requests(connection: Connection, room_id: str, user_id: str) -> None:
+    """Whatever was owed for this room and user is out of date: the user was invited again, or joins."""
+    table = outbound_requests.c
+    connection.execute(delete(outbound_requests).where(table.room_id == room_id, table.user_id == user_id))
+
+
+# -- transactions that we got ------------------------------------------------------------------------------------------
+
+
+def received_response(connection: Connection, origin: str, txn_id: str) -> bytes | None:
+    """What we answered to a transaction, if we have had it."""
+    table = received_transactions.c
+    statement = select(table.response).where(table.origin == origin, table.txn_id == txn_id)
+    response = connection.execute(statement).scalar_one_or_none()
+    return None if response is None else bytes(response)
+
+
+def store_responses(connection: Connection, answers: Sequence[tuple[str, str, bytes, int]]) -> list[None]:
+    """Remember ``(origin, txn_id, response, ts)`` for transactions that come again. A handler for write_batched."""
+    rows = [{"origin": a[0], "txn_id": a[1], "response": a[2], "ts": a[3]} for a in answers]
+    # The last of several with the same ID counts: one INSERT cannot touch a row twice.
+    unique = {(row["origin"], row["txn_id"]): row for row in rows}
+    upsert(connection, received_transactions, list(unique.values()), ["origin", "txn_id"])
+    return [None] * len(answers)
+
+
+def forget_responses(connection: Connection, before_ts: int) -> None:
+    """Forget the transactions that were answered before a time: nobody sends them again."""
+    connection.execute(delete(received_transactions).where(received_transactions.c.ts < before_ts))
+
+
+def forget_destinations(connection: Connection, failing_before_ts: int) -> None:
+    """Forget what is owed to servers that have been gone for too long."""
+    gone = select(destinations.c.server_name).where(
+        and_(destinations.c.failing_since_ts.is_not(None), destinations.c.failing_since_ts < failing_before_ts)
+    )
+    connection.execute(delete(outbound_pdus).where(or_(outbound_pdus.c.server_name.in_(gone))))

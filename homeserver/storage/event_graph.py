@@ -1,0 +1,230 @@
+"""Events as they are stored, and how they are read back. Writing is ``graph_writes``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Select, and_, bindparam, select
+
+from homeserver.protocol.events import Event
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.storage.database import in_slices
+from homeserver.storage.tables import (
+    backward_extremities,
+    client_transactions,
+    event_edges,
+    events,
+    forward_extremities,
+    redactions,
+    rejections,
+    rooms,
+)
+
+
+class Verdict(IntFlag):
+    """What the checks on receipt said of an event, and whether it stands in the graph."""
+
+    ACCEPTED = 0
+    OUTLIER = 1
+    """Known, but not placed in the graph: an auth event, or an invitation from outside."""
+    REJECTED = 2
+    SOFT_FAILED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event with its place in this server's graph."""
+
+    event: Event
+    event_nid: int
+    room_nid: int
+    verdict: Verdict
+    stream_position: int | None
+    """None for outliers, negative for backfilled events."""
+    state_group: int | None
+    """The state after the event; None for outliers."""
+    replaces_nid: int | None = None
+    """The state event that this one took the place of."""
+    redacted_by: Event | None = None
+    """A redaction of this event that was allowed."""
+    txn: tuple[str, str, str] | None = None
+    """``(user_id, device_id, txn_id)`` of our own client that sent it."""
+
+    @property
+    def event_id(self) -> str:
+        """The event's ID."""
+        return self.event.event_id
+
+    @property
+    def visible(self) -> bool:
+        """Whether clients may hear of it at all."""
+        return self.verdict == Verdict.ACCEPTED
+
+
+_COLUMNS = (
+    events.c.event_nid,
+    events.c.event_id,
+    events.c.room_nid,
+    events.c.verdict,
+    events.c.stream_position,
+    events.c.state_group,
+    events.c.replaces_nid,
+    events.c.json,
+    rooms.c.room_id,
+    rooms.c.version,
+)
+_STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
+_BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
+_BY_ID = _STORED.where(events.c.event_id.in_(bindparam("wanted", expanding=True)))
+_TXNS = select(
+    client_transactions.c.event_nid,
+    client_transactions.c.user_id,
+    client_transactions.c.device_id,
+    client_transactions.c.txn_id,
+).where(client_transactions.c.event_nid.in_(bindparam("wanted", expanding=True)))
+_redaction_events = events.alias("redaction_events")
+_REDACTIONS = (
+    select(redactions.c.redacted_event_id, _redaction_events.c.event_id, _redaction_events.c.json)
+    .join_from(redactions, _redaction_events, _redaction_events.c.event_nid == redactions.c.redaction_nid)
+    .where(
+        redactions.c.redacted_event_id.in_(bindparam("wanted", expanding=True)),
+        redactions.c.applied,
+    )
+    .order_by(redactions.c.redaction_nid.desc())
+)
+
+
+def events_by_nid(connection: Connection, nids: Iterable[int]) -> list[StoredEvent]:
+    """The events with these numeric IDs, in no particular order."""
+    return _read(connection, _BY_NID, list(nids))
+
+
+def events_by_id(connection: Connection, event_ids: Iterable[str]) -> list[StoredEvent]:
+    """The events with these IDs, as far as they are known."""
+    return _read(connection, _BY_ID, list(event_ids))
+
+
+def _read(connection: Connection, statement: Select[Any], wanted: Sequence[Any]) -> list[StoredEvent]:
+    found: list[StoredEvent] = []
+    for part in in_slices(wanted):
+        rows = connection.execute(statement, {"wanted": list(part)}).all()
+        found.extend(from_rows(connection, rows))
+    return found
+
+
+def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
+    """Stored events of rows with the columns of ``stored_events_select``."""
+    if not rows:
+        return []
+    txns = {
+        row[0]: (row[1], row[2], row[3])
+        for part in in_slices([row[0] for row in rows if row[4] is not None and row[4] > 0])
+        for row in connection.execute(_TXNS, {"wanted": list(part)})
+    }
+    versions = {row[1]: (ROOM_VERSIONS[row[9]], row[8]) for row in rows}
+    redacted_by: dict[str, Event] = {}
+    for ids in in_slices([row[1] for row in rows]):
+        for target, redaction_id, json in connection.execute(_REDACTIONS, {"wanted": list(ids)}):
+            version, room_id = versions[target]
+            redacted_by[target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
+    return [
+        StoredEvent(
+            event=Event(orjson.loads(row[7]), versions[row[1]][0], row[1], row[8], bytes(row[7])),
+            event_nid=row[0],
+            room_nid=row[2],
+            verdict=Verdict(row[3]),
+            stream_position=row[4],
+            state_group=row[5],
+            replaces_nid=row[6],
+            redacted_by=redacted_by.get(row[1]),
+            txn=txns.get(row[0]),
+        )
+        for row in rows
+    ]
+
+
+def stored_events_select() -> Select[Any]:
+    """``SELECT`` of the columns that ``from_rows`` reads, from ``events`` joined with ``rooms``, to be narrowed."""
+    return _STORED
+
+
+def nids_of(connection: Connection, event_ids: Iterable[str]) -> dict[str, int]:
+    """Numeric IDs of the events that are known, outliers included."""
+    return {event_id: nid for event_id, (nid, _) in nids_and_verdicts(connection, event_ids).items()}
+
+
+def nids_and_verdicts(connection: Connection, event_ids: Iterable[str]) -> dict[str, tuple[int, Verdict]]:
+    """Numeric ID and verdict of the events that are known."""
+    found: dict[str, tuple[int, Verdict]] = {}
+    for part in in_slices(list(event_ids)):
+        rows = connection.execute(
+            select(events.c.event_id, events.c.event_nid, events.c.verdict).where(events.c.event_id.in_(part))
+        )
+        found.update((row[0], (row[1], Verdict(row[2]))) for row in rows)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ExtremityRow:
+    """A forward extremity as stored."""
+
+    event_id: str
+    event_nid: int
+    depth: int
+    state_group: int
+
+
+def forward_extremities_of(connection: Connection, room_nids: Sequence[int]) -> dict[int, list[ExtremityRow]]:
+    """The forward extremities of rooms, by room."""
+    found: dict[int, list[ExtremityRow]] = {room_nid: [] for room_nid in room_nids}
+    for part in in_slices(room_nids):
+        statement = (
+            select(
+                forward_extremities.c.room_nid,
+                events.c.event_id,
+                events.c.event_nid,
+                events.c.depth,
+                events.c.state_group,
+            )
+            .join_from(forward_extremities, events, events.c.event_nid == forward_extremities.c.event_nid)
+            .where(forward_extremities.c.room_nid.in_(part))
+            .order_by(events.c.event_nid)
+        )
+        for room_nid, event_id, event_nid, depth, group in connection.execute(statement):
+            found[room_nid].append(ExtremityRow(event_id, event_nid, depth, group))
+    return found
+
+
+def is_followed(connection: Connection, event_id: str, event_nid: int | None) -> bool:
+    """Whether an event that stands in the graph names this one among its prev_events."""
+    missing = select(backward_extremities.c.event_nid).where(backward_extremities.c.missing_event_id == event_id)
+    if connection.execute(missing.limit(1)).first():
+        return True
+    if event_nid is None:
+        return False
+    edge = select(event_edges.c.event_nid).where(event_edges.c.prev_nid == event_nid)
+    return connection.execute(edge.limit(1)).first() is not None
+
+
+def rejection_reason(connection: Connection, event_nid: int) -> str | None:
+    """Why an event was rejected or soft-failed."""
+    statement = select(rejections.c.reason).where(rejections.c.event_nid == event_nid)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def pending_redactions(connection: Connection, event_ids: Iterable[str]) -> list[StoredEvent]:
+    """Redactions of these events that came before them, and were not applied yet."""
+    nids: list[int] = []
+    for part in in_slices(list(event_ids)):
+        nids.extend(
+            connection.execute(
+                select(redactions.c.redaction_nid).where(
+                    and_(redactions.c.redacted_event_id.in_(part), redactions.c.applied.is_(False))
+                )
+            ).scalars()
+        )
+    return events_by_nid(connection, nids)

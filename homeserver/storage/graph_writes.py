@@ -1,0 +1,702 @@
+"""Writing to the event graph: all that waits, of all rooms, in a few statements.
+
+``GraphWriter.append`` is a batch handler (``Database.write_batched``): it gets the appends of several rooms at once and
+runs one statement per table for all of them. What it is given is decided already; it only gives out numbers, replaces
+event IDs by them, and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select, tuple_, update
+
+from homeserver.errors import HomeserverError
+from homeserver.protocol.events import Event, StateKey
+from homeserver.storage import auth_chains, room_state
+from homeserver.storage.database import in_slices, upsert
+from homeserver.storage.database import insert as insert_or
+from homeserver.storage.event_graph import Verdict, nids_and_verdicts
+from homeserver.storage.tables import (
+    backward_extremities,
+    client_transactions,
+    counters,
+    current_state,
+    current_state_changes,
+    event_edges,
+    events,
+    forward_extremities,
+    redactions,
+    rejections,
+    room_members,
+    rooms,
+    user_rooms,
+)
+
+STATE_KEYS_CACHED_MAX = 200_000
+
+
+class StaleHead(HomeserverError):
+    """The room went on since the append was composed; compose anew."""
+
+
+class AlreadySent(HomeserverError):
+    """A transaction ID was used before; ``sent`` maps the new event IDs to the numeric IDs of the old events."""
+
+    def __init__(self, sent: Mapping[str, int]) -> None:
+        super().__init__("transaction ID used before")
+        self.sent = sent
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionKey:
+    """What makes a client's request harmless to repeat."""
+
+    user_id: str
+    device_id: str
+    scope: str
+    txn_id: str
+    ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRef:
+    """A state group: one that is stored (``state_group``), or the ``index``-th new one of the append."""
+
+    state_group: int | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWrite:
+    """A new state group: what it changes against its predecessor (None: it is a whole state)."""
+
+    predecessor: GroupRef | None
+    delta: Mapping[StateKey, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class EventWrite:
+    """An event to be stored, judged already."""
+
+    event: Event
+    verdict: Verdict
+    state: GroupRef | None
+    """The state after the event; None for outliers."""
+    replaces: str | None = None
+    reason: str | None = None
+    txn: TransactionKey | None = None
+    backfilled: bool = False
+    awaited: bool = False
+    """Events that stand in the graph may name this one as their missing prev_event."""
+    redaction_applied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentChange:
+    """A change of the current state, at the position of the event with this ID."""
+
+    key: StateKey
+    event: Event | None
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewRoom:
+    """A room that is to be added, unless it is there already."""
+
+    room_id: str
+    version: str
+    created_ts: int
+
+
+@dataclass(slots=True)
+class RoomAppend:
+    """What one room gets in one transaction."""
+
+    room_nid: int
+    """0 for a new room."""
+    generation: int
+    """The generation that this was composed on."""
+    events: list[EventWrite] = field(default_factory=list)
+    groups: list[GroupWrite] = field(default_factory=list)
+    changes: list[CurrentChange] = field(default_factory=list)
+    current: GroupRef | None = None
+    """The current state afterwards; None: as it was."""
+    extremities: tuple[frozenset[str], frozenset[str]] | None = None
+    """Forward extremities before and after; None: as they were."""
+    known: dict[str, int] = field(default_factory=dict)
+    """Numeric IDs of events that are named, as far as they are at hand; they stand in the graph."""
+    applied_redactions: list[tuple[str, str]] = field(default_factory=list)
+    """``(redacted, redaction)`` event IDs of redactions that came before their targets."""
+    new_room: NewRoom | None = None
+    replace_state: bool = False
+    """The current state is not changed but replaced, by all of ``changes`` (a join through another server)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append was given: numeric IDs and positions by event ID, and the groups by their index."""
+
+    room_nid: int
+    nids: Mapping[str, int]
+    positions: Mapping[str, int]
+    groups: Sequence[int]
+
+
+_GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
+    rooms.c.room_nid.in_(bindparam("wanted", expanding=True))
+)
+_LOCKED_GENERATIONS = _GENERATIONS.order_by(rooms.c.room_nid).with_for_update()
+_TAKE = (
+    update(counters)
+    .values(
+        event=counters.c.event + bindparam("events_taken"),
+        stream=counters.c.stream + bindparam("positions_taken"),
+        backfill=counters.c.backfill - bindparam("backfilled_taken"),
+        state_group=counters.c.state_group + bindparam("groups_taken"),
+        auth_chain=counters.c.auth_chain + bindparam("chains_taken"),
+    )
+    .returning(counters.c.event, counters.c.stream, counters.c.backfill, counters.c.state_group, counters.c.auth_chain)
+)
+_INSERT_EVENTS = insert(events)
+_PLACE_OUTLIER = (
+    update(events)
+    .where(events.c.event_nid == bindparam("b_event_nid"))
+    .values(
+        stream_position=bindparam("b_stream_position"),
+        state_group=bindparam("b_state_group"),
+        replaces_nid=bindparam("b_replaces_nid"),
+        verdict=bindparam("b_verdict"),
+        json=bindparam("b_json"),
+    )
+)
+_MOVE_EXTREMITY = (
+    update(forward_extremities)
+    .where(
+        and_(
+            forward_extremities.c.room_nid == bindparam("b_room_nid"),
+            forward_extremities.c.event_nid == bindparam("b_old"),
+        )
+    )
+    .values(event_nid=bindparam("b_new"))
+)
+_DROP_EXTREMITY = delete(forward_extremities).where(
+    and_(
+        forward_extremities.c.room_nid == bindparam("b_room_nid"),
+        forward_extremities.c.event_nid == bindparam("b_old"),
+    )
+)
+_NEXT_GENERATION = (
+    update(rooms).where(rooms.c.room_nid == bindparam("b_room_nid")).values(generation=bindparam("b_generation"))
+)
+_NEXT_STATE = (
+    update(rooms)
+    .where(rooms.c.room_nid == bindparam("b_room_nid"))
+    .values(generation=bindparam("b_generation"), state_group=bindparam("b_state_group"))
+)
+
+
+class _Rows:
+    """The rows of one transaction, by table."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.placed: list[dict[str, Any]] = []
+        self.edges: list[dict[str, Any]] = []
+        self.missing: list[dict[str, Any]] = []
+        self.awaited: list[int] = []
+        self.moved: list[dict[str, Any]] = []
+        self.dropped_extremities: list[dict[str, Any]] = []
+        self.new_extremities: list[dict[str, Any]] = []
+        self.groups: list[room_state.NewGroup] = []
+        self.auth: list[tuple[int, list[int]]] = []
+        self.current: list[dict[str, Any]] = []
+        self.removed: list[tuple[int, int]] = []
+        self.changes: list[dict[str, Any]] = []
+        self.members: list[dict[str, Any]] = []
+        self.removed_members: list[tuple[int, str]] = []
+        self.user_rooms: list[dict[str, Any]] = []
+        self.redactions: list[dict[str, Any]] = []
+        self.reasons: list[dict[str, Any]] = []
+        self.txns: list[dict[str, Any]] = []
+        self.generations: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """Numbers that were taken for a transaction, handed out one by one."""
+
+    event: int
+    stream: int
+    backfill: int
+    group: int
+    chain: int
+
+    def next_chain(self) -> int:
+        self.chain += 1
+        return self.chain
+
+
+class GraphWriter:
+    """Writes appends. Remembers the numeric IDs of state keys, which never change once they are committed."""
+
+    def __init__(self, is_local: Callable[[str], bool]) -> None:
+        self._is_local = is_local
+        self._state_keys: dict[StateKey, int] = {}
+
+    def append(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended | BaseException]:
+        """Write appends of different rooms. A room that went on meanwhile gets ``StaleHead``, the rest is written."""
+        outcomes: list[Appended | BaseException] = [StaleHead()] * len(appends)
+        for append in appends:
+            if append.new_room is not None:
+                append.room_nid, append.generation = add_room(connection, append.new_room)
+        fresh = self._fresh(connection, appends)
+        repeated = _repeated_transactions(connection, [a for a in fresh if any(e.txn for e in a.events)])
+        todo: list[tuple[int, RoomAppend]] = []
+        for index, append in enumerate(appends):
+            if append not in fresh:
+                continue
+            sent = {e.event.event_id: repeated[e.txn] for e in append.events if e.txn in repeated and e.txn}
+            if sent:
+                outcomes[index] = AlreadySent(sent)
+            else:
+                todo.append((index, append))
+        known = self._known_events(connection, [append for _, append in todo])
+        todo = [(i, a) for i, a in todo if not _has_placed(a, known, outcomes, i)]
+        if not todo:
+            return outcomes
+        state_keys = self._intern(connection, [append for _, append in todo])
+        numbers = _take_numbers(connection, [append for _, append in todo], known)
+        rows = _Rows()
+        for index, append in todo:
+            outcomes[index] = self._collect(append, known, state_keys, numbers, rows)
+        for _, append in todo:
+            if append.replace_state:
+                _clear_state(connection, append.room_nid)
+        _write(connection, rows, numbers)
+        return outcomes
+
+    def remember_state_keys(self, connection: Connection, keys: Iterable[StateKey]) -> None:
+        """Read committed numeric IDs into the cache (from a read transaction, never from one that may roll back)."""
+        if len(self._state_keys) > STATE_KEYS_CACHED_MAX:
+            self._state_keys.clear()
+        self._state_keys.update(room_state.state_key_nids(connection, keys))
+
+    # -- gathering -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _fresh(connection: Connection, appends: Sequence[RoomAppend]) -> list[RoomAppend]:
+        statement = _GENERATIONS if connection.dialect.name == "sqlite" else _LOCKED_GENERATIONS
+        current = {row[0]: row[1] for row in connection.execute(statement, {"wanted": [a.room_nid for a in appends]})}
+        fresh: list[RoomAppend] = []
+        for append in appends:
+            if current.get(append.room_nid) == append.generation:
+                fresh.append(append)
+                current[append.room_nid] = -1  # one append of a room in a transaction
+        return fresh
+
+    @staticmethod
+    def _known_events(connection: Connection, appends: Sequence[RoomAppend]) -> dict[str, tuple[int, Verdict]]:
+        """Numeric ID and verdict of every event that is named and was there before."""
+        known: dict[str, tuple[int, Verdict]] = {}
+        wanted: set[str] = set()
+        for append in appends:
+            known.update((event_id, (nid, Verdict.ACCEPTED)) for event_id, nid in append.known.items())
+            for write in append.events:
+                event = write.event
+                if write.txn is None and event.event_id not in known:
+                    wanted.add(event.event_id)
+                wanted.update(event.prev_events)
+                if event.is_state:
+                    wanted.update(event.auth_events)
+                if write.replaces:
+                    wanted.add(write.replaces)
+            wanted.update(event_id for group in append.groups for event_id in group.delta.values() if event_id)
+            wanted.update(change.event.event_id for change in append.changes if change.event)
+            if append.extremities:
+                wanted.update(append.extremities[0] | append.extremities[1])
+        wanted -= known.keys()
+        known.update(nids_and_verdicts(connection, wanted))
+        return known
+
+    def _intern(self, connection: Connection, appends: Sequence[RoomAppend]) -> dict[StateKey, int]:
+        wanted = {write.event.key for append in appends for write in append.events if write.event.is_state}
+        for append in appends:
+            wanted.update(key for group in append.groups for key in group.delta)
+            wanted.update(change.key for change in append.changes)
+        found = {key: self._state_keys[key] for key in wanted if key in self._state_keys}
+        missing = wanted - found.keys()
+        if missing:
+            found.update(room_state.intern_state_keys(connection, missing))
+        return found
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def _collect(
+        self,
+        append: RoomAppend,
+        known: Mapping[str, tuple[int, Verdict]],
+        state_keys: Mapping[StateKey, int],
+        numbers: _Numbers,
+        rows: _Rows,
+    ) -> Appended:
+        nids: dict[str, int] = {event_id: nid for event_id, (nid, _) in known.items()}
+        in_graph = {event_id for event_id, (_, verdict) in known.items() if not verdict & Verdict.OUTLIER}
+        new: dict[str, int] = {}
+        for write in append.events:
+            if write.event.event_id not in nids:
+                numbers.event += 1
+                nids[write.event.event_id] = numbers.event
+            new[write.event.event_id] = nids[write.event.event_id]
+            if not write.verdict & Verdict.OUTLIER:
+                in_graph.add(write.event.event_id)
+        groups = range(numbers.group + 1, numbers.group + 1 + len(append.groups))
+        numbers.group += len(append.groups)
+        self._collect_groups(append, groups, nids, state_keys, rows)
+        positions: dict[str, int] = {}
+        for write in append.events:
+            position = _position(write, numbers)
+            if position is not None:
+                positions[write.event.event_id] = position
+            _collect_event(append.room_nid, write, position, groups, nids, known, state_keys, rows)
+            if not write.verdict & Verdict.OUTLIER:
+                _collect_edges(append.room_nid, write.event, nids, in_graph, rows)
+                if write.awaited:
+                    rows.awaited.append(nids[write.event.event_id])
+        for redacted, redaction in append.applied_redactions:
+            rows.redactions.append({"redacted_event_id": redacted, "redaction_nid": nids[redaction], "applied": True})
+        self._collect_current(append, positions, nids, state_keys, rows)
+        _collect_extremities(append, nids, rows)
+        if append.current is not None:
+            group = _group_number(append.current, groups)
+            rows.states.append(
+                {
+                    "b_room_nid": append.room_nid,
+                    "b_generation": append.generation + 1,
+                    "b_state_group": group,
+                }
+            )
+        else:
+            rows.generations.append({"b_room_nid": append.room_nid, "b_generation": append.generation + 1})
+        return Appended(append.room_nid, new, positions, groups)
+
+    @staticmethod
+    def _collect_groups(
+        append: RoomAppend,
+        numbers: range,
+        nids: Mapping[str, int],
+        state_keys: Mapping[StateKey, int],
+        rows: _Rows,
+    ) -> None:
+        for number, group in zip(numbers, append.groups, strict=True):
+            rows.groups.append(
+                room_state.NewGroup(
+                    number,
+                    append.room_nid,
+                    _group_number(group.predecessor, numbers) if group.predecessor else None,
+                    {state_keys[key]: nids[e] if e else None for key, e in group.delta.items()},
+                )
+            )
+
+    def _collect_current(
+        self,
+        append: RoomAppend,
+        positions: Mapping[str, int],
+        nids: Mapping[str, int],
+        state_keys: Mapping[StateKey, int],
+        rows: _Rows,
+    ) -> None:
+        room_nid = append.room_nid
+        last: dict[StateKey, CurrentChange] = {}
+        for change in append.changes:
+            last[change.key] = change
+            if append.replace_state:
+                continue  # who joins now is given the whole state, not its changes
+            rows.changes.append(
+                {
+                    "room_nid": room_nid,
+                    "position": positions[change.at],
+                    "state_key_nid": state_keys[change.key],
+                    "event_nid": nids[change.event.event_id] if change.event else None,
+                }
+            )
+        for key, change in last.items():
+            if change.event is None:
+                rows.removed.append((room_nid, state_keys[key]))
+                if key[0] == "m.room.member":
+                    rows.removed_members.append((room_nid, key[1]))
+                continue
+            nid = nids[change.event.event_id]
+            rows.current.append({"room_nid": room_nid, "state_key_nid": state_keys[key], "event_nid": nid})
+            if key[0] == "m.room.member":
+                rows.members.append(member_row(room_nid, change.event, nid))
+                # A join through another server brings old departures along, which are no news to those who left.
+                stays = change.event.membership in ("join", "invite") or key[1] == change.event.sender
+                if self._is_local(key[1]) and (stays or not append.replace_state):
+                    rows.user_rooms.append(user_room_row(room_nid, change.event, nid, positions[change.at]))
+
+
+def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
+    """Add a room where it is missing; returns its numeric ID and its generation."""
+    connection.execute(
+        insert_or(connection, rooms).on_conflict_do_nothing(index_elements=["room_id"]),
+        {"room_id": room.room_id, "version": room.version, "created_ts": room.created_ts, "generation": 0},
+    )
+    row = connection.execute(select(rooms.c.room_nid, rooms.c.generation).where(rooms.c.room_id == room.room_id)).one()
+    return row[0], row[1]
+
+
+def _has_placed(
+    append: RoomAppend,
+    known: Mapping[str, tuple[int, Verdict]],
+    outcomes: list[Appended | BaseException],
+    index: int,
+) -> bool:
+    """Whether an event of the append stands in the graph already: another request was faster with the same one."""
+    for write in append.events:
+        place = known.get(write.event.event_id)
+        if place and not place[1] & Verdict.OUTLIER and not write.verdict & Verdict.OUTLIER:
+            outcomes[index] = StaleHead()
+            return True
+    return False
+
+
+def _repeated_transactions(connection: Connection, appends: Sequence[RoomAppend]) -> dict[TransactionKey, int]:
+    by_key = {
+        (w.txn.user_id, w.txn.device_id, w.txn.scope, w.txn.txn_id): w.txn
+        for append in appends
+        for w in append.events
+        if w.txn is not None
+    }
+    table = client_transactions.c
+    found: dict[TransactionKey, int] = {}
+    for part in in_slices(list(by_key), 100):
+        statement = select(table.user_id, table.device_id, table.scope, table.txn_id, table.event_nid).where(
+            tuple_(table.user_id, table.device_id, table.scope, table.txn_id).in_(part)
+        )
+        for row in connection.execute(statement):
+            found[by_key[row[0], row[1], row[2], row[3]]] = row[4]
+    return found
+
+
+def _take_numbers(
+    connection: Connection, appends: Sequence[RoomAppend], known: Mapping[str, tuple[int, Verdict]]
+) -> _Numbers:
+    writes = [write for append in appends for write in append.events]
+    placed = [write for write in writes if not write.verdict & Verdict.OUTLIER]
+    taken = {
+        "events_taken": sum(write.event.event_id not in known for write in writes),
+        "positions_taken": sum(not write.backfilled for write in placed),
+        "backfilled_taken": sum(write.backfilled for write in placed),
+        "groups_taken": sum(len(append.groups) for append in appends),
+        "chains_taken": sum(write.event.is_state for write in writes),
+    }
+    event, stream, backfill, group, chain = connection.execute(_TAKE, taken).one()
+    return _Numbers(
+        event - taken["events_taken"],
+        stream - taken["positions_taken"],
+        # Events of a backfill come oldest first, and the oldest has the lowest position.
+        backfill - 1,
+        group - taken["groups_taken"],
+        chain - taken["chains_taken"],
+    )
+
+
+def _position(write: EventWrite, numbers: _Numbers) -> int | None:
+    if write.verdict & Verdict.OUTLIER:
+        return None
+    if write.backfilled:
+        numbers.backfill += 1
+        return numbers.backfill
+    numbers.stream += 1
+    return numbers.stream
+
+
+def _group_number(reference: GroupRef, new: range) -> int:
+    if reference.index is not None:
+        return new[reference.index]
+    assert reference.state_group is not None
+    return reference.state_group
+
+
+def _collect_event(
+    room_nid: int,
+    write: EventWrite,
+    position: int | None,
+    groups: range,
+    nids: Mapping[str, int],
+    known: Mapping[str, tuple[int, Verdict]],
+    state_keys: Mapping[StateKey, int],
+    rows: _Rows,
+) -> None:
+    event = write.event
+    nid = nids[event.event_id]
+    group = _group_number(write.state, groups) if write.state else None
+    replaces = nids[write.replaces] if write.replaces else None
+    if event.event_id in known:
+        if position is None:
+            return  # an outlier that is there already
+        rows.placed.append(
+            {
+                "b_event_nid": nid,
+                "b_stream_position": position,
+                "b_state_group": group,
+                "b_replaces_nid": replaces,
+                "b_verdict": int(write.verdict),
+                "b_json": event.json,
+            }
+        )
+    else:
+        rows.events.append(
+            {
+                "event_nid": nid,
+                "event_id": event.event_id,
+                "room_nid": room_nid,
+                "type": event.type,
+                "state_key_nid": state_keys[event.key] if event.is_state else None,
+                "depth": event.depth,
+                "origin_server_ts": event.origin_server_ts,
+                "stream_position": position,
+                "state_group": group,
+                "replaces_nid": replaces,
+                "verdict": int(write.verdict),
+                "json": event.json,
+            }
+        )
+        if event.is_state and not write.verdict & Verdict.REJECTED:
+            rows.auth.append((nid, [nids[auth] for auth in event.auth_events if auth in nids]))
+    if write.reason:
+        rows.reasons.append({"event_nid": nid, "reason": write.reason})
+    if event.redacts is not None and not write.verdict & (Verdict.REJECTED | Verdict.OUTLIER):
+        rows.redactions.append(
+            {"redacted_event_id": event.redacts, "redaction_nid": nid, "applied": write.redaction_applied}
+        )
+    if (txn := write.txn) is not None:
+        rows.txns.append(
+            {
+                "user_id": txn.user_id,
+                "device_id": txn.device_id,
+                "scope": txn.scope,
+                "txn_id": txn.txn_id,
+                "event_nid": nid,
+                "ts": txn.ts,
+            }
+        )
+
+
+def _collect_edges(room_nid: int, event: Event, nids: Mapping[str, int], in_graph: set[str], rows: _Rows) -> None:
+    nid = nids[event.event_id]
+    for prev in dict.fromkeys(event.prev_events):
+        if prev in in_graph:
+            rows.edges.append({"event_nid": nid, "prev_nid": nids[prev]})
+        else:
+            rows.missing.append({"room_nid": room_nid, "missing_event_id": prev, "event_nid": nid})
+
+
+def _collect_extremities(append: RoomAppend, nids: Mapping[str, int], rows: _Rows) -> None:
+    if append.extremities is None:
+        return
+    before, after = append.extremities
+    gone, come = before - after, after - before
+    if len(gone) == len(come) == 1:
+        rows.moved.append(
+            {"b_room_nid": append.room_nid, "b_old": nids[next(iter(gone))], "b_new": nids[next(iter(come))]}
+        )
+        return
+    rows.dropped_extremities.extend({"b_room_nid": append.room_nid, "b_old": nids[old]} for old in gone)
+    rows.new_extremities.extend({"room_nid": append.room_nid, "event_nid": nids[new]} for new in come)
+
+
+def member_row(room_nid: int, event: Event, nid: int) -> dict[str, Any]:
+    """The row of ``room_members`` for a membership event."""
+    content = event.content
+    name, avatar = content.get("displayname"), content.get("avatar_url")
+    return {
+        "room_nid": room_nid,
+        "user_id": event.state_key,
+        "membership": event.membership or "leave",
+        "event_nid": nid,
+        "display_name": name if isinstance(name, str) else None,
+        "avatar_url": avatar if isinstance(avatar, str) else None,
+    }
+
+
+def user_room_row(room_nid: int, event: Event, nid: int, position: int) -> dict[str, Any]:
+    """The row of ``user_rooms`` for a membership event of a room that this server is in."""
+    return {
+        "user_id": event.state_key,
+        "room_nid": room_nid,
+        "membership": event.membership or "leave",
+        "event_nid": nid,
+        "sender": event.sender,
+        "position": position,
+        "forgotten": False,
+        "stripped_state": None,
+    }
+
+
+def _clear_state(connection: Connection, room_nid: int) -> None:
+    for table in (current_state, room_members, forward_extremities):
+        connection.execute(delete(table).where(table.c.room_nid == room_nid))
+
+
+def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
+    _many(connection, _INSERT_EVENTS, rows.events)
+    _many(connection, _PLACE_OUTLIER, rows.placed)
+    if rows.auth:
+        auth_chains.assign_positions(connection, rows.auth, iter(numbers.next_chain, None))
+    room_state.store_groups(connection, rows.groups)
+    _many(connection, insert_or(connection, event_edges).on_conflict_do_nothing(), rows.edges)
+    _many(connection, insert_or(connection, backward_extremities).on_conflict_do_nothing(), rows.missing)
+    _link_those_who_waited(connection, rows.awaited)
+    _many(connection, _MOVE_EXTREMITY, rows.moved)
+    _many(connection, _DROP_EXTREMITY, rows.dropped_extremities)
+    _many(connection, insert_or(connection, forward_extremities).on_conflict_do_nothing(), rows.new_extremities)
+    upsert(connection, current_state, rows.current, ["room_nid", "state_key_nid"])
+    upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
+    upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
+    for room_nid, key in rows.removed:
+        connection.execute(
+            delete(current_state).where(
+                and_(current_state.c.room_nid == room_nid, current_state.c.state_key_nid == key)
+            )
+        )
+    for room_nid, user_id in rows.removed_members:
+        connection.execute(
+            delete(room_members).where(and_(room_members.c.room_nid == room_nid, room_members.c.user_id == user_id))
+        )
+    upsert(connection, current_state_changes, rows.changes, ["room_nid", "position", "state_key_nid"])
+    upsert(connection, redactions, rows.redactions, ["redacted_event_id", "redaction_nid"])
+    upsert(connection, rejections, rows.reasons, ["event_nid"])
+    _many(connection, insert(client_transactions), rows.txns)
+    _many(connection, _NEXT_GENERATION, rows.generations)
+    _many(connection, _NEXT_STATE, rows.states)
+
+
+def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
+def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> None:
+    """Where a new event is the missing one of others, their edges can be drawn now."""
+    for part in in_slices(new_nids):
+        statement = (
+            select(backward_extremities.c.missing_event_id, backward_extremities.c.event_nid, events.c.event_nid)
+            .join_from(backward_extremities, events, events.c.event_id == backward_extremities.c.missing_event_id)
+            .where(events.c.event_nid.in_(part))
+        )
+        found = connection.execute(statement).all()
+        if not found:
+            continue
+        connection.execute(
+            insert_or(connection, event_edges).on_conflict_do_nothing(),
+            [{"event_nid": waiting, "prev_nid": nid} for _, waiting, nid in found],
+        )
+        ids = list({row[0] for row in found})
+        for some in in_slices(ids):
+            connection.execute(delete(backward_extremities).where(backward_extremities.c.missing_event_id.in_(some)))

@@ -1,0 +1,233 @@
+"""``homeserver db check``: whether what is stored fits together.
+
+The tables say some things twice, for speed (the current state is a state group and a table) and refer to each other
+without foreign keys. Each check here is one such promise; what breaks it is a ``Problem``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Column, Connection, Select, Table, exists, func, select, text
+
+from homeserver.errors import InvalidEvent
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.storage.event_graph import Verdict
+from homeserver.storage.room_state import read_current_state, read_group
+from homeserver.storage.tables import (
+    auth_chain_positions,
+    backward_extremities,
+    counters,
+    current_state,
+    event_edges,
+    events,
+    forward_extremities,
+    room_members,
+    rooms,
+    state_group_entries,
+    state_groups,
+    state_keys,
+    user_rooms,
+)
+
+EXAMPLES_MAX = 5
+"""How many examples a problem names."""
+EVENTS_PER_READ = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A promise that is broken: what, how often, and the first few places."""
+
+    what: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.count} (such as {', '.join(self.examples)})"
+
+
+def find_problems(connection: Connection) -> list[Problem]:
+    """Check everything; an intact database has no problems. Reads all events, so it takes a while."""
+    return [
+        problem
+        for check in _CHECKS
+        for what, found in check(connection)
+        if (problem := _problem(what, found)) is not None
+    ]
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    """How much there is to check."""
+    return {table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in (rooms, events)}
+
+
+_Found = Iterator[tuple[str, Iterator[str]]]
+
+
+def _problem(what: str, found: Iterator[str]) -> Problem | None:
+    examples: list[str] = []
+    count = 0
+    for example in found:
+        count += 1
+        if len(examples) < EXAMPLES_MAX:
+            examples.append(example)
+    return Problem(what, count, tuple(examples)) if count else None
+
+
+def _file(connection: Connection) -> _Found:
+    if connection.dialect.name == "sqlite":
+        answers = (str(answer) for answer in connection.scalars(text("PRAGMA integrity_check")))
+        yield "the database file is damaged", (answer for answer in answers if answer != "ok")
+
+
+def _references(connection: Connection) -> _Found:
+    """Numbers that lead nowhere."""
+    targets: Sequence[tuple[Column[int], Column[int]]] = (
+        (events.c.room_nid, rooms.c.room_nid),
+        (events.c.state_key_nid, state_keys.c.state_key_nid),
+        (events.c.state_group, state_groups.c.state_group),
+        (event_edges.c.event_nid, events.c.event_nid),
+        (event_edges.c.prev_nid, events.c.event_nid),
+        (forward_extremities.c.event_nid, events.c.event_nid),
+        (backward_extremities.c.event_nid, events.c.event_nid),
+        (auth_chain_positions.c.event_nid, events.c.event_nid),
+        (state_groups.c.parent, state_groups.c.state_group),
+        (state_group_entries.c.state_group, state_groups.c.state_group),
+        (state_group_entries.c.state_key_nid, state_keys.c.state_key_nid),
+        (state_group_entries.c.event_nid, events.c.event_nid),
+        (rooms.c.state_group, state_groups.c.state_group),
+        (current_state.c.event_nid, events.c.event_nid),
+        (room_members.c.event_nid, events.c.event_nid),
+        (user_rooms.c.event_nid, events.c.event_nid),
+    )
+    for source, target in targets:
+        dangling = select(source).where(source.is_not(None), ~select(target).where(target == source).exists())
+        yield f"{source.table.name}.{source.name} leads to nothing", _texts(connection, dangling)
+
+
+def _event_graph(connection: Connection) -> _Found:
+    in_timeline = events.c.verdict.op("&")(int(Verdict.OUTLIER)) == 0
+    usable = events.c.verdict.op("&")(int(Verdict.OUTLIER | Verdict.REJECTED)) == 0
+    yield (
+        "an event of a timeline has no position",
+        _texts(connection, select(events.c.event_id).where(in_timeline, events.c.stream_position.is_(None))),
+    )
+    yield (
+        "an accepted event has no state after it",
+        _texts(connection, select(events.c.event_id).where(usable, events.c.state_group.is_(None))),
+    )
+    yield (
+        "a forward extremity is not an accepted event of its room",
+        _texts(
+            connection,
+            select(events.c.event_id)
+            .join(forward_extremities, forward_extremities.c.event_nid == events.c.event_nid)
+            .where((forward_extremities.c.room_nid != events.c.room_nid) | ~usable),
+        ),
+    )
+    yield (
+        "a room with a state has no forward extremity",
+        _texts(
+            connection,
+            select(rooms.c.room_id).where(
+                rooms.c.state_group.is_not(None),
+                ~exists().where(forward_extremities.c.room_nid == rooms.c.room_nid),
+            ),
+        ),
+    )
+    yield (
+        "an event that is here counts as missing",
+        _texts(
+            connection,
+            select(events.c.event_id)
+            .join(backward_extremities, backward_extremities.c.missing_event_id == events.c.event_id)
+            .where(in_timeline),
+        ),
+    )
+
+
+def _event_contents(connection: Connection) -> _Found:
+    """Every event still is what its ID says. (In room versions 1 and 2 the ID says nothing of the content.)"""
+    yield "an event cannot be read or is not what its ID says", _broken_events(connection)
+
+
+def _broken_events(connection: Connection) -> Iterator[str]:
+    last = -1
+    statement = (
+        select(events.c.event_nid, events.c.event_id, events.c.json, rooms.c.version)
+        .join(rooms, rooms.c.room_nid == events.c.room_nid)
+        .order_by(events.c.event_nid)
+        .limit(EVENTS_PER_READ)
+    )
+    while rows := connection.execute(statement.where(events.c.event_nid > last)).all():
+        for event_nid, event_id, stored, version in rows:
+            last = event_nid
+            try:
+                event = parse_event(orjson.loads(stored), ROOM_VERSIONS[version])
+            except (InvalidEvent, ValueError, KeyError):
+                yield event_id
+            else:
+                if event.event_id != event_id:
+                    yield event_id
+
+
+def _current_state(connection: Connection) -> _Found:
+    yield "the current state differs from its state group", _rooms_with_two_states(connection)
+    is_member_event = select(state_keys.c.state_key_nid).where(
+        state_keys.c.state_key_nid == current_state.c.state_key_nid, state_keys.c.type == "m.room.member"
+    )
+    in_state = select(current_state.c.event_nid).where(
+        current_state.c.room_nid == room_members.c.room_nid, current_state.c.event_nid == room_members.c.event_nid
+    )
+    in_list = select(room_members.c.event_nid).where(
+        room_members.c.room_nid == current_state.c.room_nid, room_members.c.event_nid == current_state.c.event_nid
+    )
+    yield (
+        "a member is not in the current state",
+        _texts(connection, select(room_members.c.user_id).where(~in_state.exists())),
+    )
+    yield (
+        "a membership of the current state is not in the list of members",
+        _texts(connection, select(current_state.c.event_nid).where(is_member_event.exists(), ~in_list.exists())),
+    )
+
+
+def _rooms_with_two_states(connection: Connection) -> Iterator[str]:
+    known = select(rooms.c.room_nid, rooms.c.room_id, rooms.c.state_group).where(rooms.c.state_group.is_not(None))
+    for room_nid, room_id, state_group in connection.execute(known).all():
+        current = {key: event_id for key, (event_id, _) in read_current_state(connection, room_nid).items()}
+        if current != read_group(connection, state_group):
+            yield room_id
+
+
+def _numbers(connection: Connection) -> _Found:
+    """A number that was given out twice would make two things one."""
+    given: Sequence[tuple[Column[int], Table, Column[int]]] = (
+        (counters.c.event, events, events.c.event_nid),
+        (counters.c.stream, events, events.c.stream_position),
+        (counters.c.state_group, state_groups, state_groups.c.state_group),
+        (counters.c.auth_chain, auth_chain_positions, auth_chain_positions.c.chain),
+    )
+    for counter, table, column in given:
+        last, highest = connection.scalar(select(counter)), connection.scalar(select(func.max(column)))
+        behind = last is None or (highest is not None and highest > last)
+        yield f"{table.name}.{column.name} is ahead of its counter", iter([f"{highest} > {last}"] if behind else [])
+
+
+_CHECKS: tuple[Callable[[Connection], _Found], ...] = (
+    _file,
+    _references,
+    _event_graph,
+    _event_contents,
+    _current_state,
+    _numbers,
+)
+
+
+def _texts(connection: Connection, statement: Select[Any]) -> Iterator[str]:
+    return (str(value) for value in connection.scalars(statement))

@@ -1,0 +1,167 @@
+"""How far each user has read, in each room and thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, or_, select, tuple_
+
+from homeserver.storage import streams
+from homeserver.storage.database import in_slices, upsert
+from homeserver.storage.tables import events, receipts, rooms
+
+PAIRS_PER_STATEMENT = 100
+RECEIPTS_PER_READ_MAX = 20_000
+"""Receipts that one read gives; the newest ones go first."""
+KEY_COLUMNS = ["room_nid", "receipt_type", "user_id", "thread_id"]
+
+_Key = tuple[int, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NewReceipt:
+    """A user says that it has read up to an event."""
+
+    room_nid: int
+    receipt_type: str
+    user_id: str
+    thread_id: str
+    """``''`` for an unthreaded receipt."""
+    event_id: str
+    ts: int
+
+    @property
+    def key(self) -> _Key:
+        """What it replaces the older one of."""
+        return (self.room_nid, self.receipt_type, self.user_id, self.thread_id)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """How far a user has read, as stored at a position."""
+
+    room_id: str
+    receipt_type: str
+    user_id: str
+    thread_id: str
+    event_id: str
+    ts: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an event stands; the position is None for events that are not in the graph here."""
+
+    event_nid: int | None
+    room_nid: int | None
+    stream_position: int | None
+
+
+_NOWHERE = _Place(None, None, None)
+
+
+def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> list[list[int | None]]:
+    """Store receipts (a batch handler). Answers for each with its position, or None where it says nothing new.
+
+    "Each user_id, receipt_type, and categorisation (unthreaded, or thread_id) tuple must be associated with only a
+    single event_id", and never goes back to an older event.
+    """
+    wanted = [receipt for batch in batches for receipt in batch]
+    newest = _read(connection, {receipt.key for receipt in wanted})
+    places = _places(connection, {r.event_id for r in wanted} | {event_id for event_id, _ in newest.values()})
+    accepted: list[NewReceipt] = []
+    for receipt in wanted:
+        if _says_something_new(receipt, newest.get(receipt.key), places):
+            accepted.append(receipt)
+            newest[receipt.key] = (receipt.event_id, receipt.ts)
+    if not accepted:
+        return [[None] * len(batch) for batch in batches]
+    positions = dict(zip(map(id, accepted), streams.take(connection, "stream", len(accepted)), strict=True))
+    # Of two for the same key, the later row is the one that stays.
+    rows = {
+        receipt.key: {
+            "room_nid": receipt.room_nid,
+            "receipt_type": receipt.receipt_type,
+            "user_id": receipt.user_id,
+            "thread_id": receipt.thread_id,
+            "event_id": receipt.event_id,
+            "event_nid": places.get(receipt.event_id, _NOWHERE).event_nid,
+            "ts": receipt.ts,
+            "position": positions[id(receipt)],
+        }
+        for receipt in accepted
+    }
+    upsert(connection, receipts, list(rows.values()), KEY_COLUMNS)
+    return [[positions.get(id(receipt)) for receipt in batch] for batch in batches]
+
+
+def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, places: dict[str, _Place]) -> bool:
+    place = places.get(receipt.event_id, _NOWHERE)
+    if place.room_nid is not None and place.room_nid != receipt.room_nid:
+        return False
+    if known is None:
+        return True
+    event_id, _ = known
+    if event_id == receipt.event_id:
+        return False
+    old = places.get(event_id, _NOWHERE)
+    if place.stream_position is None or old.stream_position is None:
+        return True  # which of them is later cannot be told here: the user's own server says that it is this one
+    return place.stream_position > old.stream_position
+
+
+def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[str, int]]:
+    columns = (receipts.c.room_nid, receipts.c.receipt_type, receipts.c.user_id, receipts.c.thread_id)
+    found: dict[_Key, tuple[str, int]] = {}
+    for part in in_slices(list(keys), PAIRS_PER_STATEMENT):
+        statement = select(*columns, receipts.c.event_id, receipts.c.ts).where(tuple_(*columns).in_(part))
+        for row in connection.execute(statement):
+            found[row[0], row[1], row[2], row[3]] = (row[4], row[5])
+    return found
+
+
+def _places(connection: Connection, event_ids: Iterable[str]) -> dict[str, _Place]:
+    found: dict[str, _Place] = {}
+    for part in in_slices(list(event_ids)):
+        rows = connection.execute(
+            select(events.c.event_id, events.c.event_nid, events.c.room_nid, events.c.stream_position).where(
+                events.c.event_id.in_(part)
+            )
+        )
+        found.update((row[0], _Place(row[1], row[2], row[3])) for row in rows)
+    return found
+
+
+def receipts_since(
+    connection: Connection, room_nids: Sequence[int], user_id: str, after: int, upto: int
+) -> list[StoredReceipt]:
+    """The receipts in rooms that changed with ``after`` < position ≤ ``upto``, as far as the user may know of them.
+
+    "Servers MUST NOT send the m.read.private receipt to any other user than the one which originally sent it."
+    """
+    found: list[StoredReceipt] = []
+    for part in in_slices(room_nids):
+        statement = (
+            select(
+                rooms.c.room_id,
+                receipts.c.receipt_type,
+                receipts.c.user_id,
+                receipts.c.thread_id,
+                receipts.c.event_id,
+                receipts.c.ts,
+                receipts.c.position,
+            )
+            .join_from(receipts, rooms, rooms.c.room_nid == receipts.c.room_nid)
+            .where(
+                receipts.c.room_nid.in_(part),
+                and_(receipts.c.position > after, receipts.c.position <= upto),
+                or_(receipts.c.receipt_type == "m.read", receipts.c.user_id == user_id),
+            )
+            .order_by(receipts.c.position.desc())
+            .limit(RECEIPTS_PER_READ_MAX)
+        )
+        found.extend(StoredReceipt(*row) for row in connection.execute(statement))
+    found.sort(key=lambda receipt: receipt.position)
+    return found

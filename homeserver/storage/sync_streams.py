@@ -1,0 +1,276 @@
+"""What ``/sync`` asks of the event graph: standings, timelines, states and how they changed, of many rooms at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, func, literal, select, tuple_
+from sqlalchemy.sql.elements import ColumnElement
+
+from homeserver.protocol.events import StateKey
+from homeserver.storage.database import in_slices
+from homeserver.storage.tables import (
+    current_state,
+    current_state_changes,
+    events,
+    room_members,
+    rooms,
+    state_keys,
+    user_rooms,
+)
+
+PAIRS_PER_STATEMENT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one of our users stands to a room."""
+
+    room_id: str
+    room_nid: int
+    membership: str
+    event_nid: int
+    """The membership event."""
+    sender: str
+    position: int
+    """Since when."""
+    forgotten: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """One entry of the current state of a room changed at a position."""
+
+    room_nid: int
+    position: int
+    key: StateKey
+    event_nid: int | None
+    """What the state has since then; None: nothing."""
+
+
+_STANDINGS = select(
+    rooms.c.room_id,
+    user_rooms.c.room_nid,
+    user_rooms.c.membership,
+    user_rooms.c.event_nid,
+    user_rooms.c.sender,
+    user_rooms.c.position,
+    user_rooms.c.forgotten,
+).join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+_STANDINGS_OF_USER = _STANDINGS.where(user_rooms.c.user_id == bindparam("user_id"))
+_STANDING_IN_ROOM = _STANDINGS_OF_USER.where(rooms.c.room_id == bindparam("room_id"))
+
+
+def standings_of(connection: Connection, user_id: str) -> list[Standing]:
+    """How a user of ours stands to every room that it has to do with."""
+    return [Standing(*row) for row in connection.execute(_STANDINGS_OF_USER, {"user_id": user_id})]
+
+
+def standing_in(connection: Connection, user_id: str, room_id: str) -> Standing | None:
+    """How a user of ours stands to one room; None for a room that it has nothing to do with."""
+    row = connection.execute(_STANDING_IN_ROOM, {"user_id": user_id, "room_id": room_id}).first()
+    return Standing(*row) if row else None
+
+
+def stripped_states(connection: Connection, user_id: str, room_nids: Sequence[int]) -> dict[int, bytes | None]:
+    """The JSON lists that came with invitations and knocks; None where this server made none of its own."""
+    found: dict[int, bytes | None] = {}
+    for part in in_slices(room_nids):
+        statement = select(user_rooms.c.room_nid, user_rooms.c.stripped_state).where(
+            user_rooms.c.user_id == user_id, user_rooms.c.room_nid.in_(part)
+        )
+        found.update((row[0], None if row[1] is None else bytes(row[1])) for row in connection.execute(statement))
+    return found
+
+
+# -- timelines ---------------------------------------------------------------------------------------------------------
+
+_inner = events.alias("inner_events")
+_NTH_NEWEST = (
+    select(_inner.c.stream_position)
+    .where(
+        _inner.c.room_nid == rooms.c.room_nid,
+        _inner.c.verdict == 0,
+        _inner.c.stream_position > bindparam("after"),
+        _inner.c.stream_position <= bindparam("upto"),
+    )
+    .order_by(_inner.c.stream_position.desc())
+    .limit(1)
+    .offset(bindparam("earlier"))
+    .scalar_subquery()
+)
+"""The position of the event that has ``earlier`` visible ones after it in a room, up to ``upto``."""
+
+
+def _from_nth_newest(position: ColumnElement[int]) -> ColumnElement[bool]:
+    lowest = func.coalesce(_NTH_NEWEST, bindparam("after") + literal(1))
+    return and_(position >= lowest, position <= bindparam("upto"))
+
+
+_NEWEST = (
+    select(events.c.room_nid, events.c.event_nid, events.c.stream_position)
+    .join_from(rooms, events, events.c.room_nid == rooms.c.room_nid)
+    .where(
+        rooms.c.room_nid.in_(bindparam("wanted", expanding=True)),
+        events.c.verdict == 0,
+        _from_nth_newest(events.c.stream_position),
+    )
+    .order_by(events.c.room_nid, events.c.stream_position.desc())
+)
+
+
+def newest_events(
+    connection: Connection, room_nids: Sequence[int], after: int, upto: int, count: int
+) -> dict[int, list[tuple[int, int]]]:
+    """The newest ``count`` visible events of each room with ``after`` < position ≤ ``upto``, newest first.
+
+    As ``(event_nid, position)``; rooms without any are left out.
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    for part in in_slices(room_nids):
+        rows = connection.execute(
+            _NEWEST, {"wanted": list(part), "after": after, "upto": upto, "earlier": max(count - 1, 0)}
+        )
+        for room_nid, event_nid, position in rows:
+            found.setdefault(room_nid, []).append((event_nid, position))
+    return found
+
+
+def older_events(connection: Connection, room_nid: int, after: int, upto: int, count: int) -> list[tuple[int, int]]:
+    """As ``newest_events``, of one room."""
+    return newest_events(connection, [room_nid], after, upto, count).get(room_nid, [])
+
+
+# -- the current state and its changes ---------------------------------------------------------------------------------
+
+_STATE = select(current_state.c.room_nid, current_state.c.event_nid).where(
+    current_state.c.room_nid.in_(bindparam("wanted", expanding=True))
+)
+_STATE_WITHOUT_MEMBERS = _STATE.join(state_keys, state_keys.c.state_key_nid == current_state.c.state_key_nid).where(
+    state_keys.c.type != "m.room.member"
+)
+_CHANGE_COLUMNS = (
+    current_state_changes.c.room_nid,
+    current_state_changes.c.position,
+    state_keys.c.type,
+    state_keys.c.state_key,
+    current_state_changes.c.event_nid,
+)
+_CHANGES = select(*_CHANGE_COLUMNS).join_from(
+    current_state_changes, state_keys, state_keys.c.state_key_nid == current_state_changes.c.state_key_nid
+)
+_CHANGES_SINCE = _CHANGES.where(
+    current_state_changes.c.room_nid.in_(bindparam("wanted", expanding=True)),
+    current_state_changes.c.position > bindparam("after"),
+).order_by(current_state_changes.c.position)
+_LAST_CHANGE_OF_KEY = (
+    select(current_state_changes.c.event_nid)
+    .join(state_keys, state_keys.c.state_key_nid == current_state_changes.c.state_key_nid)
+    .where(
+        current_state_changes.c.room_nid == bindparam("room_nid"),
+        current_state_changes.c.position <= bindparam("upto"),
+        state_keys.c.type == bindparam("event_type"),
+        state_keys.c.state_key == bindparam("state_key"),
+    )
+    .order_by(current_state_changes.c.position.desc())
+    .limit(1)
+)
+
+
+def state_of_rooms(connection: Connection, room_nids: Sequence[int], *, members: bool) -> dict[int, list[int]]:
+    """The events of the current states of rooms, by numeric IDs; without ``members`` no m.room.member among them."""
+    statement = _STATE if members else _STATE_WITHOUT_MEMBERS
+    found: dict[int, list[int]] = {room_nid: [] for room_nid in room_nids}
+    for part in in_slices(room_nids):
+        for room_nid, event_nid in connection.execute(statement, {"wanted": list(part)}):
+            found[room_nid].append(event_nid)
+    return found
+
+
+def state_changes_since(connection: Connection, room_nids: Sequence[int], after: int) -> dict[int, list[StateChange]]:
+    """All changes of the current states of rooms with positions after ``after``, oldest first."""
+    found: dict[int, list[StateChange]] = {}
+    for part in in_slices(room_nids):
+        for row in connection.execute(_CHANGES_SINCE, {"wanted": list(part), "after": after}):
+            found.setdefault(row[0], []).append(StateChange(row[0], row[1], (row[2], row[3]), row[4]))
+    return found
+
+
+def state_changes_between(connection: Connection, room_nid: int, after: int, upto: int) -> list[StateChange]:
+    """The changes of one room's current state with ``after`` < position ≤ ``upto``, oldest first."""
+    rows = connection.execute(
+        _CHANGES_SINCE.where(current_state_changes.c.position <= upto), {"wanted": [room_nid], "after": after}
+    )
+    return [StateChange(row[0], row[1], (row[2], row[3]), row[4]) for row in rows]
+
+
+def state_entry_at(connection: Connection, room_nid: int, key: StateKey, upto: int) -> int | None:
+    """The event that the current state of a room had under a key at a position, by the changes that are recorded."""
+    parameters: dict[str, Any] = {"room_nid": room_nid, "upto": upto, "event_type": key[0], "state_key": key[1]}
+    found: int | None = connection.execute(_LAST_CHANGE_OF_KEY, parameters).scalar_one_or_none()
+    return found
+
+
+# -- members -----------------------------------------------------------------------------------------------------------
+
+_COUNTS = (
+    select(room_members.c.room_nid, room_members.c.membership, func.count())
+    .where(
+        room_members.c.room_nid.in_(bindparam("wanted", expanding=True)),
+        room_members.c.membership.in_(["join", "invite"]),
+    )
+    .group_by(room_members.c.room_nid, room_members.c.membership)
+)
+_HEROES = (
+    select(room_members.c.user_id, room_members.c.event_nid)
+    .where(
+        room_members.c.room_nid == bindparam("room_nid"),
+        room_members.c.user_id != bindparam("user_id"),
+        room_members.c.membership.in_(bindparam("memberships", expanding=True)),
+    )
+    .order_by(room_members.c.event_nid)
+    .limit(bindparam("count"))
+)
+
+
+def member_events(connection: Connection, users: Mapping[int, Iterable[str]]) -> dict[int, dict[str, int]]:
+    """The member events in the current states of rooms, of some users in each: numeric IDs by room and user."""
+    found: dict[int, dict[str, int]] = {room_nid: {} for room_nid in users}
+    pairs = [(room_nid, user_id) for room_nid, user_ids in users.items() for user_id in user_ids]
+    for part in in_slices(pairs, PAIRS_PER_STATEMENT):
+        statement = select(room_members.c.room_nid, room_members.c.user_id, room_members.c.event_nid).where(
+            tuple_(room_members.c.room_nid, room_members.c.user_id).in_(part)
+        )
+        for room_nid, user_id, event_nid in connection.execute(statement):
+            found[room_nid][user_id] = event_nid
+    return found
+
+
+def member_counts(connection: Connection, room_nids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """How many users have joined each room, and how many are invited."""
+    counts: dict[int, dict[str, int]] = {room_nid: {} for room_nid in room_nids}
+    for part in in_slices(room_nids):
+        for room_nid, membership, count in connection.execute(_COUNTS, {"wanted": list(part)}):
+            counts[room_nid][membership] = count
+    return {nid: (found.get("join", 0), found.get("invite", 0)) for nid, found in counts.items()}
+
+
+def heroes(connection: Connection, room_nid: int, user_id: str, count: int) -> list[tuple[str, int]]:
+    """The first members of a room besides the user, with their member events: for a name where the room has none.
+
+    "the first 5 members of the room, ordered by stream ordering, which are joined or invited … When no joined or
+    invited members are available, this should consist of the banned and left users."
+    """
+    parameters: dict[str, Any] = {"room_nid": room_nid, "user_id": user_id, "count": count}
+    for memberships in (["join", "invite"], ["leave", "ban"]):
+        rows = connection.execute(_HEROES, {**parameters, "memberships": memberships}).all()
+        if rows:
+            return [(row[0], row[1]) for row in rows]
+    return []
+
+
+def rooms_that_changed(connection: Connection, room_nids: Collection[int], after: int, upto: int) -> set[int]:
+    """Which of the rooms have events that clients may see with ``after`` < position ≤ ``upto``."""
+    return set(newest_events(connection, list(room_nids), after, upto, 1))

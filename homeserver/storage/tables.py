@@ -1,0 +1,494 @@
+"""The schema, for SQLite and PostgreSQL alike; ``alembic/`` creates and migrates it.
+
+Events and state keys are known inside by small integers (``*_nid``, numeric ID). An event is stored once, as the bytes
+that were signed. The state after an event is a *state group*: groups share what they have in common, see
+``room_state``. Positions in streams come from the one row of ``counters``, which a writer holds until it commits, so
+that positions become visible in order, whoever writes (docs/decisions/0003-one-stream-counter.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+metadata = MetaData()
+
+Nid = BigInteger().with_variant(Integer, "sqlite")
+"""An internal numeric ID, a position or a time: 64 bits. (SQLite knows only ``INTEGER`` as a row's own ID.)"""
+
+_ESCAPE = "\ufdd0"  # a code point that Unicode keeps free for such uses
+
+
+class FreeText(TypeDecorator[str]):
+    """Text that others choose freely. PostgreSQL cannot store U+0000, JSON can hold it: it is escaped here."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Escape U+0000."""
+        if value is None or ("\0" not in value and _ESCAPE not in value):
+            return value
+        return value.replace(_ESCAPE, _ESCAPE + "1").replace("\0", _ESCAPE + "0")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """Put U+0000 back."""
+        if value is None or _ESCAPE not in value:
+            return value
+        return str(value).replace(_ESCAPE + "0", "\0").replace(_ESCAPE + "1", _ESCAPE)
+
+
+# -- the event graph ---------------------------------------------------------------------------------------------------
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("stream", Nid, nullable=False),
+    Column("backfill", Nid, nullable=False),
+    Column("event", Nid, nullable=False),
+    Column("state_group", Nid, nullable=False),
+    Column("auth_chain", Nid, nullable=False),
+    comment="One row: the last number given out of each kind. Backfill counts downwards.",
+)
+
+rooms = Table(
+    "rooms",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("room_id", Text, nullable=False, unique=True),
+    Column("version", Text, nullable=False),
+    Column("generation", Nid, nullable=False, server_default=text("0")),
+    Column("state_group", Nid),
+    Column("published", Boolean, nullable=False, server_default=text("false")),
+    Column("created_ts", Nid, nullable=False),
+    comment="generation counts the appends: who composed against an older one must look again. "
+    "state_group is the current state; NULL while we know the room only from outside (an invitation).",
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_nid", Nid, primary_key=True, autoincrement=False),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("room_nid", Nid, nullable=False),
+    Column("type", FreeText, nullable=False),
+    Column("state_key_nid", Nid),
+    Column("depth", Nid, nullable=False),
+    Column("origin_server_ts", Nid, nullable=False),
+    Column("stream_position", Nid),
+    Column("state_group", Nid),
+    Column("replaces_nid", Nid),
+    Column("verdict", SmallInteger, nullable=False, server_default=text("0")),
+    Column("json", LargeBinary, nullable=False),
+    Index("events_by_stream", "stream_position"),
+    Index("events_by_room_stream", "room_nid", "stream_position"),
+    Index("events_by_room_depth", "room_nid", "depth", "stream_position"),
+    comment="state_group is the state after the event, replaces_nid the state event that it took the place of. "
+    "verdict is a sum of event_graph.Verdict flags. Outliers have no stream_position and no state_group; "
+    "backfilled events have negative positions.",
+)
+
+event_edges = Table(
+    "event_edges",
+    metadata,
+    Column("event_nid", Nid, primary_key=True),
+    Column("prev_nid", Nid, primary_key=True),
+    Index("event_edges_by_prev", "prev_nid"),
+    comment="prev_events that are in the graph themselves.",
+    sqlite_with_rowid=False,
+)
+
+backward_extremities = Table(
+    "backward_extremities",
+    metadata,
+    Column("missing_event_id", FreeText, primary_key=True),
+    Column("event_nid", Nid, primary_key=True),
+    Column("room_nid", Nid, nullable=False),
+    Index("backward_extremities_by_room", "room_nid"),
+    comment="prev_events that are not in the graph: where backfill goes on.",
+    sqlite_with_rowid=False,
+)
+
+forward_extremities = Table(
+    "forward_extremities",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("event_nid", Nid, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("event_nid", Nid, primary_key=True, autoincrement=False),
+    Column("reason", FreeText, nullable=False),
+    comment="Why an event was rejected or soft-failed.",
+)
+
+redactions = Table(
+    "redactions",
+    metadata,
+    Column("redacted_event_id", FreeText, primary_key=True),
+    Column("redaction_nid", Nid, primary_key=True),
+    Column("applied", Boolean, nullable=False),
+    comment="A redaction may come before its target; applied says that it was found allowed.",
+    sqlite_with_rowid=False,
+)
+
+auth_chain_positions = Table(
+    "auth_chain_positions",
+    metadata,
+    Column("event_nid", Nid, primary_key=True, autoincrement=False),
+    Column("chain", Nid, nullable=False),
+    Column("sequence", Nid, nullable=False),
+    Index("auth_chain_positions_by_chain", "chain", "sequence", unique=True),
+    comment="The chain cover of the auth graph: an event reaches all earlier ones of its own chain.",
+)
+
+auth_chain_links = Table(
+    "auth_chain_links",
+    metadata,
+    Column("origin_chain", Nid, primary_key=True),
+    Column("origin_sequence", Nid, primary_key=True),
+    Column("target_chain", Nid, primary_key=True),
+    Column("target_sequence", Nid, nullable=False),
+    comment="The auth events of origin that are in another chain; origin and all after it reach the target.",
+    sqlite_with_rowid=False,
+)
+
+# -- room state --------------------------------------------------------------------------------------------------------
+
+state_keys = Table(
+    "state_keys",
+    metadata,
+    Column("state_key_nid", Nid, primary_key=True),
+    Column("type", FreeText, nullable=False),
+    Column("state_key", FreeText, nullable=False),
+    Index("state_keys_by_name", "type", "state_key", unique=True),
+)
+
+state_groups = Table(
+    "state_groups",
+    metadata,
+    Column("state_group", Nid, primary_key=True, autoincrement=False),
+    Column("room_nid", Nid, nullable=False),
+    Column("parent", Nid),
+    Column("ordinal", Nid, nullable=False),
+    Index("state_groups_by_room", "room_nid"),
+    comment="ordinal counts the groups from the root of the lineage; it decides what the delta is against.",
+)
+
+state_group_entries = Table(
+    "state_group_entries",
+    metadata,
+    Column("state_group", Nid, primary_key=True),
+    Column("state_key_nid", Nid, primary_key=True),
+    Column("event_nid", Nid),
+    comment="What a group changes against its parent; NULL removes the key.",
+    sqlite_with_rowid=False,
+)
+
+current_state = Table(
+    "current_state",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("state_key_nid", Nid, primary_key=True),
+    Column("event_nid", Nid, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+current_state_changes = Table(
+    "current_state_changes",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("position", Nid, primary_key=True),
+    Column("state_key_nid", Nid, primary_key=True),
+    Column("event_nid", Nid),
+    comment="The history of current_state as a stream; NULL removes the key.",
+    sqlite_with_rowid=False,
+)
+
+room_members = Table(
+    "room_members",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("membership", Text, nullable=False),
+    Column("event_nid", Nid, nullable=False),
+    Column("display_name", FreeText),
+    Column("avatar_url", FreeText),
+    Index("room_members_by_membership", "room_nid", "membership"),
+    Index("room_members_by_user", "user_id", "membership"),
+    comment="The m.room.member events of current_state, to be asked by user and by membership.",
+    sqlite_with_rowid=False,
+)
+
+user_rooms = Table(
+    "user_rooms",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("room_nid", Nid, primary_key=True),
+    Column("membership", Text, nullable=False),
+    Column("event_nid", Nid, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("position", Nid, nullable=False),
+    Column("forgotten", Boolean, nullable=False, server_default=text("false")),
+    Column("stripped_state", LargeBinary),
+    Index("user_rooms_by_position", "user_id", "position"),
+    Index("user_rooms_by_room", "room_nid"),
+    comment="How each of our own users stands to each room, also to rooms that this server is not in. "
+    "stripped_state is the JSON list that came with an invitation or a knock.",
+    sqlite_with_rowid=False,
+)
+
+room_aliases = Table(
+    "room_aliases",
+    metadata,
+    Column("alias", Text, primary_key=True),
+    Column("room_id", Text, nullable=False),
+    Column("creator", Text, nullable=False),
+    Index("room_aliases_by_room", "room_id"),
+)
+
+# -- what belongs to rooms without being events ------------------------------------------------------------------------
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("receipt_type", Text, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("thread_id", FreeText, primary_key=True),
+    Column("event_id", FreeText, nullable=False),
+    Column("event_nid", Nid),
+    Column("ts", Nid, nullable=False),
+    Column("position", Nid, nullable=False),
+    Index("receipts_by_position", "position"),
+    Index("receipts_by_room_position", "room_nid", "position"),
+    comment="thread_id is '' for an unthreaded receipt.",
+    sqlite_with_rowid=False,
+)
+
+typing = Table(
+    "typing",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("expires_ts", Nid, nullable=False),
+    Column("position", Nid, nullable=False),
+    Index("typing_by_position", "position"),
+    comment="expires_ts 0: stopped.",
+    sqlite_with_rowid=False,
+)
+
+client_transactions = Table(
+    "client_transactions",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("device_id", Text, primary_key=True),
+    Column("scope", FreeText, primary_key=True),
+    Column("txn_id", FreeText, primary_key=True),
+    Column("event_nid", Nid, nullable=False),
+    Column("ts", Nid, nullable=False),
+    Index("client_transactions_by_event", "event_nid"),
+    Index("client_transactions_by_ts", "ts"),
+    comment="scope is the path of the request without its transaction ID.",
+    sqlite_with_rowid=False,
+)
+
+# -- accounts ----------------------------------------------------------------------------------------------------------
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("password_hash", Text),
+    Column("is_admin", Boolean, nullable=False, server_default=text("false")),
+    Column("is_guest", Boolean, nullable=False, server_default=text("false")),
+    Column("deactivated_ts", Nid),
+    Column("created_ts", Nid, nullable=False),
+    Column("display_name", FreeText),
+    Column("avatar_url", FreeText),
+    Column("profile", LargeBinary),
+    comment="profile is a JSON object of the further profile fields.",
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("device_id", Text, primary_key=True),
+    Column("display_name", FreeText),
+    Column("created_ts", Nid, nullable=False),
+    Column("last_seen_ts", Nid),
+    Column("last_seen_ip", Text),
+    Column("last_seen_user_agent", FreeText),
+    sqlite_with_rowid=False,
+)
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("device_id", Text, nullable=False),
+    Column("created_ts", Nid, nullable=False),
+    Column("expires_ts", Nid),
+    Index("access_tokens_by_device", "user_id", "device_id"),
+    comment="Only the SHA-256 of a token is kept.",
+    sqlite_with_rowid=False,
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("device_id", Text, nullable=False),
+    Column("access_token_hash", LargeBinary, nullable=False),
+    Column("created_ts", Nid, nullable=False),
+    Index("refresh_tokens_by_device", "user_id", "device_id"),
+    sqlite_with_rowid=False,
+)
+
+uia_sessions = Table(
+    "uia_sessions",
+    metadata,
+    Column("session_id", Text, primary_key=True),
+    Column("operation", Text, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("completed", Text, nullable=False),
+    Column("created_ts", Nid, nullable=False),
+    comment="User-interactive authentication under way; completed is a space-separated list of stages.",
+)
+
+account_data = Table(
+    "account_data",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("room_id", Text, primary_key=True),
+    Column("type", FreeText, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("position", Nid, nullable=False),
+    Index("account_data_by_position", "user_id", "position"),
+    comment="room_id is '' for what belongs to the whole account.",
+    sqlite_with_rowid=False,
+)
+
+filters = Table(
+    "filters",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("filter_id", Text, primary_key=True),
+    Column("json", LargeBinary, nullable=False),
+    comment="filter_id follows from the content, so that the same filter is stored once.",
+    sqlite_with_rowid=False,
+)
+
+# -- federation --------------------------------------------------------------------------------------------------------
+
+server_keys = Table(
+    "server_keys",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("verify_key", Text, nullable=False),
+    Column("valid_until_ts", Nid, nullable=False),
+    Column("expired_ts", Nid),
+    Column("fetched_ts", Nid, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+server_key_responses = Table(
+    "server_key_responses",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("response", LargeBinary, nullable=False),
+    Column("valid_until_ts", Nid, nullable=False),
+    Column("fetched_ts", Nid, nullable=False),
+    comment="The signed JSON as the origin gave it, for our answers as a notary.",
+)
+
+destinations = Table(
+    "destinations",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("failing_since_ts", Nid),
+    Column("retry_at_ts", Nid),
+    Column("retry_interval_ms", Nid, nullable=False, server_default=text("0")),
+    Column("last_success_ts", Nid),
+    comment="How well another server can be reached.",
+)
+
+outbound_pdus = Table(
+    "outbound_pdus",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("stream_position", Nid, primary_key=True),
+    Column("room_nid", Nid, nullable=False),
+    Column("event_nid", Nid, nullable=False),
+    comment="PDUs that a server has still to get.",
+    sqlite_with_rowid=False,
+)
+
+outbound_edus = Table(
+    "outbound_edus",
+    metadata,
+    Column("edu_nid", Nid, primary_key=True),
+    Column("server_name", Text, nullable=False),
+    Column("edu", LargeBinary, nullable=False),
+    Index("outbound_edus_by_server", "server_name", "edu_nid"),
+    comment="EDUs that must not be lost.",
+)
+
+outbound_requests = Table(
+    "outbound_requests",
+    metadata,
+    Column("request_nid", Nid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("candidates", LargeBinary, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("retry_at_ts", Nid, nullable=False),
+    Column("created_ts", Nid, nullable=False),
+    Index("outbound_requests_by_retry", "retry_at_ts"),
+    Index("outbound_requests_by_subject", "room_id", "user_id"),
+    comment="Handshakes with other servers that are still owed, such as the rejection of an invitation.",
+)
+
+received_transactions = Table(
+    "received_transactions",
+    metadata,
+    Column("origin", Text, primary_key=True),
+    Column("txn_id", Text, primary_key=True),
+    Column("response", LargeBinary, nullable=False),
+    Column("ts", Nid, nullable=False),
+    Index("received_transactions_by_ts", "ts"),
+    sqlite_with_rowid=False,
+)
+
+reader_positions = Table(
+    "reader_positions",
+    metadata,
+    Column("reader", Text, primary_key=True),
+    Column("position", Nid, nullable=False),
+    comment="How far each reader of the event stream (federation, push, application services) has come.",
+)

@@ -1,0 +1,124 @@
+"""Who types where, and until when: for the other processes on this database, and across a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, select, tuple_
+
+from homeserver.storage import streams
+from homeserver.storage.database import in_slices, upsert
+from homeserver.storage.tables import rooms, typing
+
+PAIRS_PER_STATEMENT = 100
+
+_Key = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TypingNotice:
+    """A user types in a room until a time, in milliseconds since the epoch; 0: it has stopped."""
+
+    room_nid: int
+    user_id: str
+    expires_ts: int
+    now_ms: int
+
+    @property
+    def key(self) -> _Key:
+        """Of which there is one state."""
+        return (self.room_nid, self.user_id)
+
+
+@dataclass(frozen=True, slots=True)
+class TypingUser:
+    """Somebody types in a room."""
+
+    room_id: str
+    room_nid: int
+    user_id: str
+    expires_ts: int
+    position: int
+
+
+def store(connection: Connection, notices: Sequence[TypingNotice]) -> list[int | None]:
+    """Store notices (a batch handler). Answers for each with its position, or None where who types is as it was.
+
+    To type on is no change: it only moves the time.
+    """
+    until = _read(connection, {notice.key for notice in notices})
+    changed: list[TypingNotice] = []
+    prolonged: dict[_Key, TypingNotice] = {}
+    for notice in notices:
+        typed = until.get(notice.key, (0, 0))[0] > notice.now_ms
+        # A time that ran out and was not taken notice of yet is still shown, so a stop changes something.
+        shown = until.get(notice.key, (0, 0))[0] > 0
+        if notice.expires_ts and typed:
+            prolonged[notice.key] = notice
+        elif notice.expires_ts or shown:
+            changed.append(notice)
+        until[notice.key] = (notice.expires_ts, until.get(notice.key, (0, 0))[1])
+    positions: dict[int, int] = {}
+    if changed:
+        positions = dict(zip(map(id, changed), streams.take(connection, "stream", len(changed)), strict=True))
+        for notice in changed:
+            until[notice.key] = (until[notice.key][0], positions[id(notice)])
+    keys = {notice.key for notice in changed} | prolonged.keys()
+    rows = [
+        {"room_nid": key[0], "user_id": key[1], "expires_ts": until[key][0], "position": until[key][1]} for key in keys
+    ]
+    upsert(connection, typing, rows, ["room_nid", "user_id"])
+    return [positions.get(id(notice)) for notice in notices]
+
+
+def expire(connection: Connection, keys: Iterable[_Key], now_ms: int) -> dict[_Key, tuple[int, int | None]]:
+    """Stop those of ``keys`` whose time has run out.
+
+    Answers with the time until which each types (0: not at all), and the position of its stop if it was stopped by
+    this call; another process may have been faster, or have heard that the user types on.
+    """
+    until = _read(connection, keys)
+    due = [key for key, (expires_ts, _) in until.items() if 0 < expires_ts <= now_ms]
+    answers: dict[_Key, tuple[int, int | None]] = {
+        key: (until[key][0] if key in until else 0, None) for key in keys if key not in due
+    }
+    if due:
+        positions = streams.take(connection, "stream", len(due))
+        rows = [
+            {"room_nid": key[0], "user_id": key[1], "expires_ts": 0, "position": position}
+            for key, position in zip(due, positions, strict=True)
+        ]
+        upsert(connection, typing, rows, ["room_nid", "user_id"])
+        answers.update((key, (0, position)) for key, position in zip(due, positions, strict=True))
+    return answers
+
+
+def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int]]:
+    found: dict[_Key, tuple[int, int]] = {}
+    for part in in_slices(list(keys), PAIRS_PER_STATEMENT):
+        statement = select(typing.c.room_nid, typing.c.user_id, typing.c.expires_ts, typing.c.position).where(
+            tuple_(typing.c.room_nid, typing.c.user_id).in_(part)
+        )
+        found.update(((row[0], row[1]), (row[2], row[3])) for row in connection.execute(statement))
+    return found
+
+
+_TYPING = select(
+    rooms.c.room_id, typing.c.room_nid, typing.c.user_id, typing.c.expires_ts, typing.c.position
+).join_from(typing, rooms, rooms.c.room_nid == typing.c.room_nid)
+
+
+def typing_in(connection: Connection, room_id: str) -> list[TypingUser]:
+    """All that is stored of a room: those who type, and with ``expires_ts`` 0 those who have stopped."""
+    return [TypingUser(*row) for row in connection.execute(_TYPING.where(rooms.c.room_id == room_id))]
+
+
+def all_typing(connection: Connection) -> list[TypingUser]:
+    """Everybody who types, in all rooms."""
+    return [TypingUser(*row) for row in connection.execute(_TYPING.where(typing.c.expires_ts != 0))]
+
+
+def forget_stopped(connection: Connection) -> None:
+    """Delete what is stored of users who have stopped; to be stored no longer says the same."""
+    connection.execute(delete(typing).where(typing.c.expires_ts == 0))

@@ -1,0 +1,67 @@
+"""How our own users stand to rooms, also to rooms that this server is not in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, update
+
+from homeserver.storage.tables import events, rooms, user_rooms
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A user's membership in a room, and where it comes from."""
+
+    room_id: str
+    room_nid: int
+    version: str
+    membership: str
+    event_id: str
+    sender: str
+    position: int
+    forgotten: bool
+    stripped_state: bytes | None
+
+
+_STANDING = (
+    select(
+        rooms.c.room_id,
+        rooms.c.room_nid,
+        rooms.c.version,
+        user_rooms.c.membership,
+        events.c.event_id,
+        user_rooms.c.sender,
+        user_rooms.c.position,
+        user_rooms.c.forgotten,
+        user_rooms.c.stripped_state,
+    )
+    .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+    .join(events, events.c.event_nid == user_rooms.c.event_nid)
+)
+
+
+def standing_of(connection: Connection, user_id: str, room_id: str) -> Standing | None:
+    """How a user of ours stands to a room; None where they never had to do with it."""
+    row = connection.execute(_STANDING.where(user_rooms.c.user_id == user_id, rooms.c.room_id == room_id)).first()
+    return Standing(*row) if row else None
+
+
+def rooms_of(connection: Connection, user_id: str, membership: str) -> list[str]:
+    """The rooms where a user of ours has this membership, oldest first."""
+    statement = (
+        select(rooms.c.room_id)
+        .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+        .where(user_rooms.c.user_id == user_id, user_rooms.c.membership == membership)
+        .order_by(user_rooms.c.position)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def forget(connection: Connection, user_id: str, room_nid: int) -> None:
+    """Let a user forget a room that they left."""
+    connection.execute(
+        update(user_rooms)
+        .where(user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid)
+        .values(forgotten=True)
+    )

@@ -1,0 +1,124 @@
+"""The outermost layer: CORS on every answer, pre-flight requests, and a Matrix error for whatever went wrong.
+
+https://spec.matrix.org/v1.19/client-server-api/#web-browser-clients
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from homeserver.errors import (
+    BadJson,
+    InvalidParam,
+    MatrixError,
+    MethodNotAllowed,
+    MissingParam,
+    NotJson,
+    RemoteError,
+    TooLarge,
+    Unrecognized,
+)
+from homeserver.web.responses import error_response, json_response
+from homeserver.web.routes import RouteIndex
+
+logger = structlog.get_logger(__name__)
+
+CORS_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization"),
+)
+
+_BY_STATUS: dict[int, type[MatrixError]] = {404: Unrecognized, 405: MethodNotAllowed, 413: TooLarge}
+
+
+def install(app: FastAPI) -> None:
+    """Make an application find its routes, answer errors and offer CORS as the specification asks."""
+    app.router.middleware_stack = RouteIndex(app.router)
+    for kind in (MatrixError, RemoteError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)
+    app.add_middleware(Edge)
+
+
+class Edge:
+    """An ASGI application around the whole application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whatever is raised inside becomes an answer, as long as none has begun."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"]
+        if method == "OPTIONS":
+            # "the server MUST NOT perform any logic defined for the endpoints when approached with an OPTIONS request"
+            await send({"type": "http.response.start", "status": 204, "headers": list(CORS_HEADERS)})
+            await send({"type": "http.response.body"})
+            return
+        has_started = False
+
+        async def send_with_cors(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                message["headers"] = [*message.get("headers", ()), *CORS_HEADERS]
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            if b"%00" in scope["query_string"]:
+                raise InvalidParam("The query has a NUL in it")
+            await self._app(scope, receive, send_with_cors)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if has_started:
+                raise  # too late to say anything: the server cuts the connection, so that nobody takes it for whole
+            await answer_to(error, scope)(scope, receive, send_with_cors)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return answer_to(error, request.scope)
+
+
+def answer_to(error: Exception, scope: Scope) -> Response:
+    """The response to an exception. What nobody expected is logged, and the client learns nothing of it but that."""
+    if isinstance(error, MatrixError | RemoteError):
+        return error_response(error)
+    if isinstance(error, HTTPException):
+        return _answer_to_http_exception(error)
+    if isinstance(error, RequestValidationError):
+        return error_response(_from_validation(error))
+    logger.error("unexpected error", method=scope["method"], path=repr(scope["path"]), exc_info=error)
+    return json_response({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500)
+
+
+def _answer_to_http_exception(error: HTTPException) -> Response:
+    kind = _BY_STATUS.get(error.status_code)
+    body = kind().body() if kind else {"errcode": "M_UNKNOWN", "error": str(error.detail)}
+    headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+    return json_response(body, error.status_code, headers)
+
+
+def _from_validation(error: RequestValidationError) -> MatrixError:
+    first: dict[str, Any] = next(iter(error.errors()), {})
+    location = [str(part) for part in first.get("loc", ())]
+    kind: str = first.get("type", "")
+    text = f"'{'.'.join(location[1:])}': {first.get('msg', 'invalid')}"
+    if kind == "json_invalid":
+        return NotJson()
+    if kind == "missing":
+        return MissingParam(text)
+    return BadJson(text) if location[:1] == ["body"] else InvalidParam(text)

@@ -1,0 +1,57 @@
+"""Answers: JSON, bytes that are there already, and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from homeserver.errors import LimitExceeded, MatrixError, RemoteError, RemoteFailed
+
+JSON_CONTENT_TYPE = "application/json"
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+class _PlainResponse(Response):
+    """A response with exactly the given headers, made without what Starlette's does for cookies and charsets."""
+
+    def __init__(self, body: bytes, status: int, content_type: bytes, headers: RawHeaders) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            *headers,
+        ]
+
+
+def json_response(value: Any, status: int = 200, headers: RawHeaders = ()) -> Response:
+    """Answer with a JSON value; bytes inside it are not possible, ``orjson.Fragment`` is."""
+    return _PlainResponse(orjson.dumps(value), status, b"application/json", headers)
+
+
+def bytes_response(
+    body: bytes, status: int = 200, content_type: str = JSON_CONTENT_TYPE, headers: RawHeaders = ()
+) -> Response:
+    """Answer with bytes as they are, JSON unless ``content_type`` says otherwise."""
+    return _PlainResponse(body, status, content_type.encode("latin-1"), headers)
+
+
+def error_response(error: MatrixError | RemoteError) -> Response:
+    """The answer that an error stands for.
+
+    A remote error that nobody caught where more was known becomes a 502: what the other server said is not passed on.
+
+    https://spec.matrix.org/v1.19/client-server-api/#standard-error-response
+    """
+    if isinstance(error, RemoteError):
+        error = RemoteFailed(f"The server {error.destination} could not be asked")
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, LimitExceeded) and isinstance(wait_ms := error.extra.get("retry_after_ms"), int):
+        # "Homeservers SHOULD include a Retry-After header for any response with a 429 status code." Whole seconds.
+        headers.append((b"retry-after", str(max(1, -(-wait_ms // 1000))).encode()))
+    return json_response(error.body(), error.status, headers)

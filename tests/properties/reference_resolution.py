@@ -1,0 +1,109 @@
+"""State resolution v2 as a slow and literal reading of the specification, to hold the real one against.
+
+https://spec.matrix.org/v1.19/rooms/v12/#state-resolution
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from homeserver.errors import NotAuthorized
+from homeserver.protocol.authorization import auth_event_keys, authorize
+from homeserver.protocol.events import Event, StateKey, StateMap
+from homeserver.protocol.power_levels import power_levels_of
+from homeserver.protocol.room_versions import RoomVersion, StateResolution
+
+Events = Mapping[str, Event]
+POWER_LEVELS = ("m.room.power_levels", "")
+
+
+def resolve_by_the_book(
+    version: RoomVersion, sets: Sequence[StateMap], events: Events, create: Event
+) -> dict[StateKey, str]:
+    is_2_1 = version.state_resolution is StateResolution.V2_1
+    keys = {key for state in sets for key in state}
+    unconflicted = {key: sets[0][key] for key in keys if len({state.get(key) for state in sets}) == 1}
+    conflicted = {state[key] for state in sets for key in keys - unconflicted.keys() if key in state}
+    chains = [set().union(*(chain(event_id, events) for event_id in state.values())) for state in sets]
+    full = conflicted | (set().union(*chains) - chains[0].intersection(*chains))
+    if is_2_1:
+        full |= {
+            middle for start in conflicted for middle in chain(start, events) if chain(middle, events) & conflicted
+        }
+
+    chosen = {event_id for event_id in full if is_power_event(events[event_id])}
+    while more := {auth for event_id in chosen for auth in events[event_id].auth_events if auth in full} - chosen:
+        chosen |= more
+    partial = iterate({} if is_2_1 else dict(unconflicted), by_power(chosen, events, create), events, create)
+    rest = sorted(full - chosen, key=lambda event_id: mainline_rank(event_id, partial, events))
+    return {**iterate(partial, rest, events, create), **unconflicted}
+
+
+def chain(event_id: str, events: Events) -> set[str]:
+    found: set[str] = set()
+    for auth in events[event_id].auth_events:
+        if auth not in found:
+            found |= {auth} | chain(auth, events)
+    return found
+
+
+def is_power_event(event: Event) -> bool:
+    if event.type in ("m.room.power_levels", "m.room.join_rules"):
+        return True
+    is_removal = event.type == "m.room.member" and event.content["membership"] in ("leave", "ban")
+    return is_removal and event.sender != event.state_key
+
+
+def cited(event: Event, event_type: str, events: Events) -> Event | None:
+    return next((events[auth] for auth in event.auth_events if events[auth].type == event_type), None)
+
+
+def by_power(chosen: set[str], events: Events, create: Event) -> list[str]:
+    def rank(event_id: str) -> tuple[float, int, str]:
+        event = events[event_id]
+        levels = power_levels_of(event.version, create, cited(event, "m.room.power_levels", events))
+        # The create event alone cites nothing at all before version 12, and is the first in any case.
+        return (-levels.of_user(event.sender), event.origin_server_ts, event_id)
+
+    ordered: list[str] = []
+    while len(ordered) < len(chosen):
+        free = [
+            event_id
+            for event_id in chosen - set(ordered)
+            if all(auth in ordered for auth in events[event_id].auth_events if auth in chosen)
+        ]
+        ordered.append(min(free, key=rank))
+    return ordered
+
+
+def line(event: Event | None, events: Events) -> list[str]:
+    found = []
+    while event is not None:
+        found.append(event.event_id)
+        event = cited(event, "m.room.power_levels", events)
+    return found
+
+
+def mainline_rank(event_id: str, partial: StateMap, events: Events) -> tuple[float, int, str]:
+    start = partial.get(POWER_LEVELS)
+    mainline = line(events[start] if start else None, events)
+    event = events[event_id]
+    own = line(cited(event, "m.room.power_levels", events), events)
+    position = next((mainline.index(link) for link in own if link in mainline), math.inf)
+    return (-position, event.origin_server_ts, event_id)
+
+
+def iterate(state: dict[StateKey, str], order: Sequence[str], events: Events, create: Event) -> dict[StateKey, str]:
+    for event_id in order:
+        event = events[event_id]
+        view = {events[auth].key: events[auth] for auth in event.auth_events}
+        for key in auth_event_keys(event.type, event.sender, event.state_key, event.content, event.version):
+            if key in state:
+                view[key] = events[state[key]]
+        try:
+            authorize(event, view, create=create)
+        except NotAuthorized:
+            continue
+        state = {**state, event.key: event_id}
+    return state

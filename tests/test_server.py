@@ -1,0 +1,199 @@
+"""homeserver/server.py, as a process: listeners, what each serves, TLS, and the stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from homeserver import server
+from homeserver.config import Config
+from homeserver.logging import configure_logging
+
+def build():
+    released = asyncio.Event()
+
+    async def answer(request):
+        return JSONResponse({"path": request.url.path})
+
+    async def wait(request):
+        print("waiting", flush=True)
+        await released.wait()
+        return JSONResponse({"released": True})
+
+    async def lifespan(app):
+        print("up", flush=True)
+        yield
+        print("down", flush=True)
+
+    from contextlib import asynccontextmanager
+    app = Starlette(
+        routes=[Route("/_matrix/client/wait", wait), Route("/{path:path}", answer)],
+        lifespan=asynccontextmanager(lifespan),
+    )
+    app.state.begin_shutdown = released.set
+    return app
+
+config = Config.load(sys.argv[1], {})
+configure_logging(config.logging)
+server.run(build, config)
+"""
+
+
+class Running:
+    """The process, and where it listens."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.ports: list[int] = []
+
+    def read_until(self, word: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if word in line:
+                return
+        raise AssertionError(f"it never said {word!r}")
+
+    def read_ports(self, count: int) -> None:
+        assert self.process.stderr is not None
+        while len(self.ports) < count:
+            line = self.process.stderr.readline()
+            assert line, "it ended"
+            entry = json.loads(line)
+            if entry["event"] == "listening":
+                self.ports.append(entry["port"])
+
+    def url(self, path: str, listener: int = 0, scheme: str = "http") -> str:
+        return f"{scheme}://localhost:{self.ports[listener]}{path}"
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, out
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    running: list[Running] = []
+
+    def start(*listeners: str) -> Running:
+        config = tmp_path / "homeserver.toml"
+        sections = "".join(f'[[listeners]]\nbind = "127.0.0.1"\nport = 0\n{extra}\n' for extra in listeners)
+        config.write_text(f'server_name = "a"\n[logging]\nformat = "json"\n{sections}')
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        running.append(Running(process))
+        running[-1].read_ports(len(listeners))
+        return running[-1]
+
+    yield start
+    for server in running:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.communicate()
+        for pipe in (server.process.stdout, server.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def test_each_listener_serves_what_it_should(start: Start) -> None:
+    server = start("", 'serves = ["federation"]', 'serves = ["client", "metrics"]')
+
+    def status(path: str, listener: int) -> int:
+        return httpx.get(server.url(path, listener)).status_code
+
+    table: dict[str, tuple[int, int, int]] = {
+        "/_matrix/client/versions": (200, 404, 200),
+        "/_homeserver/v1/rooms/x/roles": (200, 404, 200),
+        "/.well-known/matrix/client": (200, 404, 200),
+        "/_matrix/federation/v1/version": (200, 200, 404),
+        "/_matrix/key/v2/server": (200, 200, 404),
+        "/.well-known/matrix/server": (200, 200, 404),
+        "/_matrix/media/v3/config": (200, 404, 404),
+        "/_matrix/client/v1/media/config": (200, 404, 404),
+        "/_matrix/federation/v1/media/download/x": (200, 404, 404),
+        "/_homeserver/metrics": (404, 404, 200),
+        "/_homeserver/console/": (200, 404, 404),
+    }
+    assert {path: tuple(status(path, n) for n in range(3)) for path in table} == table
+    refused = httpx.get(server.url("/_matrix/client/versions", 1))
+    assert refused.json()["errcode"] == "M_UNRECOGNIZED"
+    assert refused.headers["access-control-allow-origin"] == "*"
+    assert "server" not in refused.headers
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_open_requests_finish(start: Start, number: int) -> None:
+    server = start("", 'serves = ["client"]')
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(httpx.get, server.url("/_matrix/client/wait", n), timeout=20) for n in (0, 1)]
+        for _ in waiting:
+            server.read_until("waiting")
+        status, out = server.stop(number)
+        assert [request.result().json() for request in waiting] == [{"released": True}] * 2
+    assert status == 0
+    assert out.splitlines() == ["down"]
+
+
+def test_an_idle_connection_does_not_hold_up_the_stop(start: Start) -> None:
+    server = start("")
+    with httpx.Client() as client:
+        assert client.get(server.url("/_matrix/client/versions")).status_code == 200
+        assert server.stop()[0] == 0
+
+
+def test_tls(start: Start, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = start("", 'tls_certificate = "cert.pem"\ntls_private_key = "key.pem"')
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    assert httpx.get(server.url("/_matrix/key/v2/server", 1, "https"), verify=context).status_code == 200
+    assert httpx.get(server.url("/_matrix/key/v2/server", 0)).status_code == 200
+
+
+def refusal(tmp_path: Path, listener: str) -> str:
+    config = tmp_path / "homeserver.toml"
+    config.write_text(f'server_name = "a"\n[[listeners]]\n{listener}\n')
+    done = subprocess.run([sys.executable, "-c", SERVER, str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "up" not in done.stdout
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert refusal(tmp_path, f"port = {port}").endswith(
+            f"cannot listen on 127.0.0.1 port {port}: the port is taken"
+        )
+
+
+def test_unusable_tls_files_are_said(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("no certificate")
+    (tmp_path / "key.pem").write_text("no key")
+    message = refusal(tmp_path, 'port = 0\ntls_certificate = "cert.pem"\ntls_private_key = "key.pem"')
+    assert "ConfigurationError" in message
+    assert "listeners.tls_certificate" in message
