@@ -136,6 +136,15 @@ class SigningKeys:
             raise ConfigurationError(f"keys_dir = {str(self._directory)!r}: no signing key there, expected one")
         return self._active[-1]
 
+    @property
+    def key_id(self) -> str:
+        """The ID of the key that signs; with ``sign``, the keys are a ``Signer`` that follows rotations."""
+        return self.current.key_id
+
+    def sign(self, message: bytes) -> str:
+        """The signature of the bytes with the current key, in unpadded base64."""
+        return self.current.sign(message)
+
     def list(self) -> list[KeyInfo]:
         """All keys, the current one first, then the others from the newest to the oldest."""
         active = [

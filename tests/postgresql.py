@@ -168,7 +168,8 @@ def _binaries(directory: Path) -> Path:
         key=lambda path: int(path.name.removeprefix("pginstall") or 0),
     )
     if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in installation.parents):
-        copy = directory / "postgresql"
-        shutil.copytree(installation, copy, symlinks=True)
-        installation = copy
+        package = installation.parent
+        for part in (installation, *package.parent.glob(f"{package.name}.libs")):  # with the libraries beside it
+            shutil.copytree(part, directory / part.relative_to(package.parent), symlinks=True)
+        installation = directory / installation.relative_to(package.parent)
     return installation / "bin"

@@ -27,7 +27,10 @@ def init(
         Path | None, typer.Option("--keys-dir", metavar="DIR", help="Where the signing keys are kept, if elsewhere.")
     ] = None,
     development: Annotated[
-        bool, typer.Option("--development", help="Settings for trying things out: anybody may register.")
+        bool,
+        typer.Option(
+            "--development", help="For trying things out: anybody may register, and keys that are there are used."
+        ),
     ] = False,
 ) -> None:
     """Write a configuration and a signing key for a new server; overwrites nothing."""
@@ -45,10 +48,10 @@ def init(
     if file.exists():
         raise HomeserverError(f"{file} is there already; nothing was changed")
     keys = SigningKeys.load(config.keys_dir, server_name)
-    if keys.list():
+    if keys.list() and not development:
         raise HomeserverError(f"{config.keys_dir} holds signing keys already; nothing was changed")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = keys.generate(now_ms())
+    key = keys.current if keys.has_keys else keys.generate(now_ms())
     with file.open("x", encoding="utf-8") as output:
         output.write(text)
     typer.echo(f"wrote {file}, and the signing key {key.key_id} in {config.keys_dir}")

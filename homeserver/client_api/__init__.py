@@ -6,3 +6,36 @@ paths. An endpoint has the name of its ``operationId``; it takes the request apa
 
 https://spec.matrix.org/v1.19/client-server-api/
 """
+
+from homeserver.client_api import (
+    account_data,
+    capabilities,
+    filters,
+    login,
+    profiles,
+    registration,
+    room_aliases,
+    room_creation,
+    room_membership,
+    sending_events,
+    versions,
+    well_known,
+    whoami,
+)
+
+MODULES = (
+    account_data,
+    capabilities,
+    filters,
+    login,
+    profiles,
+    registration,
+    room_aliases,
+    room_creation,
+    room_membership,
+    sending_events,
+    versions,
+    well_known,
+    whoami,
+)
+"""Every section that is there."""

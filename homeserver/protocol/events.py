@@ -124,9 +124,13 @@ class EventDraft:
 class Signer(Protocol):
     """Signs as one server with one key."""
 
-    server_name: str
-    key_id: str
-    """``ed25519:...``"""
+    @property
+    def server_name(self) -> str:
+        """Whose signatures these are."""
+
+    @property
+    def key_id(self) -> str:
+        """``ed25519:...``"""
 
     def sign(self, message: bytes) -> str:
         """The signature of the bytes, in unpadded base64."""

@@ -528,6 +528,7 @@ class RoomWriters:
                 )
         for snapshot in groups:
             snapshot.stored_as(numbers[id(snapshot)])
+        self._graph.remember(appended.state_keys)
         self._keep(working, appended, stored)
         self._notifier.publish(changes)
         return stored

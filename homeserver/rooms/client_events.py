@@ -35,8 +35,13 @@ STRIPPED_STATE_TYPES = (
 class OnBehalfOf(Protocol):
     """Whom an event is rendered for."""
 
-    user_id: str
-    device_id: str
+    @property
+    def user_id(self) -> str:
+        """The user."""
+
+    @property
+    def device_id(self) -> str:
+        """The device that the user asks from."""
 
 
 @dataclass(slots=True)

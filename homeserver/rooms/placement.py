@@ -110,14 +110,15 @@ class Placer:
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
             nonlocal runs
             runs += 1
-            if await self._is_placed(working, event, ask_database=runs > 1):
+            if await self.is_placed(working, event, ask_database=runs > 1):
                 return ()
             return (await self.compose(working, event, before, is_past),)
 
         stored = await self._writers.submit(event.room_id, job)
         return stored[0] if stored else None
 
-    async def _is_placed(self, working: WorkingHead, event: Event, *, ask_database: bool) -> bool:
+    async def is_placed(self, working: WorkingHead, event: Event, *, ask_database: bool) -> bool:
+        """Whether an event stands in the graph already, as far as that is at hand, or by the database's word."""
         if working.knows(event.event_id):
             return True
         if ask_database:  # another request was faster with this event

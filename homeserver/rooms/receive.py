@@ -20,12 +20,12 @@ from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import event_id_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from homeserver.protocol.server_acls import server_acl_allows
 from homeserver.rooms.ancestors import Ancestors
 from homeserver.rooms.events import Events
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import prev_events_first
 from homeserver.rooms.placement import Outcome, Placer
+from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.storage.event_graph import Verdict
 
@@ -65,6 +65,7 @@ class Receiver:
         ancestors: Ancestors,
         placer: Placer,
         outside: OutsideEvents,
+        access: ServerAccess,
     ) -> None:
         self._heads = heads
         self._events = events
@@ -72,6 +73,7 @@ class Receiver:
         self._ancestors = ancestors
         self._placer = placer
         self._outside = outside
+        self._access = access
         self._gap_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, pdus: Sequence[Any]) -> Results:
@@ -108,7 +110,7 @@ class Receiver:
         except InvalidEvent as error:
             _refuse(pdu, batch.version, str(error), results)
             return
-        if batch.head is not None and not await self.is_allowed(batch.head, origin):
+        if batch.head is not None and not await self._access.is_allowed(batch.head, origin):
             # "the PDU MUST be ignored with an appropriate error included in the response for the respective event ID"
             results[event.event_id] = {"error": "Your server is not allowed in the room"}
             return
@@ -120,14 +122,6 @@ class Receiver:
             return _Batch(head, head.version)
         version = ROOM_VERSIONS.get(await self._outside.room_version(room_id) or "")
         return None if version is None else _Batch(None, version)
-
-    async def is_allowed(self, head: RoomHead, server_name: str) -> bool:
-        """Whether the room's server ACL lets a server in.
-
-        https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls
-        """
-        acl = await self._heads.state_event(head, "m.room.server_acl")
-        return server_acl_allows(acl.content if acl is not None else None, server_name)
 
     async def _check_signatures(self, batches: Iterable[_Batch], results: Results) -> None:
         """Checks 2 and 3, for the whole transaction at once."""

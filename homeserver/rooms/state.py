@@ -319,7 +319,7 @@ class StateReader:
         difference, subgraph = await self._full_conflict(version, states, conflicted_ids, unstored)
         rejected: set[str] = set()
         events = await self._gather(conflicted_ids | difference | subgraph, unstored, rejected)
-        for _ in range(RESOLUTION_ROUNDS_MAX):
+        for round_ in range(RESOLUTION_ROUNDS_MAX):
             try:
                 resolved = resolve(
                     version,
@@ -330,8 +330,12 @@ class StateReader:
                     rejected=rejected,
                 )
             except MissingEvents as missing:
-                more = await self._gather(missing.event_ids, unstored, rejected)
-                if not more:
+                wanted = set(missing.event_ids)
+                if round_ > 0:
+                    # The line of power levels is followed step by step: bring all of it.
+                    wanted |= await self._database.read(_auth_chain_of, wanted - unstored.keys())
+                more = await self._gather(wanted, unstored, rejected)
+                if not missing.event_ids <= more.keys():
                     raise
                 events.update(more)
                 continue
@@ -420,6 +424,11 @@ def _unstored_subgraph(conflicted_ids: set[str], unstored: Mapping[str, Event]) 
         if (fringe | pending) & conflicted_ids:
             leads.add(event_id)
     return leads
+
+
+def _auth_chain_of(connection: Connection, event_ids: set[str]) -> set[str]:
+    nids = event_graph.nids_of(connection, event_ids).values()
+    return set(room_state.event_ids_of(connection, auth_chains.auth_chain_nids(connection, nids)).values())
 
 
 def _conflict_by_index(

@@ -5,13 +5,14 @@ https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.history_visibility import may_see_event
 from homeserver.rooms.caches import WeightedCache
 from homeserver.rooms.events import Events
+from homeserver.rooms.state import RoomHeads
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.history import entries_of_groups
@@ -51,9 +52,10 @@ class SeenEvent:
 class VisibleEvents:
     """Asks the states at events, and remembers what they said."""
 
-    def __init__(self, database: Database, events: Events) -> None:
+    def __init__(self, database: Database, events: Events, heads: RoomHeads) -> None:
         self._database = database
         self._events = events
+        self._heads = heads
         self._entries: WeightedCache[tuple[int, str], _Entries] = WeightedCache(GROUPS_REMEMBERED_MAX, lambda _: 1)
 
     async def of(self, stored: Sequence[StoredEvent], viewer: Viewer) -> list[SeenEvent]:
@@ -62,7 +64,7 @@ class VisibleEvents:
         if not stored:
             return []
         user_id = viewer.user_id
-        entries = await self._entries_at({event.state_group or 0 for event in stored}, user_id)
+        entries = await self._entries_at(stored, user_id)
         await self._load(stored, entries, user_id)
         seen: list[SeenEvent] = []
         for event in stored:
@@ -108,17 +110,22 @@ class VisibleEvents:
         replaced = self._events.cached_by_nid(stored.replaces_nid) if stored.replaces_nid is not None else None
         return replaced.event_id if replaced is not None else ""
 
-    async def _entries_at(self, groups: Iterable[int], user_id: str) -> dict[int, _Entries]:
+    async def _entries_at(self, stored: Sequence[StoredEvent], user_id: str) -> dict[int, _Entries]:
+        keys = (VISIBILITY_KEY, ("m.room.member", user_id))
         found: dict[int, _Entries] = {}
         missing: list[int] = []
-        for group in groups:
+        head = self._heads.cached(stored[0].event.room_id)
+        now = head.snapshot.group if head is not None else None
+        for group in {event.state_group or 0 for event in stored}:
             known = self._entries.get((group, user_id))
+            if known is None and head is not None and group == now:
+                known = (head.state.get(keys[0], ""), head.state.get(keys[1], ""))
+                self._entries.put((group, user_id), known)
             if known is not None:
                 found[group] = known
             else:
                 missing.append(group)
         if missing:
-            keys = (VISIBILITY_KEY, ("m.room.member", user_id))
             for group, entries in (await self._database.read(entries_of_groups, missing, keys)).items():
                 found[group] = (entries.get(keys[0], ""), entries.get(keys[1], ""))
                 self._entries.put((group, user_id), found[group])

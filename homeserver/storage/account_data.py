@@ -51,12 +51,13 @@ def get_account_data(connection: Connection, user_id: str, room_id: str, type_: 
 def account_data_since(connection: Connection, user_id: str, since: int, upto: int) -> list[AccountDataRow]:
     """What changed after ``since`` up to and with ``upto``, in order."""
     rows = connection.execute(_SINCE, {"user_id": user_id, "since": since, "upto": upto})
-    return [row._tuple() for row in rows]
+    return [(row.room_id, row.type, row.content, row.position) for row in rows]
 
 
 def all_account_data(connection: Connection, user_id: str) -> list[AccountDataRow]:
     """Everything that a user has, in the order of its positions."""
-    return [row._tuple() for row in connection.execute(_ALL, {"user_id": user_id})]
+    rows = connection.execute(_ALL, {"user_id": user_id})
+    return [(row.room_id, row.type, row.content, row.position) for row in rows]
 
 
 def put_filter(connection: Connection, user_id: str, filter_id: str, json: bytes) -> None:

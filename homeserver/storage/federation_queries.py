@@ -17,6 +17,7 @@ from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import auth_chains
 from homeserver.storage.database import in_slices
 from homeserver.storage.event_graph import Verdict
+from homeserver.storage.room_state import event_ids_of
 from homeserver.storage.tables import (
     auth_chain_links,
     backward_extremities,
@@ -167,6 +168,12 @@ def pdus_by_id(connection: Connection, version: RoomVersion, event_ids: Iterable
 def pdus_by_nid(connection: Connection, version: RoomVersion, nids: Iterable[int]) -> list[bytes]:
     """The same, by numeric ID, and in that order."""
     return _pdus(connection, version, events.c.event_nid, list(nids))
+
+
+def event_ids_in_order(connection: Connection, nids: Sequence[int]) -> list[str]:
+    """The event IDs of numeric IDs, in the same order."""
+    names = event_ids_of(connection, nids)
+    return [names[nid] for nid in nids if nid in names]
 
 
 def _pdus(connection: Connection, version: RoomVersion, column: object, wanted: Sequence[object]) -> list[bytes]:

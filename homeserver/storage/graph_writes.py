@@ -7,7 +7,7 @@ event IDs by them, and writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ from homeserver.storage.tables import (
     user_rooms,
 )
 
-STATE_KEYS_CACHED_MAX = 200_000
+STATE_KEYS_CACHED_MAX = 50_000
 
 
 class StaleHead(HomeserverError):
@@ -138,12 +138,13 @@ class RoomAppend:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an append was given: numeric IDs and positions by event ID, and the groups by their index."""
+    """What an append was given: numeric IDs and positions by event ID, groups by index, state keys."""
 
     room_nid: int
     nids: Mapping[str, int]
     positions: Mapping[str, int]
     groups: Sequence[int]
+    state_keys: Mapping[StateKey, int]
 
 
 _GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
@@ -280,11 +281,11 @@ class GraphWriter:
         _write(connection, rows, numbers)
         return outcomes
 
-    def remember_state_keys(self, connection: Connection, keys: Iterable[StateKey]) -> None:
-        """Read committed numeric IDs into the cache (from a read transaction, never from one that may roll back)."""
+    def remember(self, state_keys: Mapping[StateKey, int]) -> None:
+        """Keep numeric IDs of state keys that were committed."""
         if len(self._state_keys) > STATE_KEYS_CACHED_MAX:
             self._state_keys.clear()
-        self._state_keys.update(room_state.state_key_nids(connection, keys))
+        self._state_keys.update(state_keys)
 
     # -- gathering -----------------------------------------------------------------------------------------------------
 
@@ -382,7 +383,7 @@ class GraphWriter:
             )
         else:
             rows.generations.append({"b_room_nid": append.room_nid, "b_generation": append.generation + 1})
-        return Appended(append.room_nid, new, positions, groups)
+        return Appended(append.room_nid, new, positions, groups, state_keys)
 
     @staticmethod
     def _collect_groups(

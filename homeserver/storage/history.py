@@ -165,16 +165,6 @@ def joined_members(connection: Connection, room_nid: int) -> list[JoinedMember]:
     return [JoinedMember(*row) for row in rows]
 
 
-def member_event_nids(connection: Connection, room_nid: int) -> list[tuple[str, str, int]]:
-    """``(user_id, membership, event_nid)`` of all member events of the current state of a room."""
-    rows = connection.execute(
-        select(room_members.c.user_id, room_members.c.membership, room_members.c.event_nid).where(
-            room_members.c.room_nid == room_nid
-        )
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
-
-
 def joined_room_ids(connection: Connection, user_id: str) -> list[str]:
     """The rooms that a user of ours has joined."""
     statement = (

@@ -106,7 +106,8 @@ def _references(connection: Connection) -> _Found:
         (user_rooms.c.event_nid, events.c.event_nid),
     )
     for source, target in targets:
-        dangling = select(source).where(source.is_not(None), ~select(target).where(target == source).exists())
+        there = target.table.alias()
+        dangling = select(source).where(source.is_not(None), ~exists().where(there.c[target.name] == source))
         yield f"{source.table.name}.{source.name} leads to nothing", _texts(connection, dangling)
 
 
@@ -178,30 +179,28 @@ def _broken_events(connection: Connection) -> Iterator[str]:
 
 def _current_state(connection: Connection) -> _Found:
     yield "the current state differs from its state group", _rooms_with_two_states(connection)
-    is_member_event = select(state_keys.c.state_key_nid).where(
-        state_keys.c.state_key_nid == current_state.c.state_key_nid, state_keys.c.type == "m.room.member"
+    same_room_and_event = (current_state.c.room_nid == room_members.c.room_nid) & (
+        current_state.c.event_nid == room_members.c.event_nid
     )
-    in_state = select(current_state.c.event_nid).where(
-        current_state.c.room_nid == room_members.c.room_nid, current_state.c.event_nid == room_members.c.event_nid
+    is_membership = (current_state.c.state_key_nid == state_keys.c.state_key_nid) & (
+        state_keys.c.type == "m.room.member"
     )
-    in_list = select(room_members.c.event_nid).where(
-        room_members.c.room_nid == current_state.c.room_nid, room_members.c.event_nid == current_state.c.event_nid
-    )
-    yield (
-        "a member is not in the current state",
-        _texts(connection, select(room_members.c.user_id).where(~in_state.exists())),
-    )
-    yield (
-        "a membership of the current state is not in the list of members",
-        _texts(connection, select(current_state.c.event_nid).where(is_member_event.exists(), ~in_list.exists())),
-    )
+    in_state = exists().where(same_room_and_event, is_membership, state_keys.c.state_key == room_members.c.user_id)
+    yield "a member is not in the current state", _texts(connection, select(room_members.c.user_id).where(~in_state))
+    listed = exists().where(same_room_and_event)
+    memberships = select(state_keys.c.state_key).join(current_state, is_membership).where(~listed)
+    yield "a membership of the current state is not in the list of members", _texts(connection, memberships)
 
 
 def _rooms_with_two_states(connection: Connection) -> Iterator[str]:
     known = select(rooms.c.room_nid, rooms.c.room_id, rooms.c.state_group).where(rooms.c.state_group.is_not(None))
     for room_nid, room_id, state_group in connection.execute(known).all():
         current = {key: event_id for key, (event_id, _) in read_current_state(connection, room_nid).items()}
-        if current != read_group(connection, state_group):
+        try:
+            is_same = current == read_group(connection, state_group)
+        except KeyError:  # the group names an event that is not there
+            is_same = False
+        if not is_same:
             yield room_id
 
 

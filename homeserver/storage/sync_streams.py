@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from homeserver.protocol.events import StateKey
 from homeserver.storage.database import in_slices
+from homeserver.storage.event_graph import StoredEvent, events_by_nid
 from homeserver.storage.tables import (
     current_state,
     current_state_changes,
@@ -22,6 +23,8 @@ from homeserver.storage.tables import (
 )
 
 PAIRS_PER_STATEMENT = 200
+MEMBERSHIPS_MAX = 20
+"""How many membership events of a user are looked at to find out how it stood to a room at an earlier time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,25 @@ def stripped_states(connection: Connection, user_id: str, room_nids: Sequence[in
     return found
 
 
+def membership_history(connection: Connection, event_nid: int, upto: int) -> list[StoredEvent]:
+    """A membership event and those that it and the ones before it took the place of, newest first.
+
+    Ends with the first one whose position is not after ``upto``, or after some steps.
+    """
+    found: list[StoredEvent] = []
+    nid: int | None = event_nid
+    while nid is not None and len(found) < MEMBERSHIPS_MAX:
+        events_found = events_by_nid(connection, [nid])
+        if not events_found:
+            break
+        stored = events_found[0]
+        found.append(stored)
+        if stored.stream_position is not None and stored.stream_position <= upto:
+            break
+        nid = stored.replaces_nid
+    return found
+
+
 # -- timelines ---------------------------------------------------------------------------------------------------------
 
 _inner = events.alias("inner_events")
@@ -138,11 +160,6 @@ def newest_events(
     return found
 
 
-def older_events(connection: Connection, room_nid: int, after: int, upto: int, count: int) -> list[tuple[int, int]]:
-    """As ``newest_events``, of one room."""
-    return newest_events(connection, [room_nid], after, upto, count).get(room_nid, [])
-
-
 # -- the current state and its changes ---------------------------------------------------------------------------------
 
 _STATE = select(current_state.c.room_nid, current_state.c.event_nid).where(
@@ -161,22 +178,11 @@ _CHANGE_COLUMNS = (
 _CHANGES = select(*_CHANGE_COLUMNS).join_from(
     current_state_changes, state_keys, state_keys.c.state_key_nid == current_state_changes.c.state_key_nid
 )
-_CHANGES_SINCE = _CHANGES.where(
+_CHANGES_BETWEEN = _CHANGES.where(
     current_state_changes.c.room_nid.in_(bindparam("wanted", expanding=True)),
     current_state_changes.c.position > bindparam("after"),
+    current_state_changes.c.position <= bindparam("upto"),
 ).order_by(current_state_changes.c.position)
-_LAST_CHANGE_OF_KEY = (
-    select(current_state_changes.c.event_nid)
-    .join(state_keys, state_keys.c.state_key_nid == current_state_changes.c.state_key_nid)
-    .where(
-        current_state_changes.c.room_nid == bindparam("room_nid"),
-        current_state_changes.c.position <= bindparam("upto"),
-        state_keys.c.type == bindparam("event_type"),
-        state_keys.c.state_key == bindparam("state_key"),
-    )
-    .order_by(current_state_changes.c.position.desc())
-    .limit(1)
-)
 
 
 def state_of_rooms(connection: Connection, room_nids: Sequence[int], *, members: bool) -> dict[int, list[int]]:
@@ -189,27 +195,26 @@ def state_of_rooms(connection: Connection, room_nids: Sequence[int], *, members:
     return found
 
 
-def state_changes_since(connection: Connection, room_nids: Sequence[int], after: int) -> dict[int, list[StateChange]]:
-    """All changes of the current states of rooms with positions after ``after``, oldest first."""
+def state_changes(
+    connection: Connection, room_nids: Sequence[int], after: int, upto: int
+) -> dict[int, list[StateChange]]:
+    """The changes of the current states of rooms with ``after`` < position ≤ ``upto``, oldest first."""
     found: dict[int, list[StateChange]] = {}
     for part in in_slices(room_nids):
-        for row in connection.execute(_CHANGES_SINCE, {"wanted": list(part), "after": after}):
+        for row in connection.execute(_CHANGES_BETWEEN, {"wanted": list(part), "after": after, "upto": upto}):
             found.setdefault(row[0], []).append(StateChange(row[0], row[1], (row[2], row[3]), row[4]))
     return found
 
 
-def state_changes_between(connection: Connection, room_nid: int, after: int, upto: int) -> list[StateChange]:
-    """The changes of one room's current state with ``after`` < position ≤ ``upto``, oldest first."""
-    rows = connection.execute(
-        _CHANGES_SINCE.where(current_state_changes.c.position <= upto), {"wanted": [room_nid], "after": after}
-    )
-    return [StateChange(row[0], row[1], (row[2], row[3]), row[4]) for row in rows]
-
-
-def state_entry_at(connection: Connection, room_nid: int, key: StateKey, upto: int) -> int | None:
-    """The event that the current state of a room had under a key at a position, by the changes that are recorded."""
-    parameters: dict[str, Any] = {"room_nid": room_nid, "upto": upto, "event_type": key[0], "state_key": key[1]}
-    found: int | None = connection.execute(_LAST_CHANGE_OF_KEY, parameters).scalar_one_or_none()
+def name_events(connection: Connection, room_nids: Sequence[int]) -> dict[int, list[int]]:
+    """The m.room.name and m.room.canonical_alias events of the current states of rooms, by numeric IDs."""
+    found: dict[int, list[int]] = {}
+    for part in in_slices(room_nids):
+        statement = _STATE.join(state_keys, state_keys.c.state_key_nid == current_state.c.state_key_nid).where(
+            state_keys.c.type.in_(["m.room.name", "m.room.canonical_alias"]), state_keys.c.state_key == ""
+        )
+        for room_nid, event_nid in connection.execute(statement, {"wanted": list(part)}):
+            found.setdefault(room_nid, []).append(event_nid)
     return found
 
 
@@ -269,8 +274,3 @@ def heroes(connection: Connection, room_nid: int, user_id: str, count: int) -> l
         if rows:
             return [(row[0], row[1]) for row in rows]
     return []
-
-
-def rooms_that_changed(connection: Connection, room_nids: Collection[int], after: int, upto: int) -> set[int]:
-    """Which of the rooms have events that clients may see with ``after`` < position ≤ ``upto``."""
-    return set(newest_events(connection, list(room_nids), after, upto, 1))

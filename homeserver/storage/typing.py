@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection, delete, func, select, tuple_
 
 from homeserver.storage import streams
 from homeserver.storage.database import in_slices, upsert
 from homeserver.storage.tables import rooms, typing
 
 PAIRS_PER_STATEMENT = 100
+STOPPED_KEPT = 50_000
+"""For so many positions it is kept that a user has stopped, for clients that were away."""
 
 _Key = tuple[int, str]
 
@@ -119,6 +121,20 @@ def all_typing(connection: Connection) -> list[TypingUser]:
     return [TypingUser(*row) for row in connection.execute(_TYPING.where(typing.c.expires_ts != 0))]
 
 
+def last_changes(connection: Connection, room_nids: Sequence[int]) -> dict[int, int]:
+    """The position of the last change in each room in which there was any."""
+    found: dict[int, int] = {}
+    for part in in_slices(room_nids):
+        statement = (
+            select(typing.c.room_nid, func.max(typing.c.position))
+            .where(typing.c.room_nid.in_(part))
+            .group_by(typing.c.room_nid)
+        )
+        found.update((row[0], row[1]) for row in connection.execute(statement))
+    return found
+
+
 def forget_stopped(connection: Connection) -> None:
-    """Delete what is stored of users who have stopped; to be stored no longer says the same."""
-    connection.execute(delete(typing).where(typing.c.expires_ts == 0))
+    """Delete what is stored of users who stopped long ago."""
+    upto = streams.current_position(connection) - STOPPED_KEPT
+    connection.execute(delete(typing).where(typing.c.expires_ts == 0, typing.c.position < upto))

@@ -69,22 +69,22 @@ class RouteIndex:
             return
         if self._built_from != len(self._router.routes):
             self._build()
-        values: list[str] = []
-        endpoints = _find(self._root, path_segments(scope), 0, values)
-        if endpoints is None:
+        search = _Search(path_segments(scope), scope["method"])
+        found = search.below(self._root, 0)
+        if found is None and scope["method"] == "HEAD":
+            search.method = "GET"
+            found = search.below(self._root, 0)
+        if found is None:
+            if search.other_methods:
+                raise HTTPException(405, headers={"Allow": ", ".join(sorted(search.other_methods | {"OPTIONS"}))})
             if self._mounted is None:
                 raise Unrecognized()
             await self._mounted.app(scope, receive, send)
             return
-        found = endpoints.get(scope["method"])
-        if found is None:
-            found = endpoints.get("GET") if scope["method"] == "HEAD" else None
-            if found is None:
-                raise HTTPException(405, headers={"Allow": ", ".join(sorted({*endpoints, "OPTIONS"}))})
         scope["router"] = self._router
         scope["route"] = found.route
         scope["endpoint"] = found.endpoint
-        scope["path_params"] = dict(zip(found.names, values, strict=True))
+        scope["path_params"] = dict(zip(found.names, search.values, strict=True))
         await found.app(scope, receive, send)
 
     def _build(self) -> None:
@@ -119,27 +119,43 @@ def path_segments(scope: Scope) -> list[str]:
     return segments
 
 
-def _find(node: _Node, segments: list[str], index: int, values: list[str]) -> dict[str, _Endpoint] | None:
-    """The endpoints of a path; ``values`` gets its parameters. Literal segments go before parameters."""
-    if index == len(segments):
-        return node.endpoints or None
-    segment = segments[index]
-    child = node.literals.get(segment)
-    if child is not None:
-        found = _find(child, segments, index + 1, values)
-        if found is not None:
+class _Search:
+    """The way of one path down the tree. Literal segments go before parameters."""
+
+    __slots__ = ("method", "other_methods", "segments", "values")
+
+    def __init__(self, segments: list[str], method: str) -> None:
+        self.segments = segments
+        self.method = method
+        self.values: list[str] = []
+        """The parameters on the way to what was found."""
+        self.other_methods: set[str] = set()
+        """What the path could be asked by."""
+
+    def below(self, node: _Node, index: int) -> _Endpoint | None:
+        """The endpoint for the segments from ``index`` on."""
+        if index == len(self.segments):
+            return self._by_method(node.endpoints)
+        segment = self.segments[index]
+        child = node.literals.get(segment)
+        if child is not None and (found := self.below(child, index + 1)) is not None:
             return found
-    child = node.parameter
-    if child is not None and (segment or (node.parameter_may_be_empty and index == len(segments) - 1)):
-        values.append(segment)
-        found = _find(child, segments, index + 1, values)
-        if found is not None:
+        child = node.parameter
+        if child is not None and (segment or (node.parameter_may_be_empty and index == len(self.segments) - 1)):
+            self.values.append(segment)
+            if (found := self.below(child, index + 1)) is not None:
+                return found
+            self.values.pop()
+        if node.tails and (found := self._by_method(node.tails)) is not None:
+            self.values.append("/".join(self.segments[index:]))
             return found
-        values.pop()
-    if node.tails:
-        values.append("/".join(segments[index:]))
-        return node.tails
-    return None
+        return None
+
+    def _by_method(self, endpoints: dict[str, _Endpoint]) -> _Endpoint | None:
+        found = endpoints.get(self.method)
+        if found is None:
+            self.other_methods.update(endpoints)
+        return found
 
 
 def _insert(root: _Node, context: RouteContext) -> None:

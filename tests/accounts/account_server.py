@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+import contextlib
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import httpx
@@ -36,27 +37,12 @@ from homeserver.client_api.well_known import ClientDiscovery
 from homeserver.notifier import Change, Notifier
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
+from tests.fakes.clock import FakeClock
 
 T = TypeVar("T")
 
 SERVER_NAME = "example.org"
 DUMMY = {"type": "m.login.dummy"}
-
-
-class JumpingClock:
-    """Stands still until it jumps."""
-
-    def __init__(self) -> None:
-        self.seconds = 1_700_000_000.0
-
-    def now_ms(self) -> int:
-        return int(self.seconds * 1000)
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def jump(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 class FakeRemote:
@@ -79,7 +65,7 @@ class AccountServer:
         self, database: Database, *, registration_enabled: bool = True, public_base_url: str | None = None
     ) -> None:
         self.database = database
-        self.clock = JumpingClock()
+        self.clock = FakeClock()
         self.remote = FakeRemote()
         self.profile_changes: list[str] = []
         self.deactivated: list[str] = []
@@ -181,6 +167,16 @@ class AccountServer:
 
     async def _load_changes(self, since: int, upto: int) -> list[Change]:
         return []
+
+
+@contextlib.contextmanager
+def running(url: str, **options: Any) -> Iterator[AccountServer]:
+    """A server on the database of this URL."""
+    database = Database(url)
+    server = AccountServer(database, **options)
+    yield server
+    server.close()
+    database.close()
 
 
 def assert_error(response: httpx.Response, status: int, errcode: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from homeserver.storage.database import Database
-from tests.accounts.account_server import AccountServer
+from tests.accounts.account_server import AccountServer, running
 
 
 @pytest.fixture
@@ -19,8 +19,5 @@ def server(database: Database) -> Iterator[AccountServer]:
 @pytest.fixture
 def sqlite_server(sqlite_url: str) -> Iterator[AccountServer]:
     """The same where the kind of database makes no difference."""
-    database = Database(sqlite_url)
-    server = AccountServer(database)
-    yield server
-    server.close()
-    database.close()
+    with running(sqlite_url) as server:
+        yield server

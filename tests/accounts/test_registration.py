@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from homeserver.accounts.user_interactive import SESSION_LIFETIME_MS
-from homeserver.storage.database import Database
-from tests.accounts.account_server import DUMMY, AccountServer, assert_error, together
+from tests.accounts.account_server import DUMMY, AccountServer, assert_error, running, together
 
 
 def test_a_registered_user_can_act_and_log_in(server: AccountServer) -> None:
@@ -48,7 +47,7 @@ def test_a_session_works_once_and_not_for_ever(sqlite_server: AccountServer) -> 
     assert again.json()["session"] != session
 
     session = again.json()["session"]
-    sqlite_server.clock.jump(SESSION_LIFETIME_MS / 1000 + 1)
+    sqlite_server.clock.advance(SESSION_LIFETIME_MS + 1)
     late = first | {"username": "bob", "auth": DUMMY | {"session": session}}
     assert_error(sqlite_server.request("POST", "/register", late), 401, "M_UNKNOWN")
 
@@ -140,14 +139,11 @@ def test_guests_are_refused(sqlite_server: AccountServer) -> None:
 
 
 def test_where_registration_is_disabled(sqlite_url: str) -> None:
-    database = Database(sqlite_url)
-    server = AccountServer(database, registration_enabled=False)
     body = {"username": "alice", "password": "wonderland", "auth": DUMMY}
-    assert_error(server.request("POST", "/register", body), 403, "M_FORBIDDEN")
-    assert_error(server.request("POST", "/register", {}), 403, "M_FORBIDDEN")
-    assert_error(server.request("GET", "/register/available?username=alice"), 403, "M_FORBIDDEN")
-    server.close()
-    database.close()
+    with running(sqlite_url, registration_enabled=False) as server:
+        assert_error(server.request("POST", "/register", body), 403, "M_FORBIDDEN")
+        assert_error(server.request("POST", "/register", {}), 403, "M_FORBIDDEN")
+        assert_error(server.request("GET", "/register/available?username=alice"), 403, "M_FORBIDDEN")
 
 
 def test_availability(sqlite_server: AccountServer) -> None:

@@ -61,7 +61,11 @@ def test_development_settings_and_keys_elsewhere(run: Run, tmp_path: Path) -> No
     assert config.registration.enabled
     assert config.public_base_url == "http://localhost:8008"
     assert config.keys_dir == tmp_path / "keys"
-    assert list((tmp_path / "keys").glob("*.key"))
+    (key,) = (tmp_path / "keys").glob("*.key")
+
+    (tmp_path / "data" / "homeserver.toml").unlink()
+    assert run("init", *arguments).status == 0
+    assert list((tmp_path / "keys").glob("*.key")) == [key]
 
 
 @pytest.mark.parametrize("development", [False, True])

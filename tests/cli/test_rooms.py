@@ -16,7 +16,6 @@ from tests.storage.stored_rooms import store_room
 def room(migrated_server: Path) -> RoomFactory:
     room = RoomFactory()
     room.create("alice")
-    room.join("alice")
     room.state_event("alice", "m.room.name", {"name": "\x1b[2Jclear"})
     database = Database(f"sqlite:///{migrated_server / 'homeserver.db'}")
     store_room(database, room)

@@ -11,10 +11,8 @@ from tests.storage.stored_rooms import store_room
 def test_list_and_show(database: Database) -> None:
     plain = RoomFactory("10", room_localpart="plain")
     plain.create("alice")
-    plain.join("alice")
     furnished = RoomFactory(room_localpart="furnished")
     furnished.create("alice")
-    furnished.join("alice")
     furnished.join("@bob:other.org")
     furnished.ban("alice", "@bob:other.org")
     furnished.state_event("alice", "m.room.name", {"name": "Furnished"})

@@ -13,9 +13,9 @@ What ``events`` must hold:
 - the auth events of all those (one step, not the chain);
 - the unconflicted events under their ``auth_event_keys`` (power levels, join rules, memberships of senders …), except
   in 2.1, which starts from an empty state; in version 12 the create event, which the room ID names;
-- for the mainline: the current m.room.power_levels, its auth events, the power levels among those, their auth events,
-  and so on; only as far back as the power levels that the conflicted events cite. One ``MissingEvents`` is raised per
-  step back, so a caller with a store does well to load this chain with one recursive query.
+- for the mainline: the current m.room.power_levels, and, as far back as the power levels that conflicted events cite,
+  its auth events, the power levels among those, their auth events, and so on. ``MissingEvents`` asks for one step at a
+  time, so a caller with a store does well to load this chain with one recursive query.
 
 Version 1 needs the conflicted events and the unconflicted ones under their ``auth_event_keys``.
 """

@@ -387,11 +387,11 @@ def test_the_creator_is_content_creator_before_version_11_and_the_sender_since()
 @pytest.mark.parametrize("join_rule", [1, ["public"], {}])
 def test_a_join_rule_that_is_no_string_lets_nobody_in(join_rule: object) -> None:
     for version in VERSIONS:
-        state = room(version, {ALICE: "join", BOB: "invite"}, join_rule=join_rule)  # type: ignore[arg-type]
+        state = room(version, {ALICE: "join", BOB: "invite"}, join_rule=join_rule)
         assert refusal(member(version, BOB, "join"), state) == CLOSED
 
 
 def test_a_membership_in_the_state_that_is_no_string_counts_as_none() -> None:
     for version in VERSIONS:
-        state = room(version, {ALICE: "join", BOB: ["join"]}, join_rule="invite")  # type: ignore[dict-item]
+        state = room(version, {ALICE: "join", BOB: ["join"]}, join_rule="invite")
         assert refusal(member(version, BOB, "join"), state) == NOT_INVITED

@@ -77,20 +77,23 @@ def test_power_levels_build_on_each_other_until_one_is_not_allowed() -> None:
 
 
 def test_power_levels_come_before_join_rules_before_members_before_the_rest() -> None:
-    lower = event(V1, "m.room.power_levels", ALICE, {"users": {ALICE: 100}}, state_key="", event_id="$lower", depth=20)
+    """Each newer event is allowed only by the newer event of the pass before it."""
+    users = {ALICE: 100, BOB: 50, CAROL: 50}
+    higher = event(V1, "m.room.power_levels", ALICE, {"users": users}, state_key="", event_id="$higher", depth=20)
+    lower = event(V1, "m.room.power_levels", ALICE, {"users": {ALICE: 100}}, state_key="", event_id="$lower", depth=19)
     rules = [
         event(V1, "m.room.join_rules", sender, {"join_rule": rule}, state_key="", event_id=f"${rule}", depth=depth)
         for sender, rule, depth in ((ALICE, "invite", 21), (BOB, "public", 22))
     ]
     carols = [member(V1, CAROL, "leave", depth=23, event_id="$out"), member(V1, CAROL, "join", depth=24)]
     topics = [topic("$alices", 25), topic("$carols", 26, CAROL)]
-    first = with_(base(), rules[0], carols[0], topics[0])
-    second = with_(base(), lower, rules[1], carols[1], topics[1])
-    state = resolved(first, second)
-    assert state["m.room.power_levels", ""] == "$lower"
-    assert state["m.room.join_rules", ""] == "$invite"
-    assert state["m.room.member", CAROL] == "$out"
-    assert state["m.room.topic", ""] == "$alices"
+    state = resolved(
+        with_(base(), lower, rules[0], carols[0], topics[0]), with_(base(), higher, rules[1], carols[1], topics[1])
+    )
+    assert state["m.room.power_levels", ""] == "$higher"
+    assert state["m.room.join_rules", ""] == "$public"
+    assert state["m.room.member", CAROL] == f"$join-{CAROL}"
+    assert state["m.room.topic", ""] == "$carols"
 
 
 def test_what_is_missing_is_named() -> None:

@@ -279,6 +279,17 @@ def test_rejected_auth_events_do_not_count() -> None:
     assert resolved(frozenset({"$join-alice"})) == bare
 
 
+def test_what_all_states_agree_on_is_never_replaced() -> None:
+    for version in versions(2):
+        graph = RoomGraph(version)
+        graph.member("join-alice", ALICE, "join")
+        old = graph.topic("old", ALICE)
+        fork = graph.topic("agreed", ALICE)
+        sets = [graph.after[graph.add(name, "m.room.name", ALICE, {}, prev=fork)] for name in ("name-a", "name-b")]
+        state = resolve(version, sets, events=graph.events, auth_difference={old})
+        assert graph.name_of(state, "m.room.topic") == "agreed"
+
+
 def test_conflicted_events_that_are_no_state_are_passed_over() -> None:
     graph, sets = forked_room()
     events = {**graph.events, "$message": event(V11, "m.room.message", ALICE, {}, event_id="$message")}

@@ -1,0 +1,126 @@
+"""Sending events to a room: messages, state and redactions.
+
+These are the endpoints that are called most: plain Starlette routes, without what FastAPI does for each request.
+
+https://spec.matrix.org/v1.19/client-server-api/#sending-events-to-a-room
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from homeserver.accounts.access_tokens import Requester
+from homeserver.client_api.authentication import authenticate
+from homeserver.errors import BadAlias, BadJson, Forbidden, InvalidParam, MatrixError
+from homeserver.protocol.events import EventDraft
+from homeserver.protocol.identifiers import is_valid_user_id
+from homeserver.protocol.json_types import JsonObject
+from homeserver.rooms.aliases import RoomAliases
+from homeserver.rooms.membership import Memberships
+from homeserver.rooms.send import Sender
+from homeserver.rooms.state import RoomHeads
+from homeserver.storage.graph_writes import TransactionKey
+from homeserver.web import get_service, json_response, optional_str, read_json_object
+
+TXN_ID_BYTES_MAX = 255
+EVENT_BODY_BYTES_MAX = 256 * 1024
+"""The body of an event, with room for white space and escapes; the event itself has its own limit."""
+
+
+async def send_message(request: Request) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid"""
+    requester = await authenticate(request)
+    parameters = request.path_params
+    room_id, event_type = parameters["room_id"], parameters["event_type"]
+    content = await read_json_object(request, EVENT_BODY_BYTES_MAX)
+    if event_type == "m.room.redaction":
+        return await _redact(request, requester, content.pop("redacts", None), content)
+    txn = transaction_key(request, requester, f"send/{room_id}/{event_type}")
+    draft = EventDraft(event_type, requester.user_id, content)
+    stored = await get_service(request, Sender).send(room_id, draft, txn)
+    return json_response({"event_id": stored.event_id})
+
+
+async def redact_event(request: Request) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidredacteventidtxnid"""
+    requester = await authenticate(request)
+    body = await read_json_object(request, EVENT_BODY_BYTES_MAX, empty_is_object=True)
+    reason = optional_str(body, "reason")
+    content = {} if reason is None else {"reason": reason}
+    return await _redact(request, requester, request.path_params["event_id"], content)
+
+
+async def _redact(request: Request, requester: Requester, target: object, content: JsonObject) -> Response:
+    if not isinstance(target, str):
+        raise BadJson("'redacts' is not an event ID")
+    room_id = request.path_params["room_id"]
+    txn = transaction_key(request, requester, f"redact/{room_id}/{target}")
+    draft = EventDraft("m.room.redaction", requester.user_id, content, redacts=target)
+    stored = await get_service(request, Sender).redact(room_id, draft, txn)
+    return json_response({"event_id": stored.event_id})
+
+
+async def set_room_state_with_key(request: Request) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidstateeventtypestatekey"""
+    requester = await authenticate(request)
+    parameters = request.path_params
+    room_id, event_type, state_key = parameters["room_id"], parameters["event_type"], parameters.get("state_key", "")
+    content = await read_json_object(request, EVENT_BODY_BYTES_MAX)
+    draft = EventDraft(event_type, requester.user_id, content, state_key)
+    if event_type == "m.room.member":
+        if not is_valid_user_id(state_key):
+            raise BadJson("The state key of m.room.member is a user ID")
+        event_id = await get_service(request, Memberships).send_member(room_id, draft)
+        return json_response({"event_id": event_id})
+    if event_type == "m.room.create":
+        raise Forbidden("A room is created once")
+    if event_type == "m.room.canonical_alias" and not state_key:
+        await _check_canonical_alias(request, room_id, content)
+    stored = await get_service(request, Sender).send(room_id, draft)
+    return json_response({"event_id": stored.event_id})
+
+
+async def _check_canonical_alias(request: Request, room_id: str, content: JsonObject) -> None:
+    """New aliases have to point to the room: M_BAD_ALIAS, or M_INVALID_PARAM for what is no alias."""
+    heads = get_service(request, RoomHeads)
+    head = await heads.find(room_id)
+    standing = await heads.state_event(head, "m.room.canonical_alias") if head is not None else None
+    old = standing.content if standing is not None else {}
+    for alias in _aliases_in(content):
+        if alias in _aliases_in(old, strict=False):
+            continue
+        try:
+            target = await get_service(request, RoomAliases).resolve(alias)
+        except InvalidParam:
+            raise
+        except MatrixError as error:
+            raise BadAlias(f"{alias} does not point to this room") from error
+        if target.room_id != room_id:
+            raise BadAlias(f"{alias} does not point to this room")
+
+
+def _aliases_in(content: JsonObject, *, strict: bool = True) -> list[str]:
+    alias, others = content.get("alias"), content.get("alt_aliases")
+    found = [*([alias] if alias else []), *(others if isinstance(others, list) else [])]
+    wrong = not all(isinstance(name, str) for name in found) or not (others is None or isinstance(others, list))
+    if wrong and strict:
+        raise InvalidParam("alias and alt_aliases are room aliases")
+    return [name for name in found if isinstance(name, str)]
+
+
+def transaction_key(request: Request, requester: Requester, scope: str) -> TransactionKey:
+    """What makes this request harmless to repeat from the same device."""
+    txn_id: str = request.path_params["txn_id"]
+    if len(txn_id) > TXN_ID_BYTES_MAX:
+        raise InvalidParam(f"A transaction ID has {TXN_ID_BYTES_MAX} characters at most")
+    return get_service(request, Sender).transaction_key(requester.user_id, requester.device_id, scope, txn_id)
+
+
+routes = [
+    Route("/rooms/{room_id}/send/{event_type}/{txn_id}", send_message, methods=["PUT"]),
+    Route("/rooms/{room_id}/redact/{event_id}/{txn_id}", redact_event, methods=["PUT"]),
+    Route("/rooms/{room_id}/state/{event_type}/{state_key}", set_room_state_with_key, methods=["PUT"]),
+    Route("/rooms/{room_id}/state/{event_type}", set_room_state_with_key, methods=["PUT"]),
+]

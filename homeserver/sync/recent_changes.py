@@ -1,0 +1,111 @@
+"""The changes that the notifier told of lately, by room and by user: what a waiting client wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from homeserver.notifier import Change, Notifier, StateEffect, Stream
+from homeserver.rooms.events import Events
+
+CHANGES_MAX = 20_000
+"""Changes that are kept here; at this many, the older half goes."""
+ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS, Stream.TYPING})
+
+
+class RecentChanges:
+    """An index of the recent changes. ``advance`` it before asking."""
+
+    def __init__(self, notifier: Notifier, events: Events) -> None:
+        self._notifier = notifier
+        self._events = events
+        self.position = notifier.position
+        """The last change that is known here."""
+        self.floor = notifier.position
+        """Of changes up to here nothing is known."""
+        self._changes: list[Change] = []
+        self._by_room: dict[str, list[Change]] = {}
+        self._last_of_user: dict[str, int] = {}
+
+    def advance(self) -> None:
+        """Take in what the notifier has heard of since the last time."""
+        position = self._notifier.position
+        if position == self.position:
+            return
+        changes = self._notifier.changes_since(self.position)
+        if changes is None:
+            self._changes.clear()
+            self._by_room.clear()
+            self._last_of_user.clear()
+            self.floor = position
+        else:
+            for change in changes:
+                self._add(change)
+        self.position = position
+        if len(self._changes) > CHANGES_MAX:
+            self._forget_older_half()
+
+    def _add(self, change: Change) -> None:
+        self._changes.append(change)
+        if change.room_id is not None and change.stream in ROOM_STREAMS:
+            self._by_room.setdefault(change.room_id, []).append(change)
+        for user_id in self._whose_view_changes(change):
+            self._last_of_user[user_id] = change.position
+
+    def _whose_view_changes(self, change: Change) -> Collection[str]:
+        """The users for whom more changed than a room that they are in goes on."""
+        if change.stream is Stream.EVENTS:
+            if change.effect is StateEffect.NONE:
+                return ()
+            if change.effect is StateEffect.OWN and change.event_id is not None:
+                stored = self._events.cached(change.event_id)
+                if stored is not None:
+                    event = stored.event
+                    return (event.state_key,) if event.type == "m.room.member" and event.state_key else ()
+            return tuple(change.audience)
+        if change.stream in ROOM_STREAMS:
+            return ()
+        return (change.user_id,) if change.user_id is not None else tuple(change.audience)
+
+    def _forget_older_half(self) -> None:
+        kept = self._changes[len(self._changes) // 2 :]
+        self.floor = kept[0].position - 1
+        self._changes = kept
+        self._by_room = {}
+        for change in kept:
+            if change.room_id is not None and change.stream in ROOM_STREAMS:
+                self._by_room.setdefault(change.room_id, []).append(change)
+        self._last_of_user = {u: position for u, position in self._last_of_user.items() if position > self.floor}
+
+    # -- questions; about what came after the floor --------------------------------------------------------------------
+
+    def last_of_user(self, user_id: str) -> int:
+        """The position of the last change that concerns the user itself, or the floor."""
+        return self._last_of_user.get(user_id, self.floor)
+
+    def last_in_room(self, room_id: str) -> int:
+        """The position of the last change in a room, or the floor."""
+        changes = self._by_room.get(room_id)
+        return changes[-1].position if changes else self.floor
+
+    def in_room(self, room_id: str, after: int) -> list[Change]:
+        """The changes in a room after a position, oldest first."""
+        found: list[Change] = []
+        for change in reversed(self._by_room.get(room_id, ())):
+            if change.position <= after:
+                break
+            found.append(change)
+        found.reverse()
+        return found
+
+    def rooms_changed(self, room_ids: Collection[str], after: int) -> list[str]:
+        """Which of the rooms have changed after a position."""
+        if self.position - after > len(room_ids):
+            return [room_id for room_id in room_ids if self.last_in_room(room_id) > after]
+        found: dict[str, None] = {}
+        for change in reversed(self._changes):
+            if change.position <= after:
+                break
+            room_id = change.room_id
+            if room_id is not None and room_id in room_ids and change.stream in ROOM_STREAMS:
+                found[room_id] = None
+        return list(found)

@@ -1,0 +1,85 @@
+"""Which member events a device has been sent, so that lazily loaded members need not be sent again.
+
+A response may get lost on its way, and the client then asks again from where it was. So what a response holds counts
+only once the client comes back with the token that was in it. Whatever is forgotten is sent once more.
+
+https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ENTRIES_MAX = 500_000
+"""Member events that are remembered of all devices together."""
+DEVICES_MAX = 20_000
+
+Members = dict[str, int]
+"""User ID to the numeric ID of the member event that the device knows."""
+NOTHING: Mapping[str, Members] = {}
+
+
+@dataclass(slots=True)
+class _Device:
+    position: int = -1
+    """The token that the client last came with."""
+    known: dict[str, Members] = field(default_factory=dict)
+    """What it knows then, by room."""
+    next_position: int = -1
+    sent: Mapping[str, Members] = field(default_factory=dict)
+    """What it knows besides if it comes with ``next_position``."""
+    weight: int = 0
+
+
+class SentMembers:
+    """What each device knows of the members of rooms."""
+
+    def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
+        self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
+        self._entries_max = entries_max
+        self._weight = 0
+
+    def known_to(self, user_id: str, device_id: str, since: int | None) -> Mapping[str, Members]:
+        """What a device that comes with this token knows, by room."""
+        device = self._devices.get((user_id, device_id))
+        if device is None:
+            return NOTHING
+        if since is None:
+            self._forget((user_id, device_id))
+            return NOTHING
+        if since == device.next_position:
+            for room_id, members in device.sent.items():
+                device.known.setdefault(room_id, {}).update(members)
+            device.position = since
+        elif since != device.position:
+            self._forget((user_id, device_id))
+            return NOTHING
+        device.next_position, device.sent = -1, NOTHING
+        return device.known
+
+    def sending(
+        self, user_id: str, device_id: str, since: int | None, next_position: int, sent: Mapping[str, Members]
+    ) -> None:
+        """A response to the token ``since``, with ``next_position``, holds these member events."""
+        key = (user_id, device_id)
+        device = self._devices.get(key)
+        if device is None:
+            if not sent:
+                return
+            device = self._devices[key] = _Device(-1 if since is None else since)
+        device.next_position, device.sent = next_position, sent
+        self._devices.move_to_end(key)
+        if sent:
+            self._weigh(device)
+        while len(self._devices) > 1 and (self._weight > self._entries_max or len(self._devices) > DEVICES_MAX):
+            self._forget(next(iter(self._devices)))
+
+    def _weigh(self, device: _Device) -> None:
+        weight = sum(map(len, device.known.values())) + sum(map(len, device.sent.values()))
+        self._weight += weight - device.weight
+        device.weight = weight
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._weight -= self._devices.pop(key).weight

@@ -1,0 +1,82 @@
+"""A request of /sync and the answer to it, before it becomes bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from homeserver.protocol.filters import EVERYTHING, Filter
+from homeserver.protocol.json_types import JsonObject
+from homeserver.rooms.visible_events import SeenEvent
+from homeserver.storage.event_graph import StoredEvent
+
+TIMELINE_LIMIT_DEFAULT = 10
+"""Events of a timeline, for a filter that does not say how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """What a client asks."""
+
+    user_id: str
+    device_id: str
+    since: int | None = None
+    """The position that the client knows everything up to; None at first."""
+    filter: Filter = EVERYTHING
+    full_state: bool = False
+    state_after: bool = False
+    """The state is to be that at the end of the timelines."""
+
+    @property
+    def timeline_limit(self) -> int:
+        """How many events a timeline may have."""
+        limit = self.filter.room.timeline.limit
+        return TIMELINE_LIMIT_DEFAULT if limit is None else limit
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether members are loaded lazily."""
+        return self.filter.room.state.lazy_load_members
+
+    @property
+    def sends_redundant_members(self) -> bool:
+        """Whether members are sent however often they were sent before."""
+        return self.filter.room.state.include_redundant_members
+
+
+@dataclass(slots=True)
+class RoomUpdate:
+    """What a client is told of a room that its user is in, or was in."""
+
+    room_id: str
+    prev_batch: int
+    """The position before the timeline."""
+    timeline: Sequence[SeenEvent] = ()
+    limited: bool = False
+    state: Sequence[StoredEvent] = ()
+    summary: JsonObject | None = None
+    ephemeral: list[bytes] = field(default_factory=list)
+    account_data: list[bytes] = field(default_factory=list)
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.timeline or self.state or self.ephemeral or self.account_data or self.limited or self.summary)
+
+
+@dataclass(slots=True)
+class Update:
+    """An answer."""
+
+    next_batch: int
+    joined: list[RoomUpdate] = field(default_factory=list)
+    left: list[RoomUpdate] = field(default_factory=list)
+    invited: dict[str, bytes] = field(default_factory=dict)
+    """Stripped state, a JSON list, by room ID."""
+    knocked: dict[str, bytes] = field(default_factory=dict)
+    account_data: list[bytes] = field(default_factory=list)
+
+    @property
+    def says_something(self) -> bool:
+        """Whether a client that waits for news would want to have it."""
+        return bool(self.joined or self.left or self.invited or self.knocked or self.account_data)
