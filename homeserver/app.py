@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from homeserver import client_api, web
+from homeserver import client_api, federation_api, web
 from homeserver.accounts.access_tokens import AccessTokens
 from homeserver.accounts.account_data import AccountData
 from homeserver.accounts.administration import Accounts
@@ -36,6 +36,10 @@ from homeserver.federation.key_ring import KeyRing
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import RequestAuthenticator
 from homeserver.federation.server_discovery import ServerDiscovery
+from homeserver.federation_api.answers import PduAnswers
+from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.server_keys import PublishedKeys
+from homeserver.housekeeping import Chore, Housekeeping
 from homeserver.notifier import Change, Notifier
 from homeserver.outbound_http import OutboundHttp
 from homeserver.rooms.aliases import RoomAliases
@@ -55,6 +59,7 @@ from homeserver.rooms.owed_requests import OwedRequests
 from homeserver.rooms.placement import Placer
 from homeserver.rooms.receipts import Receipts
 from homeserver.rooms.receive import Receiver
+from homeserver.rooms.received_transactions import ReceivedTransactions
 from homeserver.rooms.remote_membership import RemoteMembership
 from homeserver.rooms.resident import Resident
 from homeserver.rooms.restricted_joins import RestrictedJoins
@@ -66,9 +71,14 @@ from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.typing import Typing
 from homeserver.rooms.visible_events import VisibleEvents
 from homeserver.signing import SigningKeys
-from homeserver.storage import streams
+from homeserver.storage import pruning, streams
 from homeserver.storage.database import Database
 from homeserver.storage.graph_writes import GraphWriter
+
+KEYS_RELOAD_SECONDS = 60
+PRUNE_SECONDS = 300
+CLIENT_TRANSACTIONS_KEPT_MS = 24 * 3600 * 1000
+"""How long a client may repeat a request without harm."""
 
 
 class Homeserver:
@@ -83,6 +93,12 @@ class Homeserver:
         self._build_reading()
         self._build_answers()
         self._build_accounts()
+        self.housekeeping = Housekeeping(
+            [
+                Chore("signing keys", KEYS_RELOAD_SECONDS, self._reload_keys),
+                Chore("client transactions", PRUNE_SECONDS, self._prune_transactions),
+            ]
+        )
 
     def _add(self, *services: Any) -> None:
         self.services.update({type(service): service for service in services})
@@ -98,8 +114,10 @@ class Homeserver:
     async def start(self) -> None:
         """Begin the background work."""
         await self.typing.start()
+        await self.transactions.start()
         await self.delivery.start()
         await self.owed.start(self.remote.finish_leave)
+        self.housekeeping.start()
 
     def begin_shutdown(self) -> None:
         """Let those go who wait for something to happen."""
@@ -109,6 +127,8 @@ class Homeserver:
         """Finish what is under way, and close everything."""
         self.notifier.close()
         await self.typing.stop()
+        await self.transactions.stop()
+        await self.housekeeping.stop()
         await self.owed.stop()
         await self.delivery.stop()
         await self.writers.idle()
@@ -116,6 +136,13 @@ class Homeserver:
         await self.http.aclose()
         self.passwords.close()
         await asyncio.to_thread(self.database.close)
+
+    async def _reload_keys(self) -> None:
+        self.signing_keys.reload_if_changed()
+
+    async def _prune_transactions(self) -> None:
+        before_ts = self.clock.now_ms() - CLIENT_TRANSACTIONS_KEPT_MS
+        await self.database.write(pruning.prune_client_transactions, before_ts)
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +280,18 @@ class Homeserver:
             self.clock,
         )
         shared_history = SharedHistory(database, heads, events, self.states, self.server_access)
-        self._add(out_of_band, receiver, resident, shared_history, self.server_access)
+        self.transactions = ReceivedTransactions(
+            database,
+            receiver,
+            {"m.receipt": self.receipts.receive, "m.typing": self.typing.receive},
+            self.clock,
+        )
+        self._add(out_of_band, resident, shared_history, self.server_access, self.transactions)
+        self._add(
+            Gate(self.services[RequestAuthenticator], self.delivery),
+            PduAnswers(config.server_name, self.clock),
+            PublishedKeys(self.signing_keys, self.clock),
+        )
 
     def _build_accounts(self) -> None:
         config, database, clock = self.config, self.database, self.clock
@@ -317,6 +355,10 @@ def build_app(config: Config) -> FastAPI:
     app.state.begin_shutdown = homeserver.begin_shutdown
     for module in client_api.MODULES:
         _include_client_module(app, module)
+    if config.federation.enabled:
+        for module in federation_api.MODULES:
+            app.include_router(module.router)
+        app.router.routes.extend(federation_api.routes)
     web.install(app)
     return app
 

@@ -15,7 +15,8 @@ from homeserver.clock import Clock
 from homeserver.errors import Forbidden, NotFound
 from homeserver.protocol.events import StateKey
 from homeserver.protocol.filters import RoomEventFilter
-from homeserver.rooms.client_events import ClientEvents, OnBehalfOf
+from homeserver.protocol.redaction import redact_event
+from homeserver.rooms.client_events import ClientEvents, OnBehalfOf, dumps
 from homeserver.rooms.events import Events
 from homeserver.rooms.room_access import Access, RoomAccess
 from homeserver.rooms.state import RoomHeads, StateReader
@@ -272,6 +273,10 @@ class History:
         """An event in the format for clients."""
         await self._client_events.prepare([stored])
         return self._client_events.render(stored, now_ms=self._clock.now_ms(), with_room_id=True)
+
+    def render_content(self, stored: StoredEvent) -> bytes:
+        """The content of an event, or what is left of it."""
+        return dumps(redact_event(stored.event).content if stored.redacted_by is not None else stored.event.content)
 
     # -- members -------------------------------------------------------------------------------------------------------
 

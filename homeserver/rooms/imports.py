@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from homeserver.clock import Clock
 from homeserver.notifier import Change, Notifier, Stream
@@ -17,8 +17,8 @@ from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.events import Events
 from homeserver.rooms.judgement import auth_events_first
 from homeserver.rooms.state import RoomHeads
-from homeserver.storage import graph_writes, streams
-from homeserver.storage.database import Database, upsert
+from homeserver.storage import graph_writes, streams, user_rooms
+from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict, events_by_id
 from homeserver.storage.graph_writes import (
     Appended,
@@ -30,7 +30,6 @@ from homeserver.storage.graph_writes import (
     NewRoom,
     RoomAppend,
 )
-from homeserver.storage.tables import user_rooms
 
 
 class RoomImports:
@@ -153,15 +152,7 @@ class RoomImports:
         if stripped_state is not None:
             row["stripped_state"] = orjson.dumps(list(stripped_state))
         elif event.membership == "leave":
-            row["stripped_state"] = _kept_stripped_state(connection, event.state_key or "", room_nid)
-        upsert(connection, user_rooms, [row], ["user_id", "room_nid"])
+            # What was shown of the room with the invitation stays known when it ends.
+            row["stripped_state"] = user_rooms.stripped_state_of(connection, event.state_key or "", room_nid)
+        user_rooms.put_standing(connection, row)
         return position
-
-
-def _kept_stripped_state(connection: Connection, user_id: str, room_nid: int) -> bytes | None:
-    """What was shown of the room with the invitation stays known when it ends."""
-    statement = select(user_rooms.c.stripped_state).where(
-        user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid
-    )
-    found: bytes | None = connection.execute(statement).scalar_one_or_none()
-    return found

@@ -10,11 +10,13 @@ from homeserver.storage.tables import room_aliases
 
 def add_alias(connection: Connection, alias: str, room_id: str, creator: str) -> bool:
     """Give a room an alias; False when it is taken."""
-    done = connection.execute(
-        insert(connection, room_aliases).on_conflict_do_nothing(index_elements=["alias"]),
-        {"alias": alias, "room_id": room_id, "creator": creator},
+    added = connection.execute(
+        insert(connection, room_aliases)
+        .on_conflict_do_nothing(index_elements=["alias"])
+        .values(alias=alias, room_id=room_id, creator=creator)
+        .returning(room_aliases.c.alias)
     )
-    return bool(done.rowcount)
+    return added.first() is not None
 
 
 def remove_alias(connection: Connection, alias: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from homeserver.storage.database import Database, in_slices, upsert
 from homeserver.storage.database import insert as insert_or
@@ -330,21 +330,17 @@ def cancel_requests(connection: Connection, room_id: str, user_id: str) -> None:
 # -- transactions that we got ------------------------------------------------------------------------------------------
 
 
-def received_response(connection: Connection, origin: str, txn_id: str) -> bytes | None:
-    """What we answered to a transaction, if we have had it."""
+def latest_responses(connection: Connection, limit: int) -> list[tuple[str, str, bytes]]:
+    """``(origin, txn_id, response)`` of the transactions that we answered last, oldest first."""
     table = received_transactions.c
-    statement = select(table.response).where(table.origin == origin, table.txn_id == txn_id)
-    response = connection.execute(statement).scalar_one_or_none()
-    return None if response is None else bytes(response)
+    statement = select(table.origin, table.txn_id, table.response).order_by(table.ts.desc()).limit(limit)
+    return [(row[0], row[1], bytes(row[2])) for row in reversed(connection.execute(statement).all())]
 
 
-def store_responses(connection: Connection, answers: Sequence[tuple[str, str, bytes, int]]) -> list[None]:
-    """Remember ``(origin, txn_id, response, ts)`` for transactions that come again. A handler for write_batched."""
+def store_responses(connection: Connection, answers: Sequence[tuple[str, str, bytes, int]]) -> None:
+    """Remember ``(origin, txn_id, response, ts)`` for transactions that come again."""
     rows = [{"origin": a[0], "txn_id": a[1], "response": a[2], "ts": a[3]} for a in answers]
-    # The last of several with the same ID counts: one INSERT cannot touch a row twice.
-    unique = {(row["origin"], row["txn_id"]): row for row in rows}
-    upsert(connection, received_transactions, list(unique.values()), ["origin", "txn_id"])
-    return [None] * len(answers)
+    upsert(connection, received_transactions, rows, ["origin", "txn_id"])
 
 
 def forget_responses(connection: Connection, before_ts: int) -> None:
@@ -354,7 +350,5 @@ def forget_responses(connection: Connection, before_ts: int) -> None:
 
 def forget_destinations(connection: Connection, failing_before_ts: int) -> None:
     """Forget what is owed to servers that have been gone for too long."""
-    gone = select(destinations.c.server_name).where(
-        and_(destinations.c.failing_since_ts.is_not(None), destinations.c.failing_since_ts < failing_before_ts)
-    )
-    connection.execute(delete(outbound_pdus).where(or_(outbound_pdus.c.server_name.in_(gone))))
+    gone = select(destinations.c.server_name).where(destinations.c.failing_since_ts < failing_before_ts)
+    connection.execute(delete(outbound_pdus).where(outbound_pdus.c.server_name.in_(gone)))

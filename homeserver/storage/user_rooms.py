@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, select, update
 
+from homeserver.storage.database import upsert
 from homeserver.storage.tables import events, rooms, user_rooms
 
 
@@ -65,3 +67,16 @@ def forget(connection: Connection, user_id: str, room_nid: int) -> None:
         .where(user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid)
         .values(forgotten=True)
     )
+
+
+def put_standing(connection: Connection, row: dict[str, Any]) -> None:
+    """Store a row of ``graph_writes.user_room_row``."""
+    upsert(connection, user_rooms, [row], ["user_id", "room_nid"])
+
+
+def stripped_state_of(connection: Connection, user_id: str, room_nid: int) -> bytes | None:
+    """What a user was shown of a room with an invitation."""
+    statement = select(user_rooms.c.stripped_state).where(
+        user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid
+    )
+    return connection.execute(statement).scalar_one_or_none()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from homeserver.notifier import Change, StateEffect, Stream
+from homeserver.protocol.events import StateKey
 from homeserver.rooms.events import Events
 from homeserver.rooms.receipts import READ_PRIVATE, Receipts
 from homeserver.rooms.state import RoomHead, RoomHeads
@@ -46,6 +47,8 @@ class _Happened:
 
     events: list[StoredEvent]
     receipts: list[StoredReceipt]
+    state: dict[StateKey, StoredEvent]
+    """What the state has by now of those events."""
     typing_position: int = 0
     members_changed: bool = False
 
@@ -97,14 +100,14 @@ class Quick:
             if happened.members_changed:
                 room.summary = await self._summary(room_id)
             if request.is_lazy and room.timeline:
-                await self._add_members(request, room, known_members.get(room_id, {}))
+                await self._add_members(request, room, known_members.get(room_id, {}), window.upto)
                 sent[room_id] = members_in(room, state_after=request.state_after)
             if room.says_something:
                 update.joined.append(room)
         return update, sent
 
     def _happened(self, request: SyncRequest, changes: Sequence[Change], upto: int) -> _Happened:
-        happened = _Happened([], [])
+        happened = _Happened([], [], {})
         for change in changes:
             if change.position > upto:
                 break
@@ -128,6 +131,7 @@ class Quick:
             return
         happened.events.append(stored)
         if change.effect is StateEffect.OWN:
+            happened.state[stored.event.key] = stored
             event_type = stored.event.type
             if event_type in ("m.room.name", "m.room.canonical_alias"):
                 raise NotAtHand  # rare, and it decides about heroes
@@ -137,7 +141,7 @@ class Quick:
         timeline = await self._timeline(request, window, room_id, happened.events)
         first = timeline[0].stored.stream_position if timeline else None
         room = RoomUpdate(room_id, window.upto if first is None else first - 1, timeline)
-        room.state = self._state(request, room_id, timeline, happened.events)
+        room.state = self._state(request, room_id, timeline, happened.state)
         if happened.typing_position and allows_ephemeral(request, "m.typing", room_id):
             if not self._typing.is_fresh(room_id, happened.typing_position):
                 await self._typing.refresh(room_id, happened.typing_position)
@@ -165,20 +169,13 @@ class Quick:
 
     @staticmethod
     def _state(
-        request: SyncRequest, room_id: str, timeline: Sequence[SeenEvent], events: Sequence[StoredEvent]
+        request: SyncRequest, room_id: str, timeline: Sequence[SeenEvent], changed: Mapping[StateKey, StoredEvent]
     ) -> list[StoredEvent]:
-        """The state events that happened: at the end of the timeline all, at its start those that are not in it."""
-        newest = {stored.event.key: stored for stored in events if stored.event.is_state}
-        if not newest:
+        """What changed of the state: at the end of the timeline all, at its start what is not in it."""
+        if not changed:
             return []
-        shown = () if request.state_after else {seen.stored.event_nid for seen in timeline}
-        allows = request.filter.room.state.allows
-        return [
-            stored
-            for stored in newest.values()
-            if stored.event_nid not in shown
-            and allows(stored.event.type, stored.event.sender, room_id, stored.event.content)
-        ]
+        shown = frozenset[int]() if request.state_after else {seen.stored.event_nid for seen in timeline}
+        return [s for s in changed.values() if s.event_nid not in shown and _is_wanted(request, room_id, s)]
 
     async def _summary(self, room_id: str) -> dict[str, object]:
         head = await self._heads.get(room_id)
@@ -187,7 +184,7 @@ class Quick:
             raise NotAtHand
         return summary(len(head.joined), len(head.invited), None)
 
-    async def _add_members(self, request: SyncRequest, room: RoomUpdate, known: Members) -> None:
+    async def _add_members(self, request: SyncRequest, room: RoomUpdate, known: Members, upto: int) -> None:
         """Add the member events of the senders that the device does not have."""
         senders = {seen.stored.event.sender for seen in room.timeline}
         if not request.sends_redundant_members:
@@ -198,19 +195,21 @@ class Quick:
         changing = {seen.stored.event.state_key for seen in room.timeline if seen.stored.event.type == "m.room.member"}
         if not senders.isdisjoint(changing):
             raise NotAtHand  # what was before is not what is now
-        members = await self._members(head, senders)
         present = {stored.event_nid for stored in room.state}
-        allows = request.filter.room.state.allows
+        members = await self._members(head, senders, upto)
         room.state = [
             *room.state,
-            *(
-                stored
-                for stored in members
-                if stored.event_nid not in present
-                and allows(stored.event.type, stored.event.sender, room.room_id, stored.event.content)
-            ),
+            *(m for m in members if m.event_nid not in present and _is_wanted(request, room.room_id, m)),
         ]
 
-    async def _members(self, head: RoomHead, user_ids: set[str]) -> list[StoredEvent]:
+    async def _members(self, head: RoomHead, user_ids: set[str], upto: int) -> list[StoredEvent]:
         event_ids = [i for user_id in user_ids if (i := head.state.get(("m.room.member", user_id))) is not None]
-        return list((await self._events.by_id(event_ids)).values())
+        found = list((await self._events.by_id(event_ids)).values())
+        if any((stored.stream_position or 0) > upto for stored in found):
+            raise NotAtHand
+        return found
+
+
+def _is_wanted(request: SyncRequest, room_id: str, stored: StoredEvent) -> bool:
+    event = stored.event
+    return request.filter.room.state.allows(event.type, event.sender, room_id, event.content)

@@ -60,8 +60,8 @@ class Room:
         return content
 
     def member(self, user_id: str) -> str:
-        """A user's membership."""
-        return str(self.content("m.room.member", user_id).get("membership", "leave"))
+        """A user's membership; empty if the user was never seen."""
+        return str(self.content("m.room.member", user_id).get("membership", ""))
 
     def apply(self, membership: str, update: Json) -> None:
         """Take in what a sync response says about the room."""

@@ -134,8 +134,7 @@ async def test_messages_arrive_in_order(alice: MatrixClient, bob: MatrixClient) 
     for text in sent:
         await alice.send(room_id, text)
     await bob.until(lambda: sent[-1] in bob.bodies(room_id))
-    arrived = [text for text in bob.bodies(room_id) if text.startswith("number ")]
-    assert arrived == sent
+    assert [text for text in await bob.message_bodies(room_id) if text.startswith("number ")] == sent
 
 
 async def test_long_history_is_fetched(alice: MatrixClient, bob: MatrixClient) -> None:

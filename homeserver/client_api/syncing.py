@@ -1,0 +1,53 @@
+"""Syncing: what is new for this device.
+
+https://spec.matrix.org/v1.19/client-server-api/#syncing
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from homeserver.accounts.filters import Filters
+from homeserver.client_api.authentication import authenticate
+from homeserver.errors import InvalidParam, NotFound
+from homeserver.protocol.filters import EVERYTHING, Filter
+from homeserver.rooms.tokens import parse_stream_token
+from homeserver.sync.service import TIMEOUT_MS_MAX, Sync
+from homeserver.sync.updates import SyncRequest
+from homeserver.web import bytes_response, get_service, query_bool, query_choice, query_int, query_str
+
+PRESENCE_STATES = frozenset({"offline", "online", "unavailable"})
+USE_STATE_AFTER_UNSTABLE = "org.matrix.msc4222.use_state_after"
+
+
+async def sync(request: Request) -> Response:
+    """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3sync"""
+    requester = await authenticate(request)
+    since = query_str(request, "since")
+    query_choice(request, "set_presence", PRESENCE_STATES, "online")
+    asked = SyncRequest(
+        user_id=requester.user_id,
+        device_id=requester.device_id,
+        since=parse_stream_token(since) if since else None,
+        filter=await _filter(request, requester.user_id),
+        full_state=query_bool(request, "full_state"),
+        state_after=query_bool(request, "use_state_after", query_bool(request, USE_STATE_AFTER_UNSTABLE)),
+    )
+    timeout_ms = query_int(request, "timeout", 0, maximum=TIMEOUT_MS_MAX)
+    body = await get_service(request, Sync).sync(asked, timeout_ms, lambda: authenticate(request))
+    return bytes_response(body)
+
+
+async def _filter(request: Request, user_id: str) -> Filter:
+    text = query_str(request, "filter")
+    if not text:
+        return EVERYTHING
+    try:
+        return await get_service(request, Filters).get(user_id, text)
+    except NotFound:
+        raise InvalidParam("There is no such filter") from None
+
+
+routes = [Route("/sync", sync, methods=["GET"])]

@@ -1,0 +1,61 @@
+"""Joining rooms.
+
+https://spec.matrix.org/v1.19/server-server-api/#joining-rooms
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from homeserver.federation_api.gate import Gate
+from homeserver.rooms.resident import Resident
+from homeserver.web import bytes_response, json_response, query_bool, query_strs, service
+
+router = APIRouter()
+
+VERSIONS_MAX = 100
+
+
+@router.get("/_matrix/federation/v1/make_join/{room_id}/{user_id}")
+async def make_join(
+    room_id: str,
+    user_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid"""
+    origin = await gate.origin(request)
+    # "The room versions the sending server has support for. Defaults to [1]."
+    versions = query_strs(request, "ver", most=VERSIONS_MAX) or ["1"]
+    return json_response(await resident.make_join(origin, room_id, user_id, versions))
+
+
+@router.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}")
+async def send_join_v1(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_joinroomideventid"""
+    origin, event = await gate.origin_and_body(request)
+    return bytes_response(b"[200,%s]" % await resident.send_join(origin, room_id, event_id, event))
+
+
+@router.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}")
+async def send_join_v2(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid"""
+    origin, event = await gate.origin_and_body(request)
+    omit_members = query_bool(request, "omit_members")
+    return bytes_response(await resident.send_join(origin, room_id, event_id, event, omit_members=omit_members))

@@ -1,0 +1,49 @@
+"""Knocking upon rooms.
+
+https://spec.matrix.org/v1.19/server-server-api/#knocking-rooms
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from homeserver.errors import MissingParam
+from homeserver.federation_api.gate import Gate
+from homeserver.rooms.resident import Resident
+from homeserver.web import bytes_response, json_response, query_strs, service
+
+router = APIRouter()
+
+VERSIONS_MAX = 100
+
+
+@router.get("/_matrix/federation/v1/make_knock/{room_id}/{user_id}")
+async def make_knock(
+    room_id: str,
+    user_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_knockroomiduserid"""
+    origin = await gate.origin(request)
+    versions = query_strs(request, "ver", most=VERSIONS_MAX)
+    if not versions:
+        raise MissingParam("The query parameter 'ver' is missing")
+    return json_response(await resident.make_knock(origin, room_id, user_id, versions))
+
+
+@router.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}")
+async def send_knock(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_knockroomideventid"""
+    origin, event = await gate.origin_and_body(request)
+    return bytes_response(await resident.send_knock(origin, room_id, event_id, event))

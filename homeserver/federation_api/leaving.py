@@ -1,0 +1,58 @@
+"""Leaving rooms, and rejecting invitations.
+
+https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from homeserver.federation_api.gate import Gate
+from homeserver.rooms.resident import Resident
+from homeserver.web import json_response, service
+
+router = APIRouter()
+
+
+@router.get("/_matrix/federation/v1/make_leave/{room_id}/{user_id}")
+async def make_leave(
+    room_id: str,
+    user_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid"""
+    origin = await gate.origin(request)
+    return json_response(await resident.make_leave(origin, room_id, user_id))
+
+
+@router.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}")
+async def send_leave_v1(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_leaveroomideventid"""
+    origin, event = await gate.origin_and_body(request)
+    await resident.send_leave(origin, room_id, event_id, event)
+    return json_response([200, {}])
+
+
+@router.put("/_matrix/federation/v2/send_leave/{room_id}/{event_id}")
+async def send_leave_v2(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    gate: Annotated[Gate, service(Gate)],
+    resident: Annotated[Resident, service(Resident)],
+) -> Response:
+    """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_leaveroomideventid"""
+    origin, event = await gate.origin_and_body(request)
+    await resident.send_leave(origin, room_id, event_id, event)
+    return json_response({})

@@ -1,0 +1,133 @@
+"""``/sync``: look, answer, or wait until something happens.
+
+https://spec.matrix.org/v1.19/client-server-api/#syncing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+from homeserver.clock import Clock
+from homeserver.errors import UnknownPos
+from homeserver.notifier import Notifier
+from homeserver.rooms.client_events import ClientEvents
+from homeserver.rooms.events import Events
+from homeserver.rooms.receipts import Receipts
+from homeserver.rooms.state import RoomHeads, StateReader
+from homeserver.rooms.typing import Typing
+from homeserver.rooms.visible_events import VisibleEvents
+from homeserver.storage import streams
+from homeserver.storage.database import Database
+from homeserver.sync.gathering import Gathering
+from homeserver.sync.quick import NotAtHand, Quick, Window
+from homeserver.sync.recent_changes import RecentChanges
+from homeserver.sync.rendering import SyncRendering
+from homeserver.sync.sent_members import NOTHING, Members, SentMembers
+from homeserver.sync.updates import SyncRequest, Update
+from homeserver.sync.views import Views
+
+TIMEOUT_MS_MAX = 120_000
+"""A request waits so long at most, whatever it asks for."""
+
+CheckRequester = Callable[[], Awaitable[object]]
+"""Raises if the request may no longer be answered: the device was logged out."""
+
+
+class Sync:
+    """Answers requests of /sync."""
+
+    def __init__(
+        self,
+        database: Database,
+        notifier: Notifier,
+        heads: RoomHeads,
+        events: Events,
+        states: StateReader,
+        client_events: ClientEvents,
+        visible: VisibleEvents,
+        typing: Typing,
+        receipts: Receipts,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._clock = clock
+        recent, views = RecentChanges(notifier, events), Views()
+        self._quick = Quick(heads, events, visible, typing, receipts, recent, views)
+        self._gathering = Gathering(database, heads, events, states, visible, typing, receipts, recent, views)
+        self._rendering = SyncRendering(client_events, clock)
+        self._sent_members = SentMembers()
+
+    async def sync(self, request: SyncRequest, timeout_ms: int, check_requester: CheckRequester) -> bytes:
+        """The response body, when there is something to tell or the time has run out.
+
+        Raises ``UnknownPos`` for a position that was never given out, and what ``check_requester`` raises.
+        """
+        if request.since is not None and request.since > self._notifier.position:
+            await self._catch_up(request.since)
+        known: Mapping[str, Members] = NOTHING
+        if request.is_lazy:
+            known = self._sent_members.known_to(request.user_id, request.device_id, request.since)
+        if request.since is None or request.full_state:
+            update, sent = await self._gathering.gather(request, known)
+        else:
+            update, sent = await self._wait_for_news(request, timeout_ms, known, check_requester)
+        if request.is_lazy:
+            self._sent_members.sending(request.user_id, request.device_id, request.since, update.next_batch, sent)
+        await self._rendering.prepare(update)
+        return self._rendering.render(request, update)
+
+    async def _wait_for_news(
+        self, request: SyncRequest, timeout_ms: int, known: Mapping[str, Members], check_requester: CheckRequester
+    ) -> tuple[Update, dict[str, Members]]:
+        deadline = self._clock.monotonic() + min(timeout_ms, TIMEOUT_MS_MAX) / 1000
+        woken = False
+        while True:
+            update, sent = await self._news(request, known)
+            if update.says_something:
+                return update, sent
+            remaining_s = deadline - self._clock.monotonic()
+            if remaining_s <= 0:
+                return update, sent
+            request = replace(request, since=update.next_batch)
+            if woken:
+                woken = False
+                await check_requester()
+                continue
+            # Nothing was awaited since the look that found nothing: what comes from now on wakes.
+            woken = await self._notifier.wait_for_user(request.user_id, remaining_s)
+            if not woken:
+                deadline = float("-inf")  # one last look, to move on past what was of no interest
+
+    async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> tuple[Update, dict[str, Members]]:
+        """What happened since ``request.since``.
+
+        When it answers that nothing did, it has not awaited anything since it looked.
+        """
+        assert request.since is not None
+        while True:
+            window = self._quick.look(request.user_id, request.since)
+            if window is not None and not window.rooms:
+                return Update(window.upto), {}
+            update, sent = await self._read_news(request, window, known)
+            if update.says_something:
+                return update, sent
+            request = replace(request, since=update.next_batch)
+
+    async def _read_news(
+        self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]
+    ) -> tuple[Update, dict[str, Members]]:
+        if window is not None:
+            try:
+                return await self._quick.update(request, window, known)
+            except NotAtHand:
+                pass
+        return await self._gathering.gather(request, known)
+
+    async def _catch_up(self, since: int) -> None:
+        """Another process has answered this client before, and was ahead."""
+        position = await self._database.read(streams.current_position)
+        if since > position:
+            raise UnknownPos("The since token was not given out by this server")
+        await self._notifier.catch_up(position)
