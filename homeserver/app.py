@@ -74,6 +74,7 @@ from homeserver.signing import SigningKeys
 from homeserver.storage import pruning, streams
 from homeserver.storage.database import Database
 from homeserver.storage.graph_writes import GraphWriter
+from homeserver.sync.service import Sync
 
 KEYS_RELOAD_SECONDS = 60
 PRUNE_SECONDS = 300
@@ -247,7 +248,19 @@ class Homeserver:
             enabled=self.config.read_receipts.enabled,
         )
         self.typing = Typing(database, self.notifier, heads, self.delivery, clock)
-        self._add(client_events, access, visible, history, self.receipts, self.typing)
+        sync = Sync(
+            database,
+            self.notifier,
+            heads,
+            events,
+            self.states,
+            client_events,
+            visible,
+            self.typing,
+            self.receipts,
+            clock,
+        )
+        self._add(client_events, access, visible, history, self.receipts, self.typing, sync)
 
     def _build_answers(self) -> None:
         """What other servers are answered."""

@@ -33,6 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "accounts",
         "sync",
         "media push appservices moderation",
+        "housekeeping",
         "web",
         "client_api federation_api governance_api console server",
         "app",

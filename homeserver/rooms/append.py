@@ -15,6 +15,7 @@ from typing import Any
 
 from immutables import Map
 
+from homeserver.errors import HomeserverError
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import Event, StateKey
@@ -34,10 +35,12 @@ from homeserver.storage.graph_writes import (
     GraphWriter,
     GroupRef,
     GroupWrite,
+    NewAlias,
     NewRoom,
     RoomAppend,
     StaleHead,
     TransactionKey,
+    event_of_transaction,
 )
 
 JOBS_PER_APPEND_MAX = 64
@@ -81,6 +84,14 @@ class _Draft:
     written: tuple[_Written, ...] = ()
     changes: tuple[CurrentChange, ...] = ()
     applied_redactions: tuple[tuple[str, str], ...] = ()
+
+
+class _SentInBatch(HomeserverError):
+    """A job of the same batch sends an event with the same transaction ID: the same request, twice at once."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__("transaction ID used in this batch")
+        self.event = event
 
 
 class WorkingHead:
@@ -160,6 +171,10 @@ class WorkingHead:
         What a job returns is taken in as well; a job uses this only where it composes several events.
         """
         event, head = new.event, self.head
+        if new.txn is not None:
+            for earlier in self._draft.written:
+                if earlier.new.txn == new.txn:
+                    raise _SentInBatch(earlier.new.event)
         accepted = not new.verdict & (Verdict.REJECTED | Verdict.OUTLIER)
         after, replaces = new.before, None
         if new.before is not None and accepted and event.is_state:
@@ -212,23 +227,53 @@ class WorkingHead:
     async def _redaction_applies(self, new: NewEvent) -> bool:
         """Whether this is a redaction that may take effect now."""
         event = new.event
-        if new.verdict & (Verdict.REJECTED | Verdict.OUTLIER) or new.before is None:
-            return False
-        if event.redacts is None:
+        # A soft-failed redaction is not to be seen, and neither is what it would do.
+        if new.verdict != Verdict.ACCEPTED or new.before is None or event.redacts is None:
             return False
         target = (await self.events([event.redacts])).get(event.redacts)
         if target is None:
             return False
         return _redaction_applies(event, target, await self.state_events(_LEVEL_KEYS, new.before.state))
 
-    def settle_redactions(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Redactions that came before their targets and are found allowed: ``(redacted, redaction)`` event IDs."""
+    def arrived(self) -> set[str]:
+        """The events of the batch that other servers made: events here may have named them before they came."""
+        return {
+            written.new.event.event_id
+            for written in self._draft.written
+            if written.after is not None and not self._is_local(written.new.event.sender)
+        }
+
+    async def settle_redactions(self, pending: Iterable[tuple[Event, Mapping[StateKey, str]]]) -> None:
+        """Apply those redactions that came before their targets and are allowed by the state given with each."""
+        waiting = [
+            *pending,
+            *(
+                (written.new.event, written.new.before.state)
+                for written in self._draft.written
+                if written.new.verdict == Verdict.ACCEPTED
+                and written.new.before is not None
+                and written.new.event.redacts in self._unstored
+                and not written.redaction_applied
+            ),
+        ]
+        pairs: list[tuple[str, str]] = []
+        for redaction, state in waiting:
+            target = self._unstored.get(redaction.redacts or "")
+            if target is not None:
+                levels = await self.state_events(_LEVEL_KEYS, state)
+                if _redaction_applies(redaction, target, levels):
+                    pairs.append((target.event_id, redaction.event_id))
         self._draft = replace(self._draft, applied_redactions=(*self._draft.applied_redactions, *pairs))
 
     @property
     def written(self) -> tuple[_Written, ...]:
         """What the batch has composed so far."""
         return self._draft.written
+
+    @property
+    def applied_redactions(self) -> tuple[tuple[str, str], ...]:
+        """Redactions that came before their targets and take effect now: ``(redacted, redaction)`` event IDs."""
+        return self._draft.applied_redactions
 
     def effects(self) -> dict[str, StateEffect]:
         """What each event did to the current state; those that are not named left it as it was."""
@@ -260,7 +305,8 @@ class WorkingHead:
                     reason=new.reason,
                     txn=new.txn,
                     backfilled=new.backfilled,
-                    awaited=new.backfilled or not new.extends,
+                    # Others can only have named what is not of our own making just now.
+                    awaited=new.backfilled or not new.extends or not self._is_local(new.event.sender),
                     redaction_applied=written.redaction_applied,
                 )
             )
@@ -413,8 +459,20 @@ class RoomWriters:
         found: list[StoredEvent] = await self._enter(room_id, _Waiting(job, None, _future()))
         return found
 
-    async def create(self, room_id: str, version: RoomVersion, job: Job, now_ms: int) -> list[StoredEvent]:
-        """Make a new room of what a job composes on an empty head. Nobody else knows the room before this is over."""
+    async def create(
+        self,
+        room_id: str,
+        version: RoomVersion,
+        job: Job,
+        now_ms: int,
+        *,
+        published: bool = False,
+        alias: NewAlias | None = None,
+    ) -> list[StoredEvent]:
+        """Make a new room of what a job composes on an empty head. Nobody else knows the room before this is over.
+
+        Raises ``AliasTaken`` where another room has the alias that it was to get.
+        """
         head = RoomHead(
             room_id=room_id,
             room_nid=0,
@@ -430,7 +488,7 @@ class RoomWriters:
         working = WorkingHead(head, self._events, self._states, self._is_local)
         composed = await working.run(job)
         append, groups = working.to_append()
-        append.new_room = NewRoom(room_id, version.identifier, now_ms)
+        append.new_room = NewRoom(room_id, version.identifier, now_ms, published, alias)
         appended = await self._database.write_batched(self._graph.append, append)
         stored = self._committed(working, appended, groups)
         return [stored[event.event_id] for event in composed]
@@ -481,12 +539,15 @@ class RoomWriters:
                 assert waiting.job is not None
                 try:
                     waiting.events = await working.run(waiting.job)
+                except _SentInBatch as repeated:
+                    waiting.events = [repeated.event]
                 except Exception as error:
                     _fail(waiting, error)
             batch = [waiting for waiting in batch if not waiting.future.done()]
             if not working.written:
                 await self._answer(batch, {})
                 return
+            await self._settle_pending_redactions(working)
             append, groups = working.to_append()
             try:
                 appended = await self._database.write_batched(self._graph.append, append)
@@ -559,6 +620,8 @@ class RoomWriters:
                 redacted.append((event.redacts, event))
         for target, redaction in redacted:
             self._events.redacted(target, redaction)
+        for target, _ in working.applied_redactions:
+            self._events.forget(target)  # it is read back as redacted
 
     async def _answer(self, batch: Iterable[_Waiting], stored: Mapping[str, StoredEvent]) -> None:
         for waiting in batch:
@@ -584,19 +647,22 @@ class RoomWriters:
         assert found is not None
         return found
 
-    async def settle_pending_redactions(self, working: WorkingHead, event_ids: Iterable[str]) -> None:
-        """Apply the redactions that came before these events, as far as they are allowed. For jobs."""
-        pairs: list[tuple[str, str]] = []
-        for redaction in await self._database.read(event_graph.pending_redactions, list(event_ids)):
-            target_id = redaction.event.redacts
-            if target_id is None or redaction.state_group is None:
-                continue
-            target = (await working.events([target_id])).get(target_id)
-            before = await self._states.lookup(redaction.state_group, _LEVEL_KEYS)
-            state = await working.state_events(_LEVEL_KEYS, before)
-            if target is not None and _redaction_applies(redaction.event, target, state):
-                pairs.append((target_id, redaction.event_id))
-        working.settle_redactions(pairs)
+    async def sent_before(self, txn: TransactionKey) -> StoredEvent | None:
+        """The event that was sent under a transaction ID, if there is one."""
+        event_nid = await self._database.read(event_of_transaction, txn)
+        return None if event_nid is None else (await self._events.by_nid([event_nid]))[event_nid]
+
+    async def _settle_pending_redactions(self, working: WorkingHead) -> None:
+        """Apply the redactions that came before their targets, which have come now, as far as they are allowed."""
+        arrived = working.arrived()
+        if not arrived:
+            return
+        pending: list[tuple[Event, Mapping[StateKey, str]]] = []
+        for redaction in await self._database.read(event_graph.pending_redactions, arrived):
+            if redaction.visible and redaction.state_group is not None:
+                before = await self._states.lookup(redaction.state_group, _LEVEL_KEYS)
+                pending.append((redaction.event, before))
+        await working.settle_redactions(pending)
 
     async def idle(self) -> None:
         """Wait until nobody writes (for a clean stop)."""

@@ -66,16 +66,34 @@ class ClientEvents:
         self._rendered: WeightedCache[str, _Rendered] = WeightedCache(
             RENDERED_BYTES_MAX, lambda r: 400 + 2 * len(r.body) + 2 * len(r.unsigned)
         )
+        self._successors: dict[str, list[str]] = {}
+        """Rendered events, by the event that each shows as what it replaced."""
+        events.watch(self._forget_successors)
 
     async def prepare(self, stored: Sequence[StoredEvent]) -> None:
         """Read what rendering these events needs beside themselves: the events that they replaced."""
         replaced = [
-            event.replaces_nid
-            for event in stored
-            if event.replaces_nid is not None and self._rendered.peek(event.event_id) is None
+            event.replaces_nid for event in stored if event.replaces_nid is not None and not self._is_rendered(event)
         ]
         if replaced:
             await self._events.by_nid(replaced)
+
+    def _is_rendered(self, stored: StoredEvent) -> bool:
+        rendered = self._rendered.peek(stored.event_id)
+        return rendered is not None and rendered.source is stored
+
+    def _forget_successors(self, event_id: str) -> None:
+        """An event was redacted: what shows its content must not do so any longer."""
+        for successor in self._successors.pop(event_id, ()):
+            self._rendered.drop(successor)
+
+    def _note_successor(self, replaced: str, event_id: str) -> None:
+        known = self._successors.setdefault(replaced, [])
+        if event_id not in known:
+            known.append(event_id)
+        if len(self._successors) > 2 * len(self._rendered) + 1000:
+            kept = ((old, [new for new in ids if self._rendered.peek(new)]) for old, ids in self._successors.items())
+            self._successors = {old: ids for old, ids in kept if ids}
 
     def render(
         self,
@@ -119,6 +137,7 @@ class ClientEvents:
                 unsigned["prev_content"] = previous.content
                 unsigned["prev_sender"] = previous.sender
                 unsigned["replaces_state"] = previous.event_id
+                self._note_successor(previous.event_id, stored.event_id)
         fields = client_event(event)
         room_id = fields.pop("room_id")
         body = dumps(fields)[:-1]

@@ -22,6 +22,7 @@ from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.send import Sender, new_event_id_localpart
+from homeserver.storage.graph_writes import AliasTaken, NewAlias
 
 INVITES_MAX = 100
 """Users that one request may invite."""
@@ -116,13 +117,18 @@ class RoomCreation:
             return []
 
         try:
-            await self._writers.create(create.room_id, request.version, job, self._clock.now_ms())
+            await self._writers.create(
+                create.room_id,
+                request.version,
+                job,
+                self._clock.now_ms(),
+                published=request.published,
+                alias=NewAlias(alias, creator) if alias is not None else None,
+            )
         except Forbidden as error:
             raise InvalidRoomState(f"The creator could not set up the room: {error.message}") from error
-        if alias is not None:
-            await self._aliases.claim(alias, create.room_id, creator)
-        if request.published:
-            await self._memberships.publish(create.room_id)
+        except AliasTaken as error:
+            raise RoomInUse(f"{alias} is already taken") from error
         await self._invite_remote(creator, create.room_id, list(dict.fromkeys(remote)), request.is_direct)
         return create.room_id
 

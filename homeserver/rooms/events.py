@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from homeserver.protocol.events import Event
@@ -16,6 +17,8 @@ PARSED_FACTOR = 5
 """A parsed event takes about this many times the memory of its JSON."""
 ENTRY_BYTES = 600
 """What an entry takes besides."""
+CHANGED_MAX = 10_000
+"""Events of which it is remembered that they changed, for reads that are under way meanwhile."""
 
 
 def _weigh(stored: StoredEvent) -> int:
@@ -29,6 +32,14 @@ class Events:
         self._database = database
         self._cache: WeightedCache[str, StoredEvent] = WeightedCache(cache_bytes, _weigh)
         self._ids: dict[int, str] = {}
+        self._changed: OrderedDict[str, int] = OrderedDict()
+        """Events that changed in the database, with the number of the change."""
+        self._changes = 0
+        self._watchers: list[Callable[[str], None]] = []
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Have a function called with the ID of each event that changes: one that is redacted, for instance."""
+        self._watchers.append(watcher)
 
     def cached(self, event_id: str) -> StoredEvent | None:
         """The event if it is at hand."""
@@ -54,8 +65,9 @@ class Events:
             else:
                 missing.append(event_id)
         if missing:
+            began = self._changes
             for stored in await self._database.read(event_graph.events_by_id, missing):
-                found[stored.event_id] = self.keep(stored)
+                found[stored.event_id] = self._keep_read(stored, began)
         return found
 
     async def by_nid(self, nids: Iterable[int]) -> dict[int, StoredEvent]:
@@ -69,12 +81,22 @@ class Events:
             else:
                 missing.append(nid)
         if missing:
+            began = self._changes
             for stored in await self._database.read(event_graph.events_by_nid, missing):
-                found[stored.event_nid] = self.keep(stored)
+                found[stored.event_nid] = self._keep_read(stored, began)
         return found
 
+    def _keep_read(self, stored: StoredEvent, began: int) -> StoredEvent:
+        """What a read that ``began`` after so many changes has found: kept, unless it may be out of date by now."""
+        known = self._cache.peek(stored.event_id)
+        if known is not None:
+            return known
+        if self._changed.get(stored.event_id, 0) > began:
+            return stored
+        return self.keep(stored)
+
     def keep(self, stored: StoredEvent) -> StoredEvent:
-        """Put an event that was read or written into the cache; returns the one that is kept."""
+        """Put an event that was written into the cache; returns the one that is kept."""
         known = self._cache.peek(stored.event_id)
         if known is not None and known.redacted_by is not None and stored.redacted_by is None:
             # A redaction that was committed after this copy was read.
@@ -88,9 +110,20 @@ class Events:
     def forget(self, event_id: str) -> None:
         """Drop an event from the cache: it was changed in the database."""
         self._cache.drop(event_id)
+        self._note_change(event_id)
 
     def redacted(self, event_id: str, redaction: Event) -> None:
         """A redaction of the event was applied."""
         known = self._cache.peek(event_id)
         if known is not None:
             self._cache.put(event_id, replace(known, redacted_by=redaction))
+        self._note_change(event_id)
+
+    def _note_change(self, event_id: str) -> None:
+        self._changes += 1
+        self._changed[event_id] = self._changes
+        self._changed.move_to_end(event_id)
+        if len(self._changed) > CHANGED_MAX:
+            self._changed.popitem(last=False)
+        for watcher in self._watchers:
+            watcher(event_id)

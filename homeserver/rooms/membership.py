@@ -6,6 +6,7 @@ https://spec.matrix.org/v1.19/client-server-api/#room-membership
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from homeserver.errors import Forbidden, InvalidParam, NotFound, UnableToAuthoriseJoin, UnableToGrantJoin, UnknownError
@@ -16,11 +17,13 @@ from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
 from homeserver.rooms.restricted_joins import RestrictedJoins
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
-from homeserver.storage import accounts, directory, user_rooms
+from homeserver.storage import accounts, user_rooms
 from homeserver.storage.database import Database
 from homeserver.storage.graph_writes import TransactionKey
 from homeserver.storage.user_rooms import Standing
 
+VOUCHER = "join_authorised_via_users_server"
+"""The key of a join into a restricted room that names who lets the user in. Only this server may set it."""
 VIA_MAX = 20
 """Servers that a client may name to join through."""
 
@@ -103,7 +106,7 @@ class Memberships:
             return
         if await self._restricted.needs_authorisation(head, user_id):
             try:
-                content["join_authorised_via_users_server"] = await self._restricted.authorising_user(head, user_id)
+                content[VOUCHER] = await self._restricted.authorising_user(head, user_id)
             except (UnableToGrantJoin, UnableToAuthoriseJoin) as error:
                 others = [server for server in head.joined_servers if server != self._server_name]
                 if not others:
@@ -147,7 +150,8 @@ class Memberships:
     async def _with_standing_keys(self, room_id: str, user_id: str, content: JsonObject) -> EventDraft:
         head = await self._heads.get(room_id)
         standing = await self._heads.state_event(head, "m.room.member", user_id)
-        dropped = ("displayname", "avatar_url", "reason", "is_direct", "third_party_invite", "membership")
+        # Nobody has to vouch for who is in the room already; to say so would take that server's signature again.
+        dropped = ("displayname", "avatar_url", "reason", "is_direct", "third_party_invite", "membership", VOUCHER)
         kept = {k: v for k, v in standing.content.items() if k not in dropped} if standing else {}
         return EventDraft("m.room.member", user_id, {**kept, **content}, user_id)
 
@@ -252,7 +256,16 @@ class Memberships:
         if draft.content.get("membership") == "invite":
             await self.check_invitable(draft.sender, [user_id])
             await self._check_not_banned(await self._joined_head(draft.sender, room_id), user_id)
-        return (await self._sender.send(room_id, draft, txn)).event_id
+        return (await self._sender.send(room_id, await self._vouched(room_id, draft), txn)).event_id
+
+    async def _vouched(self, room_id: str, draft: EventDraft) -> EventDraft:
+        """The draft with the voucher that it needs, and without the one that a client may have written itself."""
+        content = {key: value for key, value in draft.content.items() if key != VOUCHER}
+        head = await self._heads.find(room_id)
+        joins = content.get("membership") == "join" and draft.state_key == draft.sender
+        if head is not None and joins and await self._restricted.needs_authorisation(head, draft.sender):
+            content[VOUCHER] = await self._restricted.authorising_user(head, draft.sender)
+        return replace(draft, content=content)
 
     async def _joined_head(self, user_id: str, room_id: str) -> RoomHead:
         head = await self._heads.find(room_id)
@@ -269,7 +282,3 @@ class Memberships:
         create = await self._heads.state_event(head, "m.room.create")
         if create is not None and create.content.get("m.federate") is False:
             raise Forbidden(f"The room is closed to other servers, so {user_id} cannot be invited")
-
-    async def publish(self, room_id: str) -> None:
-        """List the room in the published room directory."""
-        await self._database.write(directory.set_published, room_id, True)

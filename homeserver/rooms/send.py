@@ -48,7 +48,7 @@ class Sender:
                 return []
             return [await self.compose(working, draft, txn)]
 
-        stored = await self._submit(room_id, job)
+        stored = await self._submit(room_id, job, txn)
         if stored:
             return stored[0]
         return await self._writers.stored(standing[0])
@@ -75,7 +75,7 @@ class Sender:
                     raise Forbidden("You may redact your own messages only")
             return [await self.compose(working, draft, txn)]
 
-        return (await self._submit(room_id, job))[0]
+        return (await self._submit(room_id, job, txn))[0]
 
     async def send_all(self, room_id: str, drafts: Sequence[EventDraft]) -> list[StoredEvent]:
         """Send several events, all in one transaction or none."""
@@ -87,11 +87,16 @@ class Sender:
 
         return await self._submit(room_id, job)
 
-    async def _submit(self, room_id: str, job: Job) -> list[StoredEvent]:
+    async def _submit(self, room_id: str, job: Job, txn: TransactionKey | None = None) -> list[StoredEvent]:
         try:
             return await self._writers.submit(room_id, job)
-        except NotFound as error:
-            raise Forbidden("You are not in this room") from error
+        except (Forbidden, NotFound) as error:
+            # Who repeats a request gets the same answer, even if by now they could not make it any more.
+            if txn is not None and (sent := await self._writers.sent_before(txn)) is not None:
+                return [sent]
+            if isinstance(error, NotFound):
+                raise Forbidden("You are not in this room") from error
+            raise
 
     async def compose(self, working: WorkingHead, draft: EventDraft, txn: TransactionKey | None = None) -> NewEvent:
         """The draft as the next event of the room, checked against the room's state. For jobs.

@@ -6,6 +6,7 @@ reads historic states and resolves those of branches that meet.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ HEADS_STATE_ENTRIES_MAX = 400_000
 """State entries of all cached heads together, at roughly 300 bytes each."""
 SNAPSHOT_ENTRIES_MAX = 200_000
 """State entries of all cached historic states together."""
+OUTDATED_MAX = 10_000
+"""Rooms of which it is remembered that other processes went on, for reads that are under way meanwhile."""
 LOOKUPS_MAX = 50_000
 """Answers to questions for single entries of historic states that are remembered."""
 RESOLUTION_ROUNDS_MAX = 50
@@ -137,6 +140,8 @@ class RoomHeads:
         self._events = events
         self._is_local = is_local
         self._heads: WeightedCache[str, RoomHead] = WeightedCache(HEADS_STATE_ENTRIES_MAX, _weigh_head)
+        self._oldest_valid: OrderedDict[str, int] = OrderedDict()
+        """Generations that rooms are known to have reached."""
 
     async def get(self, room_id: str) -> RoomHead:
         """The head of a room; raises ``NotFound`` where this server has no part in the room."""
@@ -172,16 +177,24 @@ class RoomHeads:
         return found
 
     def keep(self, head: RoomHead) -> RoomHead:
-        """Remember a head, unless a newer one is there; returns the one that is kept."""
+        """Remember a head, unless a newer one is there; returns the newer one."""
         known = self._heads.peek(head.room_id)
         if known is not None and known.generation > head.generation:
             return known
-        self._heads.put(head.room_id, head)
+        if head.generation >= self._oldest_valid.get(head.room_id, 0):
+            self._heads.put(head.room_id, head)
         return head
 
-    def forget(self, room_id: str) -> None:
-        """Another process changed the room."""
-        self._heads.drop(room_id)
+    def forget(self, room_id: str, generation: int | None = None) -> None:
+        """Another process changed the room: it has reached this generation at least."""
+        known = self._heads.peek(room_id)
+        if known is not None and (generation is None or known.generation < generation):
+            self._heads.drop(room_id)
+        if generation is not None:
+            self._oldest_valid[room_id] = max(generation, self._oldest_valid.get(room_id, 0))
+            self._oldest_valid.move_to_end(room_id)
+            if len(self._oldest_valid) > OUTDATED_MAX:
+                self._oldest_valid.popitem(last=False)
 
     def _load(self, connection: Connection, room_ids: Sequence[str]) -> list[RoomHead]:
         rows = room_state.room_rows(connection, room_ids)
@@ -371,16 +384,17 @@ class StateReader:
         fringes = [_stored_fringe(ids, unstored) for ids in own]
         wants_subgraph = version.state_resolution is StateResolution.V2_1
         starts, _ = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
+        shared_stored, shared_waiting = _stored_fringe(shared, unstored) if unstored else (shared, set[str]())
         difference, subgraph = await self._database.read(
             _conflict_by_index,
-            _stored_fringe(shared, unstored)[0] if unstored else shared,
+            shared_stored,
             [fringe for fringe, _ in fringes],
             (conflicted_ids - unstored.keys(), starts) if wants_subgraph else None,
         )
         waiting = [pending for _, pending in fringes]
-        difference |= set().union(*waiting) - set(waiting[0]).intersection(*waiting[1:])
+        difference |= set().union(*waiting) - set(waiting[0]).intersection(*waiting[1:]) - shared_waiting
         if wants_subgraph:
-            subgraph |= _unstored_subgraph(conflicted_ids, unstored)
+            subgraph |= _unstored_subgraph(conflicted_ids, subgraph, unstored)
         return difference, subgraph
 
 
@@ -415,13 +429,17 @@ def _stored_fringe(ids: Iterable[str], unstored: Mapping[str, Event]) -> tuple[s
     return fringe, pending
 
 
-def _unstored_subgraph(conflicted_ids: set[str], unstored: Mapping[str, Event]) -> set[str]:
-    """Uncommitted events from which a conflicted event is reached, and which a conflicted event reaches."""
+def _unstored_subgraph(conflicted_ids: set[str], subgraph: set[str], unstored: Mapping[str, Event]) -> set[str]:
+    """Uncommitted events from which a conflicted event is reached, and which a conflicted event reaches.
+
+    ``subgraph`` holds the committed ones.
+    """
+    ends = conflicted_ids | subgraph
     _, reached = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
     leads: set[str] = set()
     for event_id in reached:
         fringe, pending = _stored_fringe([event_id], unstored)
-        if (fringe | pending) & conflicted_ids:
+        if (fringe | pending) & ends:
             leads.add(event_id)
     return leads
 

@@ -136,21 +136,22 @@ class Typing:
         now = self._clock.now_ms()
         expires_ts = now + timeout_ms if timeout_ms else 0
         notice = TypingNotice(head.room_nid, user_id, expires_ts, now)
+        await self._known(head)
         position = await self._database.write_batched(store.store, notice)
-        room = await self._known(head)
+        # From the commit to the publication nothing is awaited: others' positions wait for this one.
+        room = self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
         self._note(head.room_id, room, user_id, expires_ts, position)
         if position is None:
             return False
         self._publish(head.room_id, position, head.joined_local)
         return True
 
-    async def _known(self, head: RoomHead) -> _RoomTyping:
-        room = self._rooms.get(head.room_id)
-        if room is None:
+    async def _known(self, head: RoomHead) -> None:
+        """Have at hand what is stored of a room."""
+        if head.room_id not in self._rooms:
             await self.refresh(head.room_id)
-            room = self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
+            self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
         self._rooms.move_to_end(head.room_id)
-        return room
 
     def _note(self, room_id: str, room: _RoomTyping, user_id: str, expires_ts: int, position: int | None) -> None:
         """Bring what is at hand in line with what was stored. Without a position, only the time was moved."""
@@ -225,16 +226,20 @@ class Typing:
         if not due:
             return
         # Another process may know that the user types on, or may have ended it already.
+        heads = await self._heads.of_many(list(set(due.values())))
         answers = await self._database.write(store.expire, list(due), now)
+        ended: list[tuple[str, str]] = []
         for (room_nid, user_id), (expires_ts, position) in answers.items():
             room_id = due[room_nid, user_id]
             self._note(room_id, self._rooms.setdefault(room_id, _RoomTyping(room_nid)), user_id, expires_ts, position)
             self._told.pop((room_id, user_id), None)
             if position is not None:
-                head = await self._heads.find(room_id)
+                head = self._heads.cached(room_id) or heads.get(room_id)
                 self._publish(room_id, position, head.joined_local if head else ())
                 if head is not None and user_id in head.joined_local:
-                    await self._delivery.send_typing(room_id, user_id, False)
+                    ended.append((room_id, user_id))
+        for room_id, user_id in ended:
+            await self._delivery.send_typing(room_id, user_id, False)
 
     # -- readers -------------------------------------------------------------------------------------------------------
 

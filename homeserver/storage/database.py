@@ -5,6 +5,10 @@ the whole process run on one thread that takes all that wait at once into one co
 its cost; nobody is told of success before the commit is durable.
 
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before it is answered for.
+
+Write transactions of several processes on one PostgreSQL go one after the other, as they do on SQLite: they hold one
+advisory lock, so that they cannot deadlock. (They would wait for each other in any case, for the row of ``counters``.)
+Before they commit they tell the other processes how far the streams have come; see ``changes``.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import asyncio
 import contextlib
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.dml import Insert
+
+from homeserver.storage import streams
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +46,8 @@ WRITE_ATTEMPTS = 5
 """How often a transaction is tried that lost against another process (deadlock, serialization failure)."""
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process that holds the write lock."""
+WRITE_LOCK = 7_206_852
+"""The advisory lock that a writing transaction holds on PostgreSQL; the number only has to differ from other locks."""
 READ_SLICE_VARIABLES = 500
 """How many values one ``IN (...)`` gets; longer lists are cut up by ``in_slices``."""
 
@@ -63,10 +72,14 @@ class Database:
     def __init__(self, url: str, *, readers: int = READER_THREADS) -> None:
         self.engine = _create_engine(url, readers)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.name = secrets.token_hex(8)
+        """Tells what this object announces from what others do; see ``streams.announce``."""
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._writer_connection: Connection | None = None  # the writer thread's own
+        self._announced = -1
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._writer.start()
         self._closed = False
@@ -118,8 +131,19 @@ class Database:
         """A write transaction of one's own on the calling thread, for the command line and tests."""
         with self.engine.connect() as connection:
             connection = connection.execution_options(homeserver_write=True)
-            with connection.begin():
+            with self._writing(connection):
                 yield connection
+
+    @contextlib.contextmanager
+    def _writing(self, connection: Connection) -> Iterator[None]:
+        with connection.begin():
+            if self.is_sqlite:
+                yield
+                return
+            connection.execute(_TAKE_WRITE_LOCK)
+            yield
+            announced = streams.announce(connection, self._announced, self.name)
+        self._announced = max(self._announced, announced)
 
     def close(self) -> None:
         """Finish what waits, then close all connections."""
@@ -154,27 +178,26 @@ class Database:
         connection.close()
 
     def _write_loop(self) -> None:
-        connection: Connection | None = None
-        while True:
+        stopping = False
+        while not stopping:
             group, stopping = self._next_group()
             if group:
-                if connection is None or connection.closed:
-                    connection = self._open_writer()
-                outcomes = self._run_group(connection, group)
-                if connection is not None and connection.invalidated:
-                    connection.close()
-                    connection = None
-                _answer(group, outcomes)
-            if stopping:
-                if connection is not None:
-                    connection.close()
-                return
+                _answer(group, self._run_group(group))
+        if self._writer_connection is not None:
+            self._writer_connection.close()
 
-    def _open_writer(self) -> Connection | None:
-        try:
-            return self.engine.connect().execution_options(homeserver_write=True)
-        except DBAPIError:
-            return None  # the group's own attempts report it
+    def _open_writer(self) -> Connection:
+        if self._writer_connection is None:
+            self._writer_connection = self.engine.connect().execution_options(homeserver_write=True)
+        return self._writer_connection
+
+    def _drop_writer_if_lost(self) -> bool:
+        connection = self._writer_connection
+        if connection is None or not connection.invalidated:
+            return connection is None
+        connection.close()
+        self._writer_connection = None
+        return True
 
     def _next_group(self) -> tuple[list[_Job[Any]], bool]:
         group: list[_Job[Any]] = []
@@ -190,28 +213,31 @@ class Database:
             except queue.Empty:
                 return group, False
 
-    def _run_group(self, connection: Connection | None, group: list[_Job[Any]]) -> list[Any]:
+    def _run_group(self, group: list[_Job[Any]]) -> list[Any]:
         """The outcome of each job: its result, or the exception that its caller gets."""
-        if connection is None:
-            try:
-                connection = self.engine.connect().execution_options(homeserver_write=True)
-            except Exception as error:
-                return [error] * len(group)
         for attempt in range(1, WRITE_ATTEMPTS + 1):
+            all_done = False
             try:
-                with connection.begin():
-                    return _run_jobs(connection, group)
+                connection = self._open_writer()
+                with self._writing(connection):
+                    outcomes = _run_jobs(connection, group)
+                    all_done = True
+                return outcomes
             except Exception as error:
-                if connection.invalidated or connection.closed:
+                lost = self._drop_writer_if_lost()
+                if lost and all_done:
                     return [error] * len(group)  # whether it was committed is not known
-                if _worth_another_try(error) and attempt < WRITE_ATTEMPTS:
+                if (lost or _worth_another_try(error)) and attempt < WRITE_ATTEMPTS:
                     time.sleep(random.uniform(0.001, 0.02) * attempt)
                     continue
-                if len(group) == 1:
-                    return [error]
+                if lost or len(group) == 1:
+                    return [error] * len(group)
                 break
         # One of them fails: each for itself, so that it takes nobody else with it.
-        return [outcome for job in group for outcome in self._run_group(connection, [job])]
+        return [outcome for job in group for outcome in self._run_group([job])]
+
+
+_TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 
 
 def _run_jobs(connection: Connection, group: list[_Job[Any]]) -> list[Any]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, insert, select, tupl
 
 from homeserver.errors import HomeserverError
 from homeserver.protocol.events import Event, StateKey
-from homeserver.storage import auth_chains, room_state
+from homeserver.storage import aliases, auth_chains, room_state
 from homeserver.storage.database import in_slices, upsert
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
@@ -32,6 +32,7 @@ from homeserver.storage.tables import (
     rejections,
     room_members,
     rooms,
+    state_keys,
     user_rooms,
 )
 
@@ -40,6 +41,10 @@ STATE_KEYS_CACHED_MAX = 50_000
 
 class StaleHead(HomeserverError):
     """The room went on since the append was composed; compose anew."""
+
+
+class AliasTaken(HomeserverError):
+    """Another room has the alias that a new room was to take."""
 
 
 class AlreadySent(HomeserverError):
@@ -52,13 +57,13 @@ class AlreadySent(HomeserverError):
 
 @dataclass(frozen=True, slots=True)
 class TransactionKey:
-    """What makes a client's request harmless to repeat."""
+    """What makes a client's request harmless to repeat. ``ts`` says when it was made, and does not tell it apart."""
 
     user_id: str
     device_id: str
     scope: str
     txn_id: str
-    ts: int
+    ts: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +109,23 @@ class CurrentChange:
 
 
 @dataclass(frozen=True, slots=True)
+class NewAlias:
+    """An alias of this server for a new room, and who wants it."""
+
+    alias: str
+    creator: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewRoom:
     """A room that is to be added, unless it is there already."""
 
     room_id: str
     version: str
     created_ts: int
+    published: bool = False
+    alias: NewAlias | None = None
+    """What the room is to be called; it is not added where that is taken."""
 
 
 @dataclass(slots=True)
@@ -190,6 +206,22 @@ _DROP_EXTREMITY = delete(forward_extremities).where(
         forward_extremities.c.event_nid == bindparam("b_old"),
     )
 )
+_LEFT = (
+    update(user_rooms)
+    .where(and_(user_rooms.c.user_id == bindparam("b_user_id"), user_rooms.c.room_nid == bindparam("b_room_nid")))
+    .values(membership="leave", position=bindparam("b_position"))
+)
+_HIDE_PROFILE = (
+    update(room_members)
+    .where(
+        and_(
+            room_members.c.room_nid == bindparam("b_room_nid"),
+            room_members.c.user_id == bindparam("b_user_id"),
+            room_members.c.event_nid == bindparam("b_event_nid"),
+        )
+    )
+    .values(display_name=None, avatar_url=None)
+)
 _NEXT_GENERATION = (
     update(rooms).where(rooms.c.room_nid == bindparam("b_room_nid")).values(generation=bindparam("b_generation"))
 )
@@ -198,6 +230,10 @@ _NEXT_STATE = (
     .where(rooms.c.room_nid == bindparam("b_room_nid"))
     .values(generation=bindparam("b_generation"), state_group=bindparam("b_state_group"))
 )
+
+
+_Numbered = list[tuple[int, RoomAppend]]
+"""Appends with their place among those that share the transaction."""
 
 
 class _Rows:
@@ -220,6 +256,7 @@ class _Rows:
         self.members: list[dict[str, Any]] = []
         self.removed_members: list[tuple[int, str]] = []
         self.user_rooms: list[dict[str, Any]] = []
+        self.removed_standings: list[dict[str, Any]] = []
         self.redactions: list[dict[str, Any]] = []
         self.reasons: list[dict[str, Any]] = []
         self.txns: list[dict[str, Any]] = []
@@ -251,31 +288,19 @@ class GraphWriter:
 
     def append(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended | BaseException]:
         """Write appends of different rooms. A room that went on meanwhile gets ``StaleHead``, the rest is written."""
-        outcomes: list[Appended | BaseException] = [StaleHead()] * len(appends)
-        for append in appends:
-            if append.new_room is not None:
-                append.room_nid, append.generation = add_room(connection, append.new_room)
-        fresh = self._fresh(connection, appends)
-        repeated = _repeated_transactions(connection, [a for a in fresh if any(e.txn for e in a.events)])
-        todo: list[tuple[int, RoomAppend]] = []
-        for index, append in enumerate(appends):
-            if append not in fresh:
-                continue
-            sent = {e.event.event_id: repeated[e.txn] for e in append.events if e.txn in repeated and e.txn}
-            if sent:
-                outcomes[index] = AlreadySent(sent)
-            else:
-                todo.append((index, append))
+        outcomes: list[Appended | BaseException] = [StaleHead() for _ in appends]
+        todo = self._fresh(connection, _add_rooms(connection, appends, outcomes))
+        todo = _without_repeated(connection, todo, outcomes)
         known = self._known_events(connection, [append for _, append in todo])
-        todo = [(i, a) for i, a in todo if not _has_placed(a, known, outcomes, i)]
+        todo = [(i, a) for i, a in todo if not _has_placed(a, known)]
         if not todo:
             return outcomes
         state_keys = self._intern(connection, [append for _, append in todo])
         numbers = _take_numbers(connection, [append for _, append in todo], known)
         rows = _Rows()
         for index, append in todo:
-            outcomes[index] = self._collect(append, known, state_keys, numbers, rows)
-        for _, append in todo:
+            standings = _standings(connection, append.room_nid) if append.replace_state else None
+            outcomes[index] = self._collect(append, known, state_keys, numbers, rows, standings)
             if append.replace_state:
                 _clear_state(connection, append.room_nid)
         _write(connection, rows, numbers)
@@ -290,13 +315,15 @@ class GraphWriter:
     # -- gathering -----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _fresh(connection: Connection, appends: Sequence[RoomAppend]) -> list[RoomAppend]:
+    def _fresh(connection: Connection, appends: _Numbered) -> _Numbered:
+        """Those that were composed on the generation that their room is at."""
         statement = _GENERATIONS if connection.dialect.name == "sqlite" else _LOCKED_GENERATIONS
-        current = {row[0]: row[1] for row in connection.execute(statement, {"wanted": [a.room_nid for a in appends]})}
-        fresh: list[RoomAppend] = []
-        for append in appends:
+        wanted = [append.room_nid for _, append in appends]
+        current = {row[0]: row[1] for row in connection.execute(statement, {"wanted": wanted})}
+        fresh: _Numbered = []
+        for index, append in appends:
             if current.get(append.room_nid) == append.generation:
-                fresh.append(append)
+                fresh.append((index, append))
                 current[append.room_nid] = -1  # one append of a room in a transaction
         return fresh
 
@@ -344,6 +371,7 @@ class GraphWriter:
         state_keys: Mapping[StateKey, int],
         numbers: _Numbers,
         rows: _Rows,
+        standings: Mapping[str, str] | None,
     ) -> Appended:
         nids: dict[str, int] = {event_id: nid for event_id, (nid, _) in known.items()}
         in_graph = {event_id for event_id, (_, verdict) in known.items() if not verdict & Verdict.OUTLIER}
@@ -370,7 +398,7 @@ class GraphWriter:
                     rows.awaited.append(nids[write.event.event_id])
         for redacted, redaction in append.applied_redactions:
             rows.redactions.append({"redacted_event_id": redacted, "redaction_nid": nids[redaction], "applied": True})
-        self._collect_current(append, positions, nids, state_keys, rows)
+        self._collect_current(append, positions, nids, state_keys, rows, standings)
         _collect_extremities(append, nids, rows)
         if append.current is not None:
             group = _group_number(append.current, groups)
@@ -410,6 +438,7 @@ class GraphWriter:
         nids: Mapping[str, int],
         state_keys: Mapping[StateKey, int],
         rows: _Rows,
+        standings: Mapping[str, str] | None,
     ) -> None:
         room_nid = append.room_nid
         last: dict[StateKey, CurrentChange] = {}
@@ -430,40 +459,102 @@ class GraphWriter:
                 rows.removed.append((room_nid, state_keys[key]))
                 if key[0] == "m.room.member":
                     rows.removed_members.append((room_nid, key[1]))
+                    if self._is_local(key[1]):
+                        rows.removed_standings.append(
+                            {"b_user_id": key[1], "b_room_nid": room_nid, "b_position": positions[change.at]}
+                        )
                 continue
             nid = nids[change.event.event_id]
             rows.current.append({"room_nid": room_nid, "state_key_nid": state_keys[key], "event_nid": nid})
             if key[0] == "m.room.member":
                 rows.members.append(member_row(room_nid, change.event, nid))
-                # A join through another server brings old departures along, which are no news to those who left.
-                stays = change.event.membership in ("join", "invite") or key[1] == change.event.sender
-                if self._is_local(key[1]) and (stays or not append.replace_state):
+                if self._is_local(key[1]) and (standings is None or _is_news(change.event, standings.get(key[1]))):
                     rows.user_rooms.append(user_room_row(room_nid, change.event, nid, positions[change.at]))
+
+
+def _is_news(member: Event, standing: str | None) -> bool:
+    """Whether a user of ours has to hear of a membership in the state of a room that was joined through another server.
+
+    Such a state brings old departures along, which are no news to those who left.
+    """
+    return member.membership in ("join", "invite", "knock") or standing not in (None, member.membership)
+
+
+def _standings(connection: Connection, room_nid: int) -> dict[str, str]:
+    """How our users stand to a room."""
+    rows = connection.execute(
+        select(user_rooms.c.user_id, user_rooms.c.membership).where(user_rooms.c.room_nid == room_nid)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def _add_rooms(
+    connection: Connection, appends: Sequence[RoomAppend], outcomes: list[Appended | BaseException]
+) -> _Numbered:
+    """Add the rooms that are new, with their aliases. A room whose alias is taken is not added."""
+    added: _Numbered = []
+    for index, append in enumerate(appends):
+        new = append.new_room
+        if new is not None:
+            named = new.alias
+            if named is not None and not aliases.add_alias(connection, named.alias, new.room_id, named.creator):
+                outcomes[index] = AliasTaken(named.alias)
+                continue
+            append.room_nid, append.generation = add_room(connection, new)
+        added.append((index, append))
+    return added
 
 
 def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
     """Add a room where it is missing; returns its numeric ID and its generation."""
     connection.execute(
         insert_or(connection, rooms).on_conflict_do_nothing(index_elements=["room_id"]),
-        {"room_id": room.room_id, "version": room.version, "created_ts": room.created_ts, "generation": 0},
+        {
+            "room_id": room.room_id,
+            "version": room.version,
+            "created_ts": room.created_ts,
+            "generation": 0,
+            "published": room.published,
+        },
     )
     row = connection.execute(select(rooms.c.room_nid, rooms.c.generation).where(rooms.c.room_id == room.room_id)).one()
     return row[0], row[1]
 
 
-def _has_placed(
-    append: RoomAppend,
-    known: Mapping[str, tuple[int, Verdict]],
-    outcomes: list[Appended | BaseException],
-    index: int,
-) -> bool:
+def _has_placed(append: RoomAppend, known: Mapping[str, tuple[int, Verdict]]) -> bool:
     """Whether an event of the append stands in the graph already: another request was faster with the same one."""
     for write in append.events:
         place = known.get(write.event.event_id)
         if place and not place[1] & Verdict.OUTLIER and not write.verdict & Verdict.OUTLIER:
-            outcomes[index] = StaleHead()
             return True
     return False
+
+
+def _without_repeated(
+    connection: Connection, appends: _Numbered, outcomes: list[Appended | BaseException]
+) -> _Numbered:
+    """Those of the appends whose transaction IDs were not used before."""
+    repeated = _repeated_transactions(connection, [a for _, a in appends if any(e.txn for e in a.events)])
+    new: _Numbered = []
+    for index, append in appends:
+        sent = {e.event.event_id: repeated[e.txn] for e in append.events if e.txn is not None and e.txn in repeated}
+        if sent:
+            outcomes[index] = AlreadySent(sent)
+        else:
+            new.append((index, append))
+    return new
+
+
+def event_of_transaction(connection: Connection, txn: TransactionKey) -> int | None:
+    """The numeric ID of the event that was sent under a transaction ID."""
+    table = client_transactions.c
+    statement = select(table.event_nid).where(
+        table.user_id == txn.user_id,
+        table.device_id == txn.device_id,
+        table.scope == txn.scope,
+        table.txn_id == txn.txn_id,
+    )
+    return connection.execute(statement).scalar_one_or_none()
 
 
 def _repeated_transactions(connection: Connection, appends: Sequence[RoomAppend]) -> dict[TransactionKey, int]:
@@ -568,11 +659,12 @@ def _collect_event(
                 "json": event.json,
             }
         )
-        if event.is_state and not write.verdict & Verdict.REJECTED:
-            rows.auth.append((nid, [nids[auth] for auth in event.auth_events if auth in nids]))
+    was_rejected = event.event_id not in known or known[event.event_id][1] & Verdict.REJECTED
+    if event.is_state and was_rejected and not write.verdict & Verdict.REJECTED:
+        rows.auth.append((nid, [nids[auth] for auth in event.auth_events if auth in nids]))
     if write.reason:
         rows.reasons.append({"event_nid": nid, "reason": write.reason})
-    if event.redacts is not None and not write.verdict & (Verdict.REJECTED | Verdict.OUTLIER):
+    if event.redacts is not None and write.verdict == Verdict.ACCEPTED:
         rows.redactions.append(
             {"redacted_event_id": event.redacts, "redaction_nid": nid, "applied": write.redaction_applied}
         )
@@ -660,6 +752,7 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
     upsert(connection, current_state, rows.current, ["room_nid", "state_key_nid"])
     upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
     upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
+    _many(connection, _LEFT, rows.removed_standings)
     for room_nid, key in rows.removed:
         connection.execute(
             delete(current_state).where(
@@ -672,10 +765,23 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
         )
     upsert(connection, current_state_changes, rows.changes, ["room_nid", "position", "state_key_nid"])
     upsert(connection, redactions, rows.redactions, ["redacted_event_id", "redaction_nid"])
+    _redact_members(connection, [row["redacted_event_id"] for row in rows.redactions if row["applied"]])
     upsert(connection, rejections, rows.reasons, ["event_nid"])
     _many(connection, insert(client_transactions), rows.txns)
     _many(connection, _NEXT_GENERATION, rows.generations)
     _many(connection, _NEXT_STATE, rows.states)
+
+
+def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
+    """A redacted member event shows no name and no picture any longer."""
+    for part in in_slices(redacted):
+        statement = (
+            select(events.c.room_nid, state_keys.c.state_key, events.c.event_nid)
+            .join_from(events, state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
+            .where(events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
+        )
+        found = connection.execute(statement).all()
+        _many(connection, _HIDE_PROFILE, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e in found])
 
 
 def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Text, bindparam, cast, func, literal, select, update
 
 from homeserver.storage.tables import counters
 
@@ -21,6 +21,12 @@ _TAKE = {
     for name in ("stream", "event", "state_group", "auth_chain")
 }
 _CURRENT = select(counters.c.stream)
+CHANNEL = "homeserver"
+"""The PostgreSQL channel on which writers tell how far the streams have come."""
+_ANNOUNCE = select(
+    counters.c.stream,
+    func.pg_notify(literal(CHANNEL), cast(counters.c.stream, Text) + literal(" ") + bindparam("sender", type_=Text)),
+).where(counters.c.stream > bindparam("announced"))
 
 
 def take(connection: Connection, counter: Counter, count: int = 1) -> range:
@@ -48,3 +54,12 @@ def next_position(connection: Connection) -> int:
 def current_position(connection: Connection) -> int:
     """The last position whose changes are all visible to this transaction."""
     return int(connection.execute(_CURRENT).scalar_one())
+
+
+def announce(connection: Connection, announced: int, sender: str) -> int:
+    """Have PostgreSQL tell all who listen on ``CHANNEL``, once this transaction commits, the last position.
+
+    Says nothing where it was ``announced`` before; returns what is announced then. The message is ``position sender``.
+    """
+    position = connection.execute(_ANNOUNCE, {"announced": announced, "sender": sender}).scalar()
+    return announced if position is None else int(position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -53,6 +53,8 @@ class _Room:
     """What of the timeline may be shown, newest first; maybe more than fit."""
     oldest_read: int = 0
     reaches_creation: bool = False
+    ends_at_hole: bool = False
+    """There is more before, which the user was not there to see, or earlier times that it was there."""
     update: RoomUpdate = field(default_factory=lambda: RoomUpdate("", 0))
     state: list[int] = field(default_factory=list)
     """The state events to be sent, members that are loaded lazily not among them."""
@@ -183,13 +185,20 @@ class Gathering:
             # "Servers must still send state events sent by ignored users to clients."
             and (event.event.is_state or event.event.sender not in reading.ignored)
         ]
-        room.seen += await self._visible.of(wanted, _viewer(request, room.reading))
+        seen = await self._visible.of(wanted, _viewer(request, room.reading))
+        if room.reading.was_absent:
+            # What changed of the state while the user was not there must not be undone by what came before it.
+            kept = _without_holes(wanted, seen)
+            if len(kept) < len(wanted):
+                room.ends_at_hole = room.reading.is_whole = True
+            seen = kept
+        room.seen += seen
 
     def _cut_timeline(self, request: SyncRequest, room: _Room) -> None:
         reading, limit = room.reading, request.timeline_limit
         kept = room.seen[:limit]
         kept.reverse()
-        limited = len(room.seen) > limit or not reading.is_whole
+        limited = len(room.seen) > limit or not reading.is_whole or room.ends_at_hole
         if reading.is_fresh and not reading.has_left:
             # What came before this server took part can be had from others.
             limited = limited or not room.reaches_creation
@@ -378,6 +387,16 @@ def _viewer(request: SyncRequest, reading: RoomReading) -> Viewer:
     until = reading.departure.stream_position if reading.departure is not None else 0
     # "they may see any events which they were allowed to see before they left the room, but no events received after"
     return Viewer(request.user_id, until, peeks=False)
+
+
+def _without_holes(wanted: Sequence[StoredEvent], seen: Sequence[SeenEvent]) -> list[SeenEvent]:
+    """The newest of the seen events, up to the first one that was wanted and may not be seen."""
+    kept: list[SeenEvent] = []
+    for event, found in zip(wanted, seen, strict=False):
+        if found.stored is not event:
+            break
+        kept.append(found)
+    return kept
 
 
 def _nids(timeline: Iterable[SeenEvent]) -> frozenset[int]:

@@ -69,6 +69,8 @@ class RoomReading:
     departure: StoredEvent | None = None
     """The event with which the user stopped being in the room."""
     has_left: bool = False
+    was_absent: bool = False
+    """The user was not in the room during all of the time that the timeline is about."""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ def read(connection: Connection, question: Question) -> Reading:
     for standing in reading.standings:
         if question.allows_room(standing.room_id) and not standing.forgotten:
             _sort_in(connection, question, reading, standing)
+    _read_data_of_fresh_rooms(connection, question, reading)
     _drop_quiet_rooms(question, reading)
     _read_timelines(connection, question, reading)
     _read_states(connection, question, reading)
@@ -113,6 +116,15 @@ def _read_account(connection: Connection, question: Question) -> Reading:
     return Reading(position, standings, ignored_users(ignored), rows)
 
 
+def _read_data_of_fresh_rooms(connection: Connection, question: Question, reading: Reading) -> None:
+    """Of rooms that the client knows nothing of yet it gets all account data, however old."""
+    since = question.since
+    fresh = {room.standing.room_id for room in reading.rooms if room.is_fresh}
+    if since is not None and fresh:
+        rows = account_data.all_account_data(connection, question.user_id)
+        reading.account_data += [row for row in rows if row[0] in fresh and row[3] <= since]
+
+
 def _sort_in(connection: Connection, question: Question, reading: Reading, standing: Standing) -> None:
     """Find out what of a room the client is to be told."""
     since = question.since
@@ -124,12 +136,14 @@ def _sort_in(connection: Connection, question: Question, reading: Reading, stand
             history = sync_streams.membership_history(connection, standing.event_nid, since)
             was_joined = _membership_at(history, since) == "join"
         after = BEFORE_ALL if since is None or not was_joined else since
-        reading.rooms.append(RoomReading(standing, not was_joined, after, reading.position))
+        room = RoomReading(standing, not was_joined, after, reading.position)
+        room.was_absent = is_new
+        reading.rooms.append(room)
     elif membership in GONE:
         if is_new and (since is not None or question.include_left):
-            room = _left_room(connection, question, standing)
-            if room is not None:
-                reading.rooms.append(room)
+            left = _left_room(connection, question, standing)
+            if left is not None:
+                reading.rooms.append(left)
     elif is_new and standing.sender not in reading.ignored:
         # "Servers must not send room invites from ignored users to clients."
         (reading.invited if membership == "invite" else reading.knocked).append(standing)
@@ -146,7 +160,7 @@ def _left_room(connection: Connection, question: Question, standing: Standing) -
             return None
         return RoomReading(standing, False, standing.position, standing.position, has_left=True)
     after = since if was_joined and since is not None else BEFORE_ALL
-    room = RoomReading(standing, not was_joined, after, departure.stream_position, has_left=True)
+    room = RoomReading(standing, not was_joined, after, departure.stream_position, has_left=True, was_absent=True)
     room.departure = departure
     return room
 

@@ -1,7 +1,8 @@
 """Servers that all tests of a session share, in pairs; and what they logged, beside a test that fails.
 
-A pair is named for the server where the story begins and the one that it goes to: ``ours-synapse`` is ours, then Synapse.
-``HOMESERVER_INTEROP_PAIRS`` names other pairs than the usual ones: ``synapse-synapse`` tests the tests.
+A pair is named for the server where the story begins and the one that it goes to: ``ours-synapse`` goes from ours to
+Synapse.
+``INTEROP_PAIRS`` names other pairs than the usual ones: ``synapse-synapse`` tests the tests.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from tests.interop.client import MatrixClient
 from tests.interop.servers import Authority, OurServer, Server, SynapseServer
 
-PAIRS = os.environ.get("HOMESERVER_INTEROP_PAIRS", "ours-ours ours-synapse synapse-ours").split()
+PAIRS = os.environ.get("INTEROP_PAIRS", "ours-ours ours-synapse synapse-ours").split()
 LOG_OF_FAILED_TEST_MAX = 12_000
 
 Connect = Callable[[Server, str], Awaitable[MatrixClient]]
@@ -111,7 +112,7 @@ async def bob(pair: Pair, connect: Connect) -> MatrixClient:
     return await connect(pair.away, "bob")
 
 
-# -- what the servers say about it ----------------------------------------------------------------------------------------
+# -- what the servers say about it -------------------------------------------------------------------------------------
 
 _LOGGED = pytest.StashKey[Callable[[], dict[Server, str]]]()
 

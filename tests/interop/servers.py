@@ -114,7 +114,7 @@ class Server(ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=_environment(),
             )
         self._wait_until(self._answers, START_SECONDS_MAX, "did not start")
         return time.monotonic() - began
@@ -228,7 +228,7 @@ server_name = "{self.server_name}"
 [[listeners]]
 bind = "127.0.0.1"
 port = {self.client_port}
-serves = ["client", "media"]
+serves = ["client"]
 
 [[listeners]]
 bind = "127.0.0.1"
@@ -264,7 +264,7 @@ enabled = false
             capture_output=True,
             text=True,
             timeout=START_SECONDS_MAX,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=_environment(),
         )
         if done.returncode != 0:
             raise ServerFailed(f"homeserver {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
@@ -326,6 +326,12 @@ class SynapseServer(Server):
             "allow_public_rooms_without_auth": True,
             **_SYNAPSE_WITHOUT_LIMITS,
         }
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would configure our server from outside."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOMESERVER_")}
+    return {**inherited, "PYTHONPATH": str(ROOT)}
 
 
 def _synapse_listener(port: int, resource: str, *, tls: bool) -> dict[str, object]:

@@ -153,9 +153,7 @@ async def test_moderator_from_the_other_server(pair: Pair, alice: MatrixClient, 
         await seen_as(alice, room_id, carol, "ban")
 
 
-async def test_invited_by_a_member_of_the_other_server(
-    pair: Pair, alice: MatrixClient, bob: MatrixClient
-) -> None:
+async def test_invited_by_a_member_of_the_other_server(pair: Pair, alice: MatrixClient, bob: MatrixClient) -> None:
     """Bob invites a second user of alice's server into her room."""
     async with MatrixClient(pair.home.base_url) as carol:
         await carol.register(f"carol-{bob.user_id[1:].partition(':')[0]}")

@@ -1,0 +1,155 @@
+"""A first sync plus deltas equals a fresh first sync, whatever happens in between and whenever one looks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from homeserver.errors import Forbidden
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage.database import Database
+from tests.fakes.reading_server import ReadingServer, user
+
+USERS = ("alice", "bob", "carol", "dave")
+STEPS = 60
+
+
+class Client:
+    """Keeps what it was told, as the specification asks of clients."""
+
+    def __init__(self, name: str, filter: JsonObject | None, *, state_after: bool) -> None:
+        self.name = name
+        self.filter = filter
+        self.state_after = state_after
+        self.since: str | None = None
+        self.rooms: dict[str, dict[tuple[str, str], str]] = {}
+        self.left: set[str] = set()
+        self.invited: set[str] = set()
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.read: dict[tuple[str, str], str] = {}
+        self.typing: dict[str, list[str]] = {}
+        self.account_data: dict[tuple[str, str], Any] = {}
+
+    async def sync(self, server: ReadingServer) -> None:
+        response = await server.sync(
+            self.name,
+            self.since,
+            device=f"{self.name}{self.state_after}",
+            filter=self.filter,
+            state_after=self.state_after,
+        )
+        self.since = response["next_batch"]
+        for event in response.get("account_data", {}).get("events", []):
+            self.account_data["", event["type"]] = event["content"]
+        rooms = response.get("rooms", {})
+        for room_id, room in rooms.get("join", {}).items():
+            self._take_in(room_id, room)
+            self.left.discard(room_id)
+            self.invited.discard(room_id)
+        for room_id, room in rooms.get("leave", {}).items():
+            assert "ephemeral" not in room
+            self.rooms.pop(room_id, None)
+            self.counts.pop(room_id, None)
+            self.typing.pop(room_id, None)
+            self.read = {key: event_id for key, event_id in self.read.items() if key[0] != room_id}
+            self.account_data = {k: v for k, v in self.account_data.items() if k[0] != room_id}
+            self.left.add(room_id)
+            self.invited.discard(room_id)
+        for room_id in rooms.get("invite", {}):
+            self.invited.add(room_id)
+            self.left.discard(room_id)
+
+    def _take_in(self, room_id: str, room: JsonObject) -> None:
+        state = self.rooms.setdefault(room_id, {})
+        assert ("state_after" in room) is self.state_after
+        assert ("state" in room) is not self.state_after
+        told = room["state_after" if self.state_after else "state"]["events"]
+        for event in told if self.state_after else [*told, *room["timeline"]["events"]]:
+            if "state_key" in event:
+                state[event["type"], event["state_key"]] = event["event_id"]
+        if "summary" in room:
+            summary = room["summary"]
+            self.counts[room_id] = (summary["m.joined_member_count"], summary["m.invited_member_count"])
+        for event in room.get("account_data", {}).get("events", []):
+            self.account_data[room_id, event["type"]] = event["content"]
+        for event in room.get("ephemeral", {}).get("events", []):
+            if event["type"] == "m.typing":
+                self.typing[room_id] = event["content"]["user_ids"]
+            else:
+                for event_id, by_type in event["content"].items():
+                    for user_id in by_type["m.read"]:
+                        self.read[room_id, user_id] = event_id
+
+    def what_it_knows(self) -> Any:
+        return (
+            self.rooms,
+            self.invited,
+            self.counts,
+            self.read,
+            {room_id: users for room_id, users in self.typing.items() if users},
+            self.account_data,
+        )
+
+
+async def _something(server: ReadingServer, chance: random.Random, rooms: list[str]) -> None:
+    room_id, who, other = chance.choice(rooms), chance.choice(USERS), chance.choice(USERS)
+    action = chance.randrange(13)
+    try:
+        if action < 4:
+            await server.send(room_id, who, f"message {chance.random()}")
+        elif action == 4:
+            await server.event(room_id, who, "m.room.topic", {"topic": str(chance.random())}, "")
+        elif action == 5:
+            await server.join(room_id, who)
+        elif action == 6:
+            await server.leave(room_id, who)
+        elif action == 7:
+            await server.member(room_id, "alice", other, chance.choice(["invite", "leave", "ban"]))
+        elif action == 8:
+            await server.member(room_id, who, who, "join", displayname=str(chance.random()))
+        elif action == 9:
+            head = await server.heads.get(room_id)
+            await server.receipts.post(user(who), room_id, "m.read", head.extremities[0].event_id)
+        elif action == 10:
+            await server.typing.set_typing(user(who), room_id, chance.random() < 0.6)
+        elif action == 11:
+            await server.set_account_data(who, "org.example.note", {"n": chance.random()}, chance.choice(["", room_id]))
+        else:
+            await asyncio.gather(*(server.send(room_id, who, f"burst {n}") for n in range(12)))
+    except Forbidden:
+        pass  # not everything that chance comes up with is allowed
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("state_after", [False, True])
+def test_first_sync_plus_deltas_is_a_fresh_first_sync(sqlite_url: str, seed: int, state_after: bool) -> None:
+    async def story() -> None:
+        chance = random.Random(seed)
+        server = ReadingServer(database)
+        rooms = [
+            await server.create_room("alice", name="one"),
+            await server.create_room("alice", join=["bob"], visibility="joined"),
+            await server.create_room("bob", join_rule="invite"),
+        ]
+        clients = [Client(name, None, state_after=state_after) for name in USERS]
+        for _ in range(STEPS):
+            await _something(server, chance, rooms)
+            for client in clients:
+                if chance.random() < 0.3:
+                    await client.sync(server)
+        for client in clients:
+            await client.sync(server)
+            fresh = Client(client.name, None, state_after=state_after)
+            await fresh.sync(server)
+            assert client.what_it_knows() == fresh.what_it_knows(), client.name
+            for room_id, state in client.rooms.items():
+                assert state == dict((await server.heads.get(room_id)).state)
+
+    database = Database(sqlite_url)
+    try:
+        asyncio.run(story())
+    finally:
+        database.close()
