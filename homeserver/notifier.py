@@ -14,8 +14,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import structlog
+
+logger = structlog.get_logger(__name__)
+
 RECENT_CHANGES_MAX = 50_000
 """Changes that are remembered; whoever is further behind asks the database."""
+CATCH_UP_MAX = 10_000
+"""Positions that are read from the database at once."""
 
 
 class Stream(Enum):
@@ -92,20 +98,23 @@ class Notifier:
                 self._target = max(self._target, change.position)
         self._drain()
         if self._pending and self._catching_up is None:
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
+            self._begin_to_catch_up()
 
     async def catch_up(self, position: int) -> None:
-        """Take in what other processes wrote up to ``position``."""
+        """Take in what other processes wrote up to ``position``. Raises what reading it raises."""
         self._target = max(self._target, position)
         while self.position < position:
-            if self._catching_up is None:
-                self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
-            await asyncio.shield(self._catching_up)
+            await asyncio.shield(self._catching_up or self._begin_to_catch_up())
+
+    def _begin_to_catch_up(self) -> asyncio.Task[None]:
+        self._catching_up = task = asyncio.get_running_loop().create_task(self._catch_up())
+        task.add_done_callback(_log_failure)
+        return task
 
     async def _catch_up(self) -> None:
         try:
             while self.position < self._target:
-                goal = self._target
+                goal = min(self._target, self.position + CATCH_UP_MAX)
                 # Commits become visible in the order of their positions: all up to the goal can be read now.
                 found = {change.position: change for change in await self._load_changes(self.position, goal)}
                 start = self.position
@@ -204,6 +213,12 @@ class Notifier:
             self.wake_user(user_id)
         for reader in self._readers:
             reader.set()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    # What is pending stays so; the next change, or the next look at the database, tries again.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("cannot read what other processes wrote", error=str(error))
 
 
 def _smaller(audience: set[str] | frozenset[str], waiters: dict[str, set[asyncio.Future[None]]]) -> list[str]:

@@ -39,6 +39,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("account_data", schema=None) as batch_op:
         batch_op.create_index("account_data_by_position", ["user_id", "position"], unique=False)
+        batch_op.create_index("account_data_in_stream", ["position"], unique=False)
 
     op.create_table(
         "auth_chain_links",
@@ -443,6 +444,7 @@ def upgrade() -> None:
     with op.batch_alter_table("user_rooms", schema=None) as batch_op:
         batch_op.create_index("user_rooms_by_position", ["user_id", "position"], unique=False)
         batch_op.create_index("user_rooms_by_room", ["room_nid"], unique=False)
+        batch_op.create_index("user_rooms_in_stream", ["position"], unique=False)
 
     op.create_table(
         "users",

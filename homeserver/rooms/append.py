@@ -188,7 +188,8 @@ class WorkingHead:
         if new.verdict == Verdict.ACCEPTED and new.extends:
             assert after is not None
             head = await self._extend(head, event, after)
-        written.audience = self._audience(event, head) if new.verdict == Verdict.ACCEPTED else frozenset()
+        if new.verdict == Verdict.ACCEPTED:
+            written.audience = self._audience(event, self._draft.head, head)
         self._draft = replace(self._draft, head=head)
 
     async def _extend(self, head: RoomHead, event: Event, after: StateSnapshot) -> RoomHead:
@@ -218,8 +219,10 @@ class WorkingHead:
         self._draft = replace(self._draft, changes=(*self._draft.changes, *changes))
         return change_members(replace(head, snapshot=current), changes, self._is_local)
 
-    def _audience(self, event: Event, head: RoomHead) -> frozenset[str]:
-        audience = head.joined_local
+    def _audience(self, event: Event, before: RoomHead, after: RoomHead) -> frozenset[str]:
+        audience = after.joined_local
+        if before.joined_local is not audience:
+            audience |= before.joined_local
         if event.type == "m.room.member" and event.state_key and self._is_local(event.state_key):
             audience |= {event.state_key}
         return audience

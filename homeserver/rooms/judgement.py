@@ -110,6 +110,8 @@ class Judge:
         """
         head = working.head
         previous = set(event.prev_events)
+        if not previous and head.state.get(("m.room.create", "")) == event.event_id:
+            return StateSnapshot.whole({})  # where the room begins, which history leads back to
         if previous and previous == {extremity.event_id for extremity in head.extremities}:
             return head.snapshot
         snapshots: list[StateSnapshot] = []

@@ -54,19 +54,21 @@ def changes_between(connection: Connection, after: int, upto: int) -> StreamChan
     found_events = _events(connection, after, upto)
     found_receipts = _in_rooms(connection, receipts, after, upto)
     found_typing = _in_rooms(connection, typing, after, upto)
-    explained = {change.position for change in (*found_events, *found_receipts, *found_typing)}
+    explained = {change.position for change in found_events}
+    explained.update(change.position for change in (*found_receipts, *found_typing))
     # These tables are searched by user otherwise: only asked when something is not explained yet.
     unexplained = upto - after > len(explained)
     found_data = _account_data(connection, after, upto) if unexplained else []
     standings = _in_rooms(connection, user_rooms, after, upto) if unexplained else []
-    nids = {change.room_nid for change in (*found_events, *found_receipts, *found_typing)}
+    nids = {change.room_nid for change in (*found_receipts, *found_typing) if change.room_nid is not None}
+    nids.update(change.room_nid for change in found_events)
     return StreamChanges(
         found_events,
         found_receipts,
         found_typing,
         found_data,
         [change for change in standings if change.position not in explained],
-        _joined_local(connection, {nid for nid in nids if nid is not None}),
+        _joined_local(connection, nids),
     )
 
 

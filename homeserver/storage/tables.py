@@ -252,6 +252,7 @@ user_rooms = Table(
     Column("stripped_state", LargeBinary),
     Index("user_rooms_by_position", "user_id", "position"),
     Index("user_rooms_by_room", "room_nid"),
+    Index("user_rooms_in_stream", "position"),
     comment="How each of our own users stands to each room, also to rooms that this server is not in. "
     "stripped_state is the JSON list that came with an invitation or a knock.",
     sqlite_with_rowid=False,
@@ -387,6 +388,7 @@ account_data = Table(
     Column("content", LargeBinary, nullable=False),
     Column("position", Nid, nullable=False),
     Index("account_data_by_position", "user_id", "position"),
+    Index("account_data_in_stream", "position"),
     comment="room_id is '' for what belongs to the whole account.",
     sqlite_with_rowid=False,
 )

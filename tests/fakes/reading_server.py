@@ -21,6 +21,7 @@ from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.events import Events
 from homeserver.rooms.history import History
 from homeserver.rooms.imports import RoomImports
+from homeserver.rooms.missed_changes import MissedChanges
 from homeserver.rooms.receipts import Receipts
 from homeserver.rooms.room_access import RoomAccess
 from homeserver.rooms.send import Sender
@@ -79,7 +80,8 @@ class ReadingServer:
         self.events = events = Events(database)
         self.heads = heads = RoomHeads(database, events, is_local)
         self.states = StateReader(database, events)
-        self.notifier = Notifier(database.read_now(streams.current_position), self._load_changes)
+        missed = MissedChanges(database, heads, events, is_local)
+        self.notifier = Notifier(database.read_now(streams.current_position), missed.load)
         graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
         self.imports = RoomImports(database, heads, events, self.notifier, self.writers, graph, self.clock, is_local)
@@ -115,9 +117,6 @@ class ReadingServer:
             self.clock,
         )
         self._rooms = 0
-
-    async def _load_changes(self, after: int, upto: int) -> list[Change]:
-        return []
 
     # -- what happens --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,227 @@
+"""What was written to the streams between two positions, whichever process wrote it, and who has to hear of it.
+
+A process knows what it writes itself. What others on the same database write it reads with ``load_changes``; on
+PostgreSQL it is told when there is something (``listening``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from sqlalchemy import Column, Connection, and_, select
+from sqlalchemy.engine import URL
+
+from homeserver.storage import streams
+from homeserver.storage.database import in_slices
+from homeserver.storage.event_graph import Verdict
+from homeserver.storage.tables import account_data, events, receipts, redactions, rooms, state_keys, typing, user_rooms
+
+SILENCE_MAX_S = 30.0
+"""After so long without an announcement, whoever listens looks whether the connection still works."""
+PRIVATE_RECEIPT = "m.read.private"
+
+
+@dataclass(slots=True)
+class WrittenChange:
+    """Something at a position. ``stream`` is the name of a ``notifier.Stream`` in lower case."""
+
+    position: int
+    stream: str
+    room_id: str | None
+    user_id: str | None = None
+    audience: set[str] = field(default_factory=set)
+    """Our users who should hear of it."""
+    event_id: str | None = None
+    is_hidden: bool = False
+    """An event that was rejected or soft-failed."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written between two positions."""
+
+    changes: list[WrittenChange]
+    generations: dict[str, int]
+    """The rooms that went on, and the generation that they have reached."""
+    redacted: set[str]
+    """Events that were redacted."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What is found, with the rooms that it is in."""
+
+    changes: dict[int, WrittenChange] = field(default_factory=dict)
+    room_nids: dict[int, int] = field(default_factory=dict)
+    """Position to the room whose joined users are the audience."""
+    touched: set[int] = field(default_factory=set)
+    """Rooms that went on."""
+
+
+def load_changes(connection: Connection, after: int, upto: int) -> Written:
+    """What has ``after`` < position ≤ ``upto``, in the order of the positions.
+
+    A position may be missing: what was written there was replaced by something later.
+    """
+    found = _Found()
+    _find_events(connection, after, upto, found)
+    _find_receipts(connection, after, upto, found)
+    _find_typing(connection, after, upto, found)
+    _find_account_data(connection, after, upto, found)
+    _find_standings(connection, after, upto, found)
+    joined = _joined_users(connection, set(found.room_nids.values()))
+    for position, room_nid in found.room_nids.items():
+        found.changes[position].audience |= joined.get(room_nid, set())
+    return Written(
+        changes=[found.changes[position] for position in sorted(found.changes)],
+        generations=_generations(connection, found.touched),
+        redacted=_redacted(connection, after, upto),
+    )
+
+
+def _between(column: Column[int], after: int, upto: int) -> Any:
+    return and_(column > after, column <= upto)
+
+
+def _find_events(connection: Connection, after: int, upto: int, found: _Found) -> None:
+    statement = (
+        select(
+            events.c.stream_position,
+            events.c.room_nid,
+            rooms.c.room_id,
+            events.c.event_id,
+            events.c.verdict,
+            state_keys.c.type,
+            state_keys.c.state_key,
+        )
+        .join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
+        .outerjoin(state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
+        .where(_between(events.c.stream_position, after, upto))
+    )
+    for position, room_nid, room_id, event_id, verdict, event_type, state_key in connection.execute(statement):
+        change = WrittenChange(position, "events", room_id, event_id=event_id)
+        found.changes[position] = change
+        found.touched.add(room_nid)
+        if verdict != Verdict.ACCEPTED:
+            change.is_hidden = True
+            continue
+        found.room_nids[position] = room_nid
+        if event_type == "m.room.member":
+            change.audience.add(state_key)  # where that is no user of ours, nobody waits under the name
+
+
+def _find_receipts(connection: Connection, after: int, upto: int, found: _Found) -> None:
+    statement = (
+        select(receipts.c.position, receipts.c.room_nid, rooms.c.room_id, receipts.c.user_id, receipts.c.receipt_type)
+        .join_from(receipts, rooms, rooms.c.room_nid == receipts.c.room_nid)
+        .where(_between(receipts.c.position, after, upto))
+    )
+    for position, room_nid, room_id, user_id, receipt_type in connection.execute(statement):
+        found.changes[position] = WrittenChange(position, "receipts", room_id, user_id)
+        if receipt_type == PRIVATE_RECEIPT:
+            found.changes[position].audience.add(user_id)
+        else:
+            found.room_nids[position] = room_nid
+
+
+def _find_typing(connection: Connection, after: int, upto: int, found: _Found) -> None:
+    statement = (
+        select(typing.c.position, typing.c.room_nid, rooms.c.room_id)
+        .join_from(typing, rooms, rooms.c.room_nid == typing.c.room_nid)
+        .where(_between(typing.c.position, after, upto))
+    )
+    for position, room_nid, room_id in connection.execute(statement):
+        found.changes[position] = WrittenChange(position, "typing", room_id)
+        found.room_nids[position] = room_nid
+
+
+def _find_account_data(connection: Connection, after: int, upto: int, found: _Found) -> None:
+    statement = select(account_data.c.position, account_data.c.room_id, account_data.c.user_id).where(
+        _between(account_data.c.position, after, upto)
+    )
+    for position, room_id, user_id in connection.execute(statement):
+        found.changes[position] = WrittenChange(position, "account_data", room_id or None, user_id, {user_id})
+
+
+def _find_standings(connection: Connection, after: int, upto: int, found: _Found) -> None:
+    """Memberships out of band; those that came with an event of the room share its position."""
+    statement = (
+        select(user_rooms.c.position, user_rooms.c.room_nid, rooms.c.room_id, user_rooms.c.user_id)
+        .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+        .where(_between(user_rooms.c.position, after, upto))
+    )
+    for position, room_nid, room_id, user_id in connection.execute(statement):
+        change = found.changes.get(position)
+        if change is None:
+            found.changes[position] = change = WrittenChange(position, "membership", room_id, user_id)
+        change.audience.add(user_id)
+        found.touched.add(room_nid)
+
+
+def _joined_users(connection: Connection, room_nids: Iterable[int]) -> dict[int, set[str]]:
+    joined: dict[int, set[str]] = {}
+    for part in in_slices(list(room_nids)):
+        rows = connection.execute(
+            select(user_rooms.c.room_nid, user_rooms.c.user_id).where(
+                user_rooms.c.room_nid.in_(part), user_rooms.c.membership == "join"
+            )
+        )
+        for room_nid, user_id in rows:
+            joined.setdefault(room_nid, set()).add(user_id)
+    return joined
+
+
+def _generations(connection: Connection, room_nids: Iterable[int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in in_slices(list(room_nids)):
+        rows = connection.execute(select(rooms.c.room_id, rooms.c.generation).where(rooms.c.room_nid.in_(part)))
+        found.update((row[0], row[1]) for row in rows)
+    return found
+
+
+def _redacted(connection: Connection, after: int, upto: int) -> set[str]:
+    statement = (
+        select(redactions.c.redacted_event_id)
+        .join_from(events, redactions, redactions.c.redaction_nid == events.c.event_nid)
+        .where(
+            _between(events.c.stream_position, after, upto),
+            events.c.type == "m.room.redaction",
+            redactions.c.applied,
+        )
+    )
+    return set(connection.execute(statement).scalars())
+
+
+@contextlib.asynccontextmanager
+async def listening(url: URL) -> AsyncIterator[AsyncIterator[tuple[int, str] | None]]:
+    """Hear what writers on a PostgreSQL database announce: the position, and the ``Database.name`` of the writer.
+
+    None comes now and then, when nothing else does. What was committed before this begins is not announced any more,
+    so look once when it has begun. Raises ``OSError`` when the connection is lost.
+    """
+    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+            await connection.execute(f"LISTEN {streams.CHANNEL}")
+            yield _announcements(connection)
+    except psycopg.Error as error:
+        raise ConnectionError(str(error)) from error
+
+
+async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[tuple[int, str] | None]:
+    while True:
+        async for notification in connection.notifies(timeout=SILENCE_MAX_S):
+            if (announcement := parse_announcement(notification.payload)) is not None:
+                yield announcement
+        await connection.execute("SELECT 1")
+        yield None
+
+
+def parse_announcement(payload: str) -> tuple[int, str] | None:
+    """The position and the writer's name in what ``streams.announce`` says; None for what others say there."""
+    position, _, sender = payload.partition(" ")
+    return (int(position), sender) if position.isdecimal() and position.isascii() and len(position) < 20 else None
