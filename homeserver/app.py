@@ -40,7 +40,7 @@ from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.gate import Gate
 from homeserver.federation_api.server_keys import PublishedKeys
 from homeserver.housekeeping import Chore, Housekeeping
-from homeserver.notifier import Change, Notifier
+from homeserver.notifier import Notifier
 from homeserver.outbound_http import OutboundHttp
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.ancestors import Ancestors
@@ -53,6 +53,7 @@ from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import Judge
 from homeserver.rooms.membership import MemberProfiles, Memberships
+from homeserver.rooms.missed_changes import MissedChanges
 from homeserver.rooms.missing_events import Backfiller
 from homeserver.rooms.out_of_band import OutOfBand
 from homeserver.rooms.owed_requests import OwedRequests
@@ -107,9 +108,6 @@ class Homeserver:
     def _is_local(self, user_id: str) -> bool:
         return user_id.endswith(f":{self.config.server_name}")
 
-    async def _load_changes(self, after: int, upto: int) -> list[Change]:
-        return []
-
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -155,7 +153,8 @@ class Homeserver:
         self.events = Events(self.database)
         self.heads = RoomHeads(self.database, self.events, self._is_local)
         position = self.database.read_now(streams.current_position)
-        self.notifier = Notifier(position, self._load_changes)
+        missed = MissedChanges(self.database, self.heads, self.events, self._is_local)
+        self.notifier = Notifier(position, missed.load)
         self._add(self.database, self.events, self.heads, self.notifier, self.signing_keys)
 
     def _build_federation(self) -> None:

@@ -106,8 +106,9 @@ class Delivery:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to deliver, once the lease is ours."""
+        """Begin to deliver, once the lease is ours: all that happens from now on, the first time."""
         if self._enabled:
+            await self._database.write(store.start_position)
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -167,7 +168,7 @@ class Delivery:
             logger.exception("what is left to deliver could not be written down")
 
     async def _load(self) -> None:
-        self._position = self._stored_position = await self._database.read(store.start_position)
+        self._position = self._stored_position = await self._database.write(store.start_position)
         counts = await self._database.read(store.owed_counts)
         failing = {row.server_name: row for row in await self._database.read(store.unreachable_servers)}
         for server_name in counts.keys() | failing.keys():

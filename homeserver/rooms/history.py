@@ -345,7 +345,7 @@ def _read_page(
     batch = store.page(connection, room_nid, low, high, backwards=backwards, count=count + 1, upto=walk.upto)
     if not backwards:
         return batch, None
-    lowest = batch[-1].place.depth if len(batch) > count else max(low.depth, 0)
+    lowest = batch[count - 1].place.depth if len(batch) > count else max(low.depth, 0)
     return batch, store.deepest_gap(connection, room_nid, lowest, high.depth)
 
 

@@ -15,7 +15,7 @@ from homeserver.protocol.authorization import auth_event_keys, authorize, check_
 from homeserver.protocol.events import Event
 from homeserver.rooms.append import WorkingHead
 from homeserver.rooms.events import Events
-from homeserver.rooms.state import StateReader, StateSnapshot
+from homeserver.rooms.state import RoomHead, StateReader, StateSnapshot
 from homeserver.storage.event_graph import Verdict
 
 
@@ -116,7 +116,7 @@ class Judge:
             return head.snapshot
         snapshots: list[StateSnapshot] = []
         missing: list[str] = []
-        for event_id in sorted(previous):
+        for event_id in sorted(set(event.prev_events)):
             snapshot = await self._state_after(working, event_id)
             if snapshot is None:
                 missing.append(event_id)
@@ -136,6 +136,11 @@ class Judge:
         if stored is None or stored.state_group is None or stored.room_nid != working.head.room_nid:
             return None
         return await self._states.snapshot(stored.state_group)
+
+
+def follows_all(head: RoomHead, event: Event) -> bool:
+    """Whether an event follows exactly the room's forward extremities: nothing that is here can come after it."""
+    return bool(event.prev_events) and set(event.prev_events) == {e.event_id for e in head.extremities}
 
 
 def judge_alone(

@@ -16,7 +16,7 @@ from homeserver.protocol.events import Event
 from homeserver.rooms.ancestors import Ancestors
 from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
 from homeserver.rooms.events import Events
-from homeserver.rooms.judgement import Judge, MissingAncestors
+from homeserver.rooms.judgement import Judge, MissingAncestors, follows_all
 from homeserver.rooms.state import RoomHeads, StateSnapshot
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
@@ -138,7 +138,7 @@ class Placer:
         ruling = await self._judge.judge(working, event, before, is_past=is_past)
         extends = False
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
-            extends = before is working.head.snapshot or not await self._is_followed(working, event)
+            extends = follows_all(working.head, event) or not await self._is_followed(working, event)
         return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past)
 
     async def _is_followed(self, working: WorkingHead, event: Event) -> bool:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
@@ -321,6 +320,9 @@ def insert(connection: Connection, table: Table) -> Any:
     """The dialect's own INSERT, which knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
     if connection.dialect.name == "sqlite":
         return sqlite_insert(table)
+    # Here and not above: a server on SQLite starts without it.
+    from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
     return postgresql_insert(table)
 
 

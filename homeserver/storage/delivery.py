@@ -65,11 +65,16 @@ class Checkpoint:
 
 
 def start_position(connection: Connection) -> int:
-    """How far the delivery has come; where it never ran, the present."""
+    """How far the delivery has come; where it never ran, the present, which is written down for after a crash."""
     stored = connection.execute(
         select(reader_positions.c.position).where(reader_positions.c.reader == READER)
     ).scalar_one_or_none()
-    return current_position(connection) if stored is None else int(stored)
+    if stored is not None:
+        return int(stored)
+    present = current_position(connection)
+    statement = insert_or(connection, reader_positions).on_conflict_do_nothing(index_elements=["reader"])
+    connection.execute(statement, [{"reader": READER, "position": present}])
+    return present
 
 
 def events_after(connection: Connection, position: int, limit: int) -> tuple[list[OutboundPdu], int]:

@@ -25,7 +25,10 @@ def receipt_events(request: SyncRequest, room_id: str, receipts: Sequence[Stored
     """The m.receipt events that tell of receipts, which are in the order of their positions."""
     if not receipts or not allows_ephemeral(request, "m.receipt", room_id):
         return []
-    return [event_bytes("m.receipt", orjson.dumps(receipt_content(batch))) for batch in split_by_thread(receipts)]
+    # Somebody may have read on within the window: only the last word of each counts.
+    newest = {(receipt.receipt_type, receipt.user_id, receipt.thread_id): receipt for receipt in receipts}
+    batches = split_by_thread(newest.values())
+    return [event_bytes("m.receipt", orjson.dumps(receipt_content(batch))) for batch in batches]
 
 
 def is_name(event: Event) -> bool:

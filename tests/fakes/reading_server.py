@@ -254,7 +254,7 @@ def joined(response: JsonObject, room_id: str) -> JsonObject:
 
 def bodies(room: JsonObject) -> list[str]:
     """The texts of the messages in a timeline."""
-    return [e["content"]["body"] for e in room["timeline"]["events"] if e["type"] == "m.room.message"]
+    return [e["content"].get("body", "") for e in room["timeline"]["events"] if e["type"] == "m.room.message"]
 
 
 def types(events: Iterable[JsonObject]) -> list[str]:

@@ -165,7 +165,12 @@ def test_what_is_owed_survives_a_restart(servers: Servers) -> None:
     asyncio.run(story())
 
 
-def test_after_a_crash_nothing_is_lost(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("checkpoint_interval_s", [0.02, 3600.0], ids=["later", "before the first checkpoint"])
+def test_after_a_crash_nothing_is_lost(
+    checkpoint_interval_s: float, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "CHECKPOINT_INTERVAL_S", checkpoint_interval_s)
+
     async def nothing(self: Delivery) -> None:
         return None
 
