@@ -48,6 +48,7 @@ from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import RoomCreation
 from homeserver.rooms.events import Events
+from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.history import History
 from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
@@ -197,7 +198,8 @@ class Homeserver:
         graph = GraphWriter(self._is_local)
         self.writers = writers = RoomWriters(database, heads, events, states, self.notifier, graph, self._is_local)
         imports = RoomImports(database, heads, events, self.notifier, writers, graph, clock, self._is_local)
-        sender = Sender(writers, keys, clock)
+        governed = GovernedEvents(config.governance.last_owner_protection)
+        sender = Sender(writers, keys, clock, governed)
         self.restricted = RestrictedJoins(heads, self._is_local)
         self.server_access = ServerAccess(heads)
         self.incoming = incoming = IncomingEvents(self.key_ring)

@@ -44,7 +44,6 @@ Service: TypeAlias = Literal["client", "federation", "media", "metrics", "consol
 
 NOT_YET_IN_EFFECT: Mapping[str, str] = {
     "appservices.files": "application services",
-    "governance.last_owner_protection": "the protection of a room's last owner",
     "media.max_upload_size": "the media repository",
     "rate_limits.enabled": "rate limits",
     "registration.require_token": "registration tokens",

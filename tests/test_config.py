@@ -296,7 +296,6 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[rate_limits]\nenabled = false", "rate_limits.enabled"),
         ("[registration]\nshared_secret = 's'", "registration.shared_secret"),
         ("[registration]\nrequire_token = true", "registration.require_token"),
-        ("[governance]\nlast_owner_protection = 'off'", "governance.last_owner_protection"),
         ("[media]\nmax_upload_size = '1G'", "media.max_upload_size"),
         ("[[listeners]]\nserves = ['client', 'metrics']", 'listeners.serves: "metrics"'),
     ],

@@ -201,6 +201,23 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "invitations",
+        sa.Column("room_nid", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("invited_by", sa.Text(), nullable=False),
+        sa.Column("invited_ts", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("updated_ts", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("event_nid", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.PrimaryKeyConstraint("room_nid", "user_id"),
+        comment="The latest invitation of each user: pending, accepted, rejected or revoked. event_nid is the invitation's event, the order in which they came.",
+        sqlite_with_rowid=False,
+    )
+    with op.batch_alter_table("invitations", schema=None) as batch_op:
+        batch_op.create_index("invitations_by_room", ["room_nid", "event_nid"], unique=False)
+
+    op.create_table(
         "outbound_edus",
         sa.Column("edu_nid", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("server_name", sa.Text(), nullable=False),
@@ -330,7 +347,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     with op.batch_alter_table("room_members", schema=None) as batch_op:
-        batch_op.create_index("room_members_by_membership", ["room_nid", "membership"], unique=False)
+        batch_op.create_index("room_members_by_membership", ["room_nid", "membership", "event_nid"], unique=False)
         batch_op.create_index("room_members_by_user", ["user_id", "membership"], unique=False)
 
     op.create_table(

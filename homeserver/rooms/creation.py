@@ -113,7 +113,7 @@ class RoomCreation:
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
             await working.take_in(NewEvent(create, working.head.snapshot))
             for draft in drafts:
-                await working.take_in(await self._sender.compose(working, draft))
+                await working.take_in(await self._sender.compose(working, draft, is_governed=False))
             return []
 
         try:

@@ -109,10 +109,9 @@ class Judge:
         Raises ``MissingAncestors`` where they do not.
         """
         head = working.head
-        previous = set(event.prev_events)
-        if not previous and head.state.get(("m.room.create", "")) == event.event_id:
+        if not event.prev_events and head.state.get(("m.room.create", "")) == event.event_id:
             return StateSnapshot.whole({})  # where the room begins, which history leads back to
-        if previous and previous == {extremity.event_id for extremity in head.extremities}:
+        if follows_all(head, event):
             return head.snapshot
         snapshots: list[StateSnapshot] = []
         missing: list[str] = []

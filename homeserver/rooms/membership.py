@@ -115,9 +115,10 @@ class Memberships:
                 return
         await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
 
-    async def leave(self, user_id: str, room_id: str, reason: str | None = None) -> None:
+    async def leave(self, user_id: str, room_id: str, reason: str | None = None, *, is_governed: bool = True) -> None:
         """Leave a room, reject an invitation or take back a knock; does nothing for those who left.
 
+        The last owner may not leave others behind if it ``is_governed``; the end of an account is not.
         Raises ``NotFound`` for a room that the user never had to do with, ``Forbidden`` for those who are banned.
         """
         standing = await self._standing(user_id, room_id)
@@ -129,7 +130,8 @@ class Memberships:
             await self._remote.leave(standing, user_id, reason)
             return
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
-        await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
+        draft = EventDraft("m.room.member", user_id, content, user_id)
+        await self._sender.send(room_id, draft, is_governed=is_governed)
 
     async def forget(self, user_id: str, room_id: str) -> None:
         """Forget a room that the user left. Raises ``UnknownError`` while the user is in it or invited."""
@@ -160,7 +162,7 @@ class Memberships:
         for membership in ("join", "invite", "knock"):
             for room_id in await self._database.read(user_rooms.rooms_of, user_id, membership):
                 try:
-                    await self.leave(user_id, room_id)
+                    await self.leave(user_id, room_id, is_governed=False)
                 except (Forbidden, NotFound):
                     continue
 
@@ -226,8 +228,18 @@ class Memberships:
         """Ban a user, whether they were ever in the room or not. Raises ``Forbidden``."""
         if not is_valid_user_id(user_id):
             raise InvalidParam("Not a valid user ID")
-        await self._joined_head(sender, room_id)
-        await self._set(sender, room_id, user_id, "ban", reason)
+        head = await self._joined_head(sender, room_id)
+        target = await self._heads.state_event(head, "m.room.member", user_id)
+        is_remote = server_of(user_id) != self._server_name
+        memberships = ["ban"]
+        if is_remote and target is not None and target.membership == "invite":
+            # The user's server is not in the room: it understands that an invitation is taken back, not a ban.
+            memberships = ["leave", "ban"]
+        content: JsonObject = {"reason": reason} if reason is not None else {}
+        await self._sender.send_all(
+            room_id,
+            [EventDraft("m.room.member", sender, {"membership": m, **content}, user_id) for m in memberships],
+        )
 
     async def unban(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
         """Lift a ban. Raises ``Forbidden``, also where there is no ban."""

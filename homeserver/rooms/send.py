@@ -14,6 +14,7 @@ from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 from homeserver.rooms.append import Job, NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import TransactionKey
 
@@ -26,17 +27,23 @@ POWER_LEVELS = ("m.room.power_levels", "")
 class Sender:
     """Sends the events of our own users."""
 
-    def __init__(self, writers: RoomWriters, signer: Signer, clock: Clock) -> None:
+    def __init__(
+        self, writers: RoomWriters, signer: Signer, clock: Clock, governed: GovernedEvents | None = None
+    ) -> None:
         self._writers = writers
+        self._governed = governed or GovernedEvents()
         self._signer = signer
         self._clock = clock
 
-    async def send(self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None) -> StoredEvent:
+    async def send(
+        self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None, *, is_governed: bool = True
+    ) -> StoredEvent:
         """Send one event; returns once it is durable.
 
         A state event that says what the state says already is not sent again; the one that stands is returned.
 
-        Raises ``Forbidden`` where the authorization rules do, ``TooLarge`` and ``BadJson`` for impossible content.
+        Raises ``Forbidden`` where the authorization rules or, if the event ``is_governed``, the rules of governance
+        do, ``TooLarge`` and ``BadJson`` for impossible content.
         """
         standing: list[str] = []
 
@@ -46,7 +53,7 @@ class Sender:
             if same is not None:
                 standing.append(same)
                 return []
-            return [await self.compose(working, draft, txn)]
+            return [await self.compose(working, draft, txn, is_governed=is_governed)]
 
         stored = await self._submit(room_id, job, txn)
         if stored:
@@ -98,10 +105,17 @@ class Sender:
                 raise Forbidden("You are not in this room") from error
             raise
 
-    async def compose(self, working: WorkingHead, draft: EventDraft, txn: TransactionKey | None = None) -> NewEvent:
+    async def compose(
+        self,
+        working: WorkingHead,
+        draft: EventDraft,
+        txn: TransactionKey | None = None,
+        *,
+        is_governed: bool = True,
+    ) -> NewEvent:
         """The draft as the next event of the room, checked against the room's state. For jobs.
 
-        Raises ``Forbidden`` where the authorization rules do.
+        Raises ``Forbidden`` where the authorization rules or, if it ``is_governed``, the rules of governance do.
         """
         head = working.head
         version = head.version
@@ -124,6 +138,8 @@ class Sender:
             authorize(event, auth, create=create)
         except NotAuthorized as error:
             raise Forbidden(_sentence(error)) from error
+        if is_governed:
+            await self._governed.check(working, event)
         return NewEvent(event, head.snapshot, txn=txn)
 
     @staticmethod

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, insert, select, tupl
 
 from homeserver.errors import HomeserverError
 from homeserver.protocol.events import Event, StateKey
-from homeserver.storage import aliases, auth_chains, room_state
+from homeserver.storage import aliases, auth_chains, invitations, room_state
 from homeserver.storage.database import in_slices, upsert
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
@@ -256,6 +256,7 @@ class _Rows:
         self.members: list[dict[str, Any]] = []
         self.removed_members: list[tuple[int, str]] = []
         self.user_rooms: list[dict[str, Any]] = []
+        self.invitations: list[invitations.Step] = []
         self.removed_standings: list[dict[str, Any]] = []
         self.redactions: list[dict[str, Any]] = []
         self.reasons: list[dict[str, Any]] = []
@@ -444,6 +445,9 @@ class GraphWriter:
         last: dict[StateKey, CurrentChange] = {}
         for change in append.changes:
             last[change.key] = change
+            event = change.event
+            if event is not None and change.key[0] == "m.room.member" and _concerns_invitation(append, event):
+                rows.invitations.append(invitations.Step(room_nid, event, nids[event.event_id]))
             if append.replace_state:
                 continue  # who joins now is given the whole state, not its changes
             rows.changes.append(
@@ -470,6 +474,14 @@ class GraphWriter:
                 rows.members.append(member_row(room_nid, change.event, nid))
                 if self._is_local(key[1]) and (standings is None or _is_news(change.event, standings.get(key[1]))):
                     rows.user_rooms.append(user_room_row(room_nid, change.event, nid, positions[change.at]))
+
+
+def _concerns_invitation(append: RoomAppend, member: Event) -> bool:
+    """Whether a membership may begin or end an invitation.
+
+    Of the members of a room that is joined through another server only the invited ones do, and who joins.
+    """
+    return not append.replace_state or member.membership == "invite" or member is append.events[-1].event
 
 
 def _is_news(member: Event, standing: str | None) -> bool:
@@ -752,6 +764,7 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
     upsert(connection, current_state, rows.current, ["room_nid", "state_key_nid"])
     upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
     upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
+    invitations.follow(connection, rows.invitations)
     _many(connection, _LEFT, rows.removed_standings)
     for room_nid, key in rows.removed:
         connection.execute(

@@ -233,9 +233,26 @@ room_members = Table(
     Column("event_nid", Nid, nullable=False),
     Column("display_name", FreeText),
     Column("avatar_url", FreeText),
-    Index("room_members_by_membership", "room_nid", "membership"),
+    Index("room_members_by_membership", "room_nid", "membership", "event_nid"),
     Index("room_members_by_user", "user_id", "membership"),
     comment="The m.room.member events of current_state, to be asked by user and by membership.",
+    sqlite_with_rowid=False,
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("invited_by", Text, nullable=False),
+    Column("invited_ts", Nid, nullable=False),
+    Column("updated_ts", Nid, nullable=False),
+    Column("reason", FreeText),
+    Column("event_nid", Nid, nullable=False),
+    Index("invitations_by_room", "room_nid", "event_nid"),
+    comment="The latest invitation of each user: pending, accepted, rejected or revoked. "
+    "event_nid is the invitation's event, the order in which they came.",
     sqlite_with_rowid=False,
 )
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import orjson
 from sqlalchemy import Connection
 
-from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.client_events import STRIPPED_STATE_TYPES, stripped_event
 from homeserver.rooms.events import Events
 from homeserver.rooms.receipts import Receipts
 from homeserver.rooms.state import RoomHeads, StateReader
@@ -19,8 +17,8 @@ from homeserver.storage import sync_streams
 from homeserver.storage.account_data import GLOBAL
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.sync_streams import Standing
 from homeserver.sync import room_states
+from homeserver.sync.loaded_events import LoadedEvents
 from homeserver.sync.pieces import (
     allows_ephemeral,
     is_name,
@@ -33,6 +31,7 @@ from homeserver.sync.recent_changes import RecentChanges
 from homeserver.sync.rendering import event_bytes
 from homeserver.sync.room_reading import Question, Reading, RoomReading, read
 from homeserver.sync.sent_members import Members
+from homeserver.sync.stripped_rooms import StrippedRooms
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
 from homeserver.sync.views import Views
 
@@ -88,7 +87,7 @@ class Gathering:
         views: Views,
     ) -> None:
         self._database = database
-        self._heads = heads
+        self._stripped = StrippedRooms(heads, events)
         self._events = events
         self._states = states
         self._visible = visible
@@ -107,20 +106,21 @@ class Gathering:
         reading = await self._database.read(read, self._question(request))
         self._views.put(request.user_id, reading.position, reading.standings, reading.ignored)
         rooms = [_Room(room) for room in reading.rooms]
-        await self._make_timelines(request, reading, rooms)
-        await self._make_states(request, rooms)
-        await self._add_members(request, rooms, known_members)
+        loaded = LoadedEvents(self._events)
+        await self._make_timelines(request, reading, rooms, loaded)
+        await self._make_states(request, rooms, loaded)
+        await self._add_members(request, rooms, known_members, loaded)
         update = Update(reading.position)
         sent: dict[str, Members] = {}
         for room in rooms:
-            await self._finish(request, room, sent)
+            await self._finish(request, room, sent, loaded)
         self._add_account_data(request, reading, rooms, update)
         for room in rooms:
             await self._add_ephemeral(request, room)
             if room.update.says_something:
                 (update.left if room.reading.has_left else update.joined).append(room.update)
-        update.invited = await self._stripped(request, reading, reading.invited)
-        update.knocked = await self._stripped(request, reading, reading.knocked)
+        update.invited = await self._stripped.of(request.user_id, reading.invited, reading.stripped)
+        update.knocked = await self._stripped.of(request.user_id, reading.knocked, reading.stripped)
         return update, sent
 
     def _question(self, request: SyncRequest) -> Question:
@@ -128,7 +128,7 @@ class Gathering:
         since = request.since
         view = self._views.get(request.user_id)
         filtered = not timeline.is_everything or (view is not None and bool(view.ignored))
-        count = request.timeline_limit + 1
+        count = 1 if timeline.is_nothing else request.timeline_limit + 1
 
         known_upto = self._recent.position
 
@@ -144,7 +144,7 @@ class Gathering:
             full_state=request.full_state,
             include_left=request.filter.room.include_leave,
             with_members=not request.is_lazy,
-            count=max(count, FILTERED_COUNT_MIN) if filtered else count,
+            count=max(count, FILTERED_COUNT_MIN) if filtered and not timeline.is_nothing else count,
             with_receipts=self._receipts.enabled and not request.filter.room.ephemeral.is_nothing,
             allows_room=request.filter.room.allows_room,
             may_have_changed=may_have_changed,
@@ -152,30 +152,37 @@ class Gathering:
 
     # -- timelines -----------------------------------------------------------------------------------------------------
 
-    async def _make_timelines(self, request: SyncRequest, reading: Reading, rooms: list[_Room]) -> None:
-        await self._events.by_nid({nid for room in rooms for nid, _ in room.reading.newest})
+    async def _make_timelines(
+        self, request: SyncRequest, reading: Reading, rooms: list[_Room], loaded: LoadedEvents
+    ) -> None:
+        await loaded.load(nid for room in rooms for nid, _ in room.reading.newest)
         for room in rooms:
-            await self._take_in(request, reading, room, room.reading.newest)
+            await self._take_in(request, reading, room, room.reading.newest, loaded)
         for _ in range(MORE_ROUNDS_MAX):
-            short = [r for r in rooms if not r.reading.is_whole and len(r.seen) <= request.timeline_limit]
+            short = [room for room in rooms if _wants_more(request, room)]
             if not short:
                 break
             more = await self._database.read(_read_more, [(r.room_nid, r.reading.after, r.oldest_read) for r in short])
             for room, newest in zip(short, more, strict=True):
                 room.reading.is_whole = len(newest) < MORE_COUNT
-                await self._take_in(request, reading, room, newest)
+                await loaded.load(nid for nid, _ in newest)
+                await self._take_in(request, reading, room, newest, loaded)
         for room in rooms:
             self._cut_timeline(request, room)
 
     async def _take_in(
-        self, request: SyncRequest, reading: Reading, room: _Room, newest: list[tuple[int, int]]
+        self,
+        request: SyncRequest,
+        reading: Reading,
+        room: _Room,
+        newest: list[tuple[int, int]],
+        loaded: LoadedEvents,
     ) -> None:
         """Sort out what of the events, newest first, the client is to see."""
         if not newest:
             return
         room.oldest_read = newest[-1][1]
-        found = await self._events.by_nid(nid for nid, _ in newest)
-        stored = [found[nid] for nid, _ in newest if nid in found]
+        stored = loaded.all(nid for nid, _ in newest)
         room.reaches_creation |= any(event.event.type == "m.room.create" for event in stored)
         timeline = request.filter.room.timeline
         wanted = [
@@ -199,7 +206,9 @@ class Gathering:
         kept = room.seen[:limit]
         kept.reverse()
         limited = len(room.seen) > limit or not reading.is_whole or room.ends_at_hole
-        if reading.is_fresh and not reading.has_left:
+        if _is_silent(request, room):
+            limited = False
+        elif reading.is_fresh and not reading.has_left:
             # What came before this server took part can be had from others.
             limited = limited or not room.reaches_creation
         first = kept[0].stored.stream_position if kept else None
@@ -208,23 +217,21 @@ class Gathering:
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    async def _make_states(self, request: SyncRequest, rooms: list[_Room]) -> None:
+    async def _make_states(self, request: SyncRequest, rooms: list[_Room], loaded: LoadedEvents) -> None:
         for room in rooms:
             reading = room.reading
             if reading.has_left and reading.is_fresh and reading.departure is not None:
                 reading.state = await self._state_at(request, reading.departure)
-        await self._events.by_nid(
-            {nid for room in rooms for nid in room.reading.state or ()}
-            | {c.event_nid for room in rooms for c in room.reading.changes if c.event_nid is not None}
-        )
-        await self._load_predecessors(rooms)
+        await loaded.load(nid for room in rooms for nid in room.reading.state or ())
+        await loaded.load(c.event_nid for room in rooms for c in room.reading.changes if c.event_nid is not None)
+        await _load_predecessors(rooms, loaded)
         for room in rooms:
             reading, timeline = room.reading, _nids(room.update.timeline)
             if reading.state is not None:
                 room.state = (
                     list(reading.state)
                     if request.state_after
-                    else room_states.whole_before(reading.state, timeline, self._predecessor)
+                    else room_states.whole_before(reading.state, timeline, loaded.predecessor)
                 )
             elif request.state_after:
                 room.state = room_states.changes_after(reading.changes)
@@ -237,29 +244,15 @@ class Gathering:
         wanted = [i for key, i in state.items() if not request.is_lazy or key[0] != "m.room.member"]
         return [stored.event_nid for stored in (await self._events.by_id(wanted)).values()]
 
-    async def _load_predecessors(self, rooms: list[_Room]) -> None:
-        """Read the state events that those in the timelines took the place of."""
-        wanted = {
-            seen.stored.replaces_nid
-            for room in rooms
-            for seen in room.update.timeline
-            if seen.stored.replaces_nid is not None
-        }
-        await self._events.by_nid(wanted)
-
-    def _predecessor(self, event_nid: int) -> int | None:
-        stored = self._events.cached_by_nid(event_nid)
-        return stored.replaces_nid if stored is not None else None
-
     # -- members -------------------------------------------------------------------------------------------------------
 
     async def _add_members(
-        self, request: SyncRequest, rooms: list[_Room], known_members: Mapping[str, Members]
+        self, request: SyncRequest, rooms: list[_Room], known_members: Mapping[str, Members], loaded: LoadedEvents
     ) -> None:
         """Add what only needs to be sent of members: heroes, and with lazy loading the senders of events."""
         counted = [room for room in rooms if room.reading.counts is not None]
-        await self._events.by_nid({nid for room in counted for nid in room.reading.names})
-        nameless = [room for room in counted if not self._has_name(room)]
+        await loaded.load(nid for room in counted for nid in room.reading.names)
+        nameless = [r for r in counted if not any(is_name(stored.event) for stored in loaded.all(r.reading.names))]
         for room in rooms:
             if request.is_lazy:
                 room.wanted_members = self._wanted_members(request, room)
@@ -269,17 +262,13 @@ class Gathering:
         nids, heroes = await self._database.read(
             _read_members, request.user_id, wanted, [room.room_nid for room in nameless], request.is_lazy
         )
-        await self._events.by_nid({nid for members in nids.values() for nid in members.values()})
+        await loaded.load(nid for members in nids.values() for nid in members.values())
         for room in nameless:
             room.heroes = heroes[room.room_nid]
         if request.is_lazy:
             for room in rooms:
                 known = {} if room.reading.is_fresh else known_members.get(room.room_id, {})
-                await self._choose_members(request, room, nids.get(room.room_nid, {}), known)
-
-    def _has_name(self, room: _Room) -> bool:
-        found = (self._events.cached_by_nid(nid) for nid in room.reading.names)
-        return any(is_name(stored.event) for stored in found if stored is not None)
+                await _choose_members(request, room, nids.get(room.room_nid, {}), known, loaded)
 
     def _wanted_members(self, request: SyncRequest, room: _Room) -> set[str]:
         wanted = {seen.stored.event.sender for seen in room.update.timeline}
@@ -289,34 +278,19 @@ class Gathering:
                 wanted.update(member_events(seen.stored for seen in room.update.timeline))
         return wanted
 
-    async def _choose_members(self, request: SyncRequest, room: _Room, nids: Members, known: Members) -> None:
-        timeline = frozenset() if request.state_after else _nids(room.update.timeline)
-        for user_id, event_nid in nids.items():
-            found: int | None = event_nid
-            while found is not None:
-                stored = (await self._events.by_nid([found])).get(found)
-                if stored is None:
-                    found = None
-                elif found in timeline or (stored.stream_position or 0) > room.reading.upto:
-                    found = stored.replaces_nid
-                else:
-                    break
-            # "Clients may request that redundant membership events are always included"
-            if found is not None and (request.sends_redundant_members or known.get(user_id) != found):
-                room.members[user_id] = found
-
     # -- the rest ------------------------------------------------------------------------------------------------------
 
-    async def _finish(self, request: SyncRequest, room: _Room, sent: dict[str, Members]) -> None:
+    async def _finish(self, request: SyncRequest, room: _Room, sent: dict[str, Members], loaded: LoadedEvents) -> None:
         """State events, the summary, and what of its own standing the user is told in any case."""
         reading, update = room.reading, room.update
         if reading.has_left:
             await self._add_own_standing(room)
-        found = await self._events.by_nid(dict.fromkeys([*room.state, *room.members.values()]))
+        wanted = dict.fromkeys([*room.state, *room.members.values()])
+        await loaded.load(wanted)
         allows = request.filter.room.state.allows
         update.state = [
             stored
-            for stored in found.values()
+            for stored in loaded.all(wanted)
             if allows(stored.event.type, stored.event.sender, room.room_id, stored.event.content)
         ]
         if request.is_lazy:
@@ -357,29 +331,6 @@ class Gathering:
                 room.update.ephemeral.append(self._typing.event_in(room_id))
         room.update.ephemeral += receipt_events(request, room_id, reading.receipts)
 
-    async def _stripped(
-        self, request: SyncRequest, reading: Reading, standings: Iterable[Standing]
-    ) -> dict[str, bytes]:
-        """The stripped states of rooms that the user is invited to, or knocks at."""
-        found: dict[str, bytes] = {}
-        for standing in standings:
-            given = reading.stripped.get(standing.room_nid)
-            events = _pruned(given) if given is not None else await self._stripped_state(standing)
-            own = (await self._events.by_nid([standing.event_nid])).get(standing.event_nid)
-            if own is not None:
-                events = [e for e in events if (e["type"], e["state_key"]) != ("m.room.member", request.user_id)]
-                events.append(stripped_event(own.event))
-            found[standing.room_id] = orjson.dumps(events)
-        return found
-
-    async def _stripped_state(self, standing: Standing) -> list[JsonObject]:
-        """The stripped state of a room that this server is in."""
-        head = await self._heads.find(standing.room_id)
-        if head is None:
-            return []
-        keys = [*((event_type, "") for event_type in STRIPPED_STATE_TYPES), ("m.room.member", standing.sender)]
-        return [stripped_event(event) for event in (await self._heads.state_events(head, keys)).values()]
-
 
 def _viewer(request: SyncRequest, reading: RoomReading) -> Viewer:
     if not reading.has_left:
@@ -397,6 +348,42 @@ def _without_holes(wanted: Sequence[StoredEvent], seen: Sequence[SeenEvent]) -> 
             break
         kept.append(found)
     return kept
+
+
+def _is_silent(request: SyncRequest, room: _Room) -> bool:
+    """Whether the filter keeps the timeline of a room empty whatever happens."""
+    timeline = request.filter.room.timeline
+    return timeline.is_nothing or not timeline.allows_room(room.room_id)
+
+
+def _wants_more(request: SyncRequest, room: _Room) -> bool:
+    """Whether what was read is not enough for the timeline."""
+    enough = room.reading.is_whole or len(room.seen) > request.timeline_limit
+    return not enough and not _is_silent(request, room)
+
+
+async def _load_predecessors(rooms: Iterable[_Room], loaded: LoadedEvents) -> None:
+    """Have at hand the state events that those in the timelines took the place of."""
+    timelines = (seen.stored for room in rooms for seen in room.update.timeline)
+    await loaded.load(stored.replaces_nid for stored in timelines if stored.replaces_nid is not None)
+
+
+async def _choose_members(
+    request: SyncRequest, room: _Room, nids: Members, known: Members, loaded: LoadedEvents
+) -> None:
+    """The member events of these users as of the start of the timeline, or its end, that the client needs."""
+    timeline = frozenset() if request.state_after else _nids(room.update.timeline)
+    for user_id, event_nid in nids.items():
+        found: int | None = event_nid
+        while found is not None:
+            await loaded.load([found])
+            stored = loaded.get(found)
+            if stored is not None and found not in timeline and (stored.stream_position or 0) <= room.reading.upto:
+                break
+            found = stored.replaces_nid if stored is not None else None
+        # "Clients may request that redundant membership events are always included"
+        if found is not None and (request.sends_redundant_members or known.get(user_id) != found):
+            room.members[user_id] = found
 
 
 def _nids(timeline: Iterable[SeenEvent]) -> frozenset[int]:
@@ -424,18 +411,3 @@ def _read_members(
             # "the membership events for the heroes MUST be included in the state, unless they are redundant"
             members.setdefault(room_nid, {}).update(found)
     return members, heroes
-
-
-def _pruned(stripped_state: bytes) -> list[JsonObject]:
-    """Stripped state as it may be passed on to clients: nothing but the four properties.
-
-    "Servers cannot pass through what they receive over federation to clients as stripped state."
-    """
-    given = orjson.loads(stripped_state)
-    return [
-        {name: event[name] for name in ("type", "state_key", "sender", "content")}
-        for event in (given if isinstance(given, list) else ())
-        if isinstance(event, dict)
-        and all(isinstance(event.get(name), str) for name in ("type", "state_key", "sender"))
-        and isinstance(event.get("content"), dict)
-    ]

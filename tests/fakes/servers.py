@@ -27,8 +27,8 @@ from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event, EventDraft
 from homeserver.protocol.hashes import unpadded_base64
 from homeserver.protocol.json_types import JsonObject
-from homeserver.protocol.signatures import sign_json
 from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.protocol.signatures import sign_json
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.rooms.events import Events
 from homeserver.rooms.history import History
@@ -51,7 +51,7 @@ WAIT_S = 10.0
 async def eventually(probe: Callable[[], Awaitable[T]]) -> T:
     """What the probe finds as soon as it finds anything true."""
     async with asyncio.timeout(WAIT_S):
-        while not (found := await probe()):
+        while not (found := await probe()):  # noqa: ASYNC110 - what is probed lies in the database
             await asyncio.sleep(0.005)
         return found
 
@@ -94,6 +94,11 @@ class OurServer:
     async def head(self, room_id: str) -> RoomHead:
         return await self.get(RoomHeads).get(room_id)
 
+    async def get_state(self, head: RoomHead, event_type: str, state_key: str = "") -> JsonObject:
+        """The content of an event of the current state."""
+        event = await self.get(RoomHeads).state_event(head, event_type, state_key)
+        return event.content if event is not None else {}
+
     async def event(self, event_id: str) -> StoredEvent | None:
         return await self.get(Events).get(event_id)
 
@@ -109,7 +114,11 @@ class OurServer:
     async def backfill(self, room_id: str) -> bool:
         """Fetch older history, as scrolling back does."""
         head = await self.head(room_id)
-        return await self.get(History)._backfiller.backfill(room_id, max(e.depth for e in head.extremities))
+        return await self.backfill_in(room_id, max(e.depth for e in head.extremities))
+
+    async def backfill_in(self, room_id: str, before_depth: int = 1) -> bool:
+        """The same for a room that need not be known."""
+        return await self.get(History)._backfiller.backfill(room_id, before_depth)
 
     async def membership(self, room_id: str, user_id: str) -> str | None:
         event = await self.get(RoomHeads).state_event(await self.head(room_id), "m.room.member", user_id)

@@ -164,7 +164,7 @@ def test_states_and_auth_chains(servers: Servers) -> None:
             "m.room.create", "m.room.member", "m.room.power_levels", "m.room.join_rules",
         }  # fmt: skip
         as_ids = (await at.get("state_ids", room_id, query=f"event_id={last}")).json()
-        assert as_ids["pdu_ids"].sort() == [id_of(e) for e in at_last["pdus"]].sort()
+        assert sorted(as_ids["pdu_ids"]) == sorted(id_of(e) for e in at_last["pdus"])
         assert as_ids["auth_chain_ids"] == [id_of(e) for e in at_last["auth_chain"]]
         chain = (await at.get("event_auth", room_id, after[0])).json()["auth_chain"]
         assert {e["type"] for e in chain} == {"m.room.create", "m.room.member", "m.room.power_levels"}

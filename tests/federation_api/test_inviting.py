@@ -33,9 +33,9 @@ def shown(room: RoomFactory) -> list[dict[str, Any]]:
     return [room.state[key].pdu for key in keys]
 
 
-async def send(at: Asking, room: RoomFactory, event: Event, **changes: Any) -> Any:
-    body = {"event": event.pdu, "room_version": room.version.identifier, "invite_room_state": shown(room), **changes}
-    return await at.put(body, "invite", room.room_id, event.event_id)
+async def send(at: Asking, room: RoomFactory, invite: Event, /, **changes: Any) -> Any:
+    body = {"event": invite.pdu, "room_version": room.version.identifier, "invite_room_state": shown(room), **changes}
+    return await at.put(body, "invite", room.room_id, invite.event_id)
 
 
 async def standing(at: Asking, room: RoomFactory) -> user_rooms.Standing | None:
@@ -158,7 +158,8 @@ def test_room_state_of_version_12_is_checked(servers: Servers) -> None:
     async def story(at: Asking) -> None:
         room, event = invitation("12")
         good = shown(room)
-        other_room, _ = invitation("12")
+        other_room = RoomFactory("12", REMOTE, ts=1_600_000_000_000)
+        other_room.create("host")
         bad_states: list[list[dict[str, Any]]] = [
             [],
             good[1:],

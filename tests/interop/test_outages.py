@@ -84,7 +84,9 @@ async def test_split_and_healed(kinds: str, fleet: Fleet, connect: Connect) -> N
         for cable in cables:
             cable.plug_in()
         for client in everybody:  # whose server waits before it tries again hears that the other is there
-            await client.send(room_id, f"{client.user_id} after the split")
+            text = f"{client.user_id} after the split"
+            await client.send(room_id, text)
+            sent.add(text)
         for client in everybody:
             await everything_arrives(client, room_id, sent)
         await converge(everybody, room_id)

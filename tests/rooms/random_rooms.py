@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from homeserver.errors import NotAuthorized
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.events import Event, StateKey
-from homeserver.protocol.state_resolution import resolve_with_events
+from homeserver.protocol.room_versions import StateResolution
+from homeserver.protocol.state_resolution import conflicted_subgraph_of, resolve, split_states
 from tests.factories.rooms import START_TS, RoomFactory
 
 USERS = ["@alice:example.org", "@bob:other.org", "@carol:example.org", "@dave:third.org", "@erin:example.org"]
@@ -20,7 +22,8 @@ class RandomRoom:
 
     def __init__(self, version: str, seed: int, name: str) -> None:
         self.choose = random.Random(seed)
-        self.room = RoomFactory(version, "example.org", room_localpart=name, ts=START_TS + hash(name) % 1_000_000)
+        ts = START_TS + crc32(name.encode()) % 1_000_000  # room version 12 tells rooms apart by their create events
+        self.room = RoomFactory(version, "example.org", room_localpart=name, ts=ts)
         self.version = self.room.version
         self.events = self.room.events
         self.before: dict[str, Mapping[StateKey, str]] = {}
@@ -35,18 +38,35 @@ class RandomRoom:
         return [self._grow() for _ in range(count)]
 
     def resolve(self, event_ids: Sequence[str]) -> dict[StateKey, str]:
-        return resolve_with_events(
+        """The state where the branches that end in these events meet."""
+        states = [self.after[event_id] for event_id in event_ids]
+        conflict = split_states(states)
+        if not conflict.conflicted:
+            return conflict.unconflicted
+        # Other servers count a state's events among its auth chains, so that is what makes the difference.
+        chains = [self._with_chains(state.values()) for state in states]
+        is_2_1 = self.version.state_resolution is StateResolution.V2_1
+        return resolve(
             self.version,
-            [self.after[event_id] for event_id in event_ids],
-            self.events,
+            states,
+            events=self.events,
+            auth_difference=set().union(*chains) - chains[0].intersection(*chains),
+            conflicted_subgraph=conflicted_subgraph_of(conflict.conflicted_ids, self.events) if is_2_1 else frozenset(),
             rejected={event_id for event_id, verdict in self.verdicts.items() if verdict == "rejected"},
         )
 
-    def joined(self) -> set[str]:
-        return {key[1] for key, i in self.current.items() if key[0] == "m.room.member" and self._membership(i) == "join"}
+    def _with_chains(self, event_ids: Iterable[str]) -> set[str]:
+        found, todo = set[str](), list(event_ids)
+        while todo:
+            event_id = todo.pop()
+            if event_id not in found:
+                found.add(event_id)
+                todo.extend(self.events[event_id].auth_events)
+        return found
 
-    def _membership(self, event_id: str) -> str | None:
-        return self.events[event_id].membership
+    def joined(self) -> set[str]:
+        members = (self.events[event_id] for key, event_id in self.current.items() if key[0] == "m.room.member")
+        return {member.state_key or "" for member in members if member.membership == "join"}
 
     def _opening(self) -> None:
         alice = USERS[0]

@@ -317,9 +317,9 @@ def test_a_soft_failed_event_keeps_no_other_out_of_the_extremities(servers: Serv
         secret = at.room.state_event(ALICE, "m.room.topic", {"topic": "suppressed?"}, prev_events=[ban])
         await at.send(tip, ban)
         # Eve names the topic, which nobody has yet, and gives a state in which she is still there.
-        evil = at.room.send(EVE, "evil", prev_events=[secret], auth_events=[
-            at.room.state_before(tip)[key] for key in (("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.member", EVE))
-        ])  # fmt: skip
+        keys = (("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.member", EVE))
+        cited = [at.room.state_before(tip)[key] for key in keys]
+        evil = at.room.send(EVE, "evil", prev_events=[secret], auth_events=cited)
         at.room._state_before[evil.event_id] = at.room._state_before[tip.event_id]
         at.remote.hidden = {secret.event_id}
         assert await at.send(evil) == {evil.event_id: {}}

@@ -85,8 +85,8 @@ def check(database: Database, graph: Graph, cuts: set[int], choose: random.Rando
             conflicted = set().union(*(state.values() for state in states)) - shared
             chains = [chain_of(graph, {int(event_id[1:]) for event_id in state.values()}) for state in states]
             assert difference == {f"${i}" for i in set().union(*chains) - chains[0].intersection(*chains)}
-            # An event counts as part of its own chain here, as it does for other servers. To the letter it does not; the
-            # full conflicted sets differ by no more than events that all the states hold.
+            # An event counts as part of its own chain here, as it does for other servers. To the letter it does not;
+            # the full conflicted sets differ by no more than events that all the states hold.
             to_the_letter = auth_difference_of(states, events) | conflicted
             assert difference | conflicted <= to_the_letter
             assert to_the_letter - (difference | conflicted) <= shared
