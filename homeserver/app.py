@@ -54,8 +54,8 @@ from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import Judge
 from homeserver.rooms.membership import MemberProfiles, Memberships
-from homeserver.rooms.missed_changes import MissedChanges
 from homeserver.rooms.missing_events import Backfiller
+from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.out_of_band import OutOfBand
 from homeserver.rooms.owed_requests import OwedRequests
 from homeserver.rooms.placement import Placer
@@ -113,6 +113,7 @@ class Homeserver:
 
     async def start(self) -> None:
         """Begin the background work."""
+        self.others.start(self.notifier)
         await self.typing.start()
         await self.transactions.start()
         await self.delivery.start()
@@ -128,6 +129,7 @@ class Homeserver:
         self.notifier.close()
         await self.typing.stop()
         await self.transactions.stop()
+        await self.others.stop()
         await self.housekeeping.stop()
         await self.owed.stop()
         await self.delivery.stop()
@@ -154,8 +156,8 @@ class Homeserver:
         self.events = Events(self.database)
         self.heads = RoomHeads(self.database, self.events, self._is_local)
         position = self.database.read_now(streams.current_position)
-        missed = MissedChanges(self.database, self.heads, self.events, self._is_local)
-        self.notifier = Notifier(position, missed.load)
+        self.others = OtherProcesses(self.database, self.heads, self.events)
+        self.notifier = Notifier(position, self.others.load_changes)
         self._add(self.database, self.events, self.heads, self.notifier, self.signing_keys)
 
     def _build_federation(self) -> None:
@@ -364,7 +366,14 @@ def build_app(config: Config) -> FastAPI:
         finally:
             await homeserver.stop()
 
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        # Looking for an OpenTelemetry provider would cost every request as much as an empty handler.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.state.services = homeserver.services
     app.state.begin_shutdown = homeserver.begin_shutdown
     for module in client_api.MODULES:

@@ -136,6 +136,14 @@ class Conflict(MatrixError):
     text = "The state changed in the meantime"
 
 
+class LosingPrivileges(MatrixError):
+    """Somebody is about to give up the own role, and has not said that it is meant."""
+
+    status = 409
+    errcode = "HOMESERVER_LOSING_PRIVILEGES"
+    text = "You are lowering your own role: only another owner can give it back. Confirm if you mean it."
+
+
 class InvalidRoomState(MatrixError):
     """createRoom was asked for an impossible initial state."""
 

@@ -81,3 +81,26 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite_file: Path
+) -> Iterator[str]:
+    """A migrated database of each kind, for all tests of a module: each test uses rooms of its own."""
+    if request.param == "sqlite":
+        file = tmp_path_factory.mktemp("shared") / "homeserver.db"
+        shutil.copyfile(migrated_sqlite_file, file)
+        yield f"sqlite:///{file}"
+        return
+    server: PostgresqlServer = request.getfixturevalue("postgresql_server")
+    with server.database(template=server.migrated_template()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shared_database(shared_database_url: str) -> Iterator[Database]:
+    """The same, opened."""
+    database = Database(shared_database_url)
+    yield database
+    database.close()

@@ -32,6 +32,8 @@ from homeserver.storage.delivery import Checkpoint, DeliveryLease, OutboundPdu, 
 logger = structlog.get_logger(__name__)
 
 EVENTS_PER_READ_MAX = 500
+READ_INTERVAL_S = 0.004
+"""Two reads of the stream are this far apart at least: when much happens, each finds more."""
 CHECKPOINT_INTERVAL_S = 1.0
 PATIENCE_S = 5.0
 """How long an event may be under way before it is written down."""
@@ -189,12 +191,15 @@ class Delivery:
                 self._position = self._notifier.position
                 await wake.wait()
                 continue
+            began = self._clock.monotonic()
             found, upto = await self._database.read(store.events_after, self._position, EVENTS_PER_READ_MAX)
             if found:
                 await self._distribute(found)
             self._position = max(self._position, upto)
             if len(found) < EVENTS_PER_READ_MAX:
                 await wake.wait()
+                if (early_s := began + READ_INTERVAL_S - self._clock.monotonic()) > 0:
+                    await asyncio.sleep(early_s)
 
     def _nothing_but_other_streams(self) -> bool:
         changes = self._notifier.changes_since(self._position)

@@ -2,6 +2,8 @@
 
 Rule 3 of the governance API: whatever would leave a room in which other joined users remain without a joined Owner is
 refused. It speaks on what our own users send; what other servers' events do is accepted as the protocol demands.
+
+Users whose accounts were closed can act for nobody: they are neither Owners here nor others who remain.
 """
 
 from __future__ import annotations
@@ -24,21 +26,33 @@ def may_remove_owner(event: Event) -> bool:
     return event.type == "m.room.power_levels" and event.state_key == ""
 
 
-def leaves_ownerless(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> bool:
+def removes_owner(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> bool:
+    """Whether an event takes an Owner from a room; the arguments are those of ``leaves_ownerless``."""
+    owners = owners_in(event, state, joined)
+    if event.type == "m.room.member":
+        return event.state_key in owners
+    return not owners <= owners_in(event, {**state, POWER_LEVELS: event}, joined)
+
+
+def leaves_ownerless(
+    event: Event, state: Mapping[StateKey, Event], joined: Collection[str], closed: Collection[str] = ()
+) -> bool:
     """Whether a room that has an Owner has none after the event, though joined users remain.
 
     ``state`` is the state before the event, of which m.room.create and m.room.power_levels are looked at; ``joined``
-    holds the joined users before it.
+    holds the joined users before it; ``closed`` those whose accounts were closed.
     """
-    owners = _owners(event, state, joined)
+    owners = owners_in(event, state, joined).difference(closed)
     if not owners:
         return False  # it had none before
+    left = set(joined).difference(closed)
     if event.type == "m.room.member":
-        return owners == {event.state_key} and len(joined) > 1
-    return len(joined) > 1 and not _owners(event, {**state, POWER_LEVELS: event}, joined)
+        return owners == {event.state_key} and len(left) > 1
+    return len(left) > 1 and not owners_in(event, {**state, POWER_LEVELS: event}, left)
 
 
-def _owners(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> set[str]:
+def owners_in(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> set[str]:
+    """The Owners among the joined users, by the state; ``event`` is any of the room."""
     power_levels = state.get(POWER_LEVELS)
     return joined_owners(
         power_levels_of(event.version, state.get(CREATE), power_levels), listed_users(power_levels), joined

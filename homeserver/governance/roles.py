@@ -54,17 +54,22 @@ def listed_users(power_levels: Event | None) -> list[str]:
     return list(users) if isinstance(users, dict) else []
 
 
-def changed_roles(create: Event | None, old: Event | None, new: Event) -> dict[str, tuple[Role, Role]]:
-    """Whose role a new m.room.power_levels changes: user ID to the role before and after.
+def changed_roles(
+    create: Event | None, old: Event | None, new: Event, joined: Collection[str]
+) -> dict[str, tuple[Role, Role]]:
+    """Whose role a new m.room.power_levels changes, now or when they join: user ID to the role before and after.
 
-    Those whom neither event names are under the key ``""``, if the default changes their role.
+    All joined users who are not named are looked at only where the default changes the role; under the key ``""`` is
+    then what becomes of those who join later.
     """
     before = power_levels_of(new.version, create, old)
     after = power_levels_of(new.version, create, new)
+    named = {*listed_users(old), *listed_users(new), *before.creators}
+    defaults = (role_of(before.users_default), role_of(after.users_default))
+    looked_at = named if defaults[0] is defaults[1] else named.union(joined)
     changed = {
         user: (role_of(before.of_user(user)), role_of(after.of_user(user)))
-        for user in {*listed_users(old), *listed_users(new), *before.creators}
+        for user in looked_at
         if role_of(before.of_user(user)) is not role_of(after.of_user(user))
     }
-    defaults = (role_of(before.users_default), role_of(after.users_default))
     return changed if defaults[0] is defaults[1] else {**changed, "": defaults}

@@ -22,10 +22,12 @@ from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.send import Sender, new_event_id_localpart
-from homeserver.storage.graph_writes import AliasTaken, NewAlias
+from homeserver.storage.graph_writes import AliasTaken, NewAlias, StaleHead
 
 INVITES_MAX = 100
 """Users that one request may invite."""
+ROOM_ID_ATTEMPTS_MAX = 20
+"""From room version 12 on, a room ID follows from the create event: two that are the same make one room."""
 INITIAL_STATE_MAX = 200
 """State events that a request may bring along."""
 
@@ -98,7 +100,6 @@ class RoomCreation:
         """
         alias = await self._free_alias(request)
         _check_invites(creator, request, self._signer.server_name)
-        create = self._create_event(creator, request)
         member = await self._profiles.member_content(creator, "join")
         local = [user for user in request.invite if server_of(user) == self._signer.server_name]
         remote = [user for user in request.invite if user not in local]
@@ -110,27 +111,37 @@ class RoomCreation:
             *invitations,
         ]
 
-        async def job(working: WorkingHead) -> Sequence[NewEvent]:
-            await working.take_in(NewEvent(create, working.head.snapshot))
-            for draft in drafts:
-                await working.take_in(await self._sender.compose(working, draft, is_governed=False))
-            return []
+        room_id = await self._create(creator, request, drafts, alias)
+        await self._invite_remote(creator, room_id, list(dict.fromkeys(remote)), request.is_direct)
+        return room_id
 
-        try:
-            await self._writers.create(
-                create.room_id,
-                request.version,
-                job,
-                self._clock.now_ms(),
-                published=request.published,
-                alias=NewAlias(alias, creator) if alias is not None else None,
-            )
-        except Forbidden as error:
-            raise InvalidRoomState(f"The creator could not set up the room: {error.message}") from error
-        except AliasTaken as error:
-            raise RoomInUse(f"{alias} is already taken") from error
-        await self._invite_remote(creator, create.room_id, list(dict.fromkeys(remote)), request.is_direct)
-        return create.room_id
+    async def _create(self, creator: str, request: RoomRequest, drafts: Sequence[EventDraft], alias: str | None) -> str:
+        for attempt in range(ROOM_ID_ATTEMPTS_MAX):
+            create = self._create_event(creator, request, self._clock.now_ms() + attempt)
+
+            async def job(working: WorkingHead, create: Event = create) -> Sequence[NewEvent]:
+                await working.take_in(NewEvent(create, working.head.snapshot))
+                for draft in drafts:
+                    await working.take_in(await self._sender.compose(working, draft, is_governed=False))
+                return []
+
+            try:
+                await self._writers.create(
+                    create.room_id,
+                    request.version,
+                    job,
+                    self._clock.now_ms(),
+                    published=request.published,
+                    alias=NewAlias(alias, creator) if alias is not None else None,
+                )
+            except Forbidden as error:
+                raise InvalidRoomState(f"The creator could not set up the room: {error.message}") from error
+            except AliasTaken as error:
+                raise RoomInUse(f"{alias} is already taken") from error
+            except StaleHead:
+                continue  # the creator asked for two such rooms in the same millisecond
+            return create.room_id
+        raise RuntimeError("no room ID is left for this millisecond")
 
     async def _invite_remote(self, creator: str, room_id: str, users: Sequence[str], is_direct: bool) -> None:
         failures: list[MatrixError] = []
@@ -147,13 +158,13 @@ class RoomCreation:
         if request.alias_localpart is None:
             return None
         alias = f"#{request.alias_localpart}:{self._signer.server_name}"
-        if ":" in request.alias_localpart or not is_valid_room_alias(alias):
+        if not request.alias_localpart or ":" in request.alias_localpart or not is_valid_room_alias(alias):
             raise InvalidParam("room_alias_name is not a valid local part of an alias")
         if await self._aliases.is_taken(alias):
             raise RoomInUse(f"{alias} is already taken")
         return alias
 
-    def _create_event(self, creator: str, request: RoomRequest) -> Event:
+    def _create_event(self, creator: str, request: RoomRequest, now_ms: int) -> Event:
         version = request.version
         content: JsonObject = {**request.creation_content, "room_version": version.identifier}
         content.pop("creator", None)
@@ -178,7 +189,7 @@ class RoomCreation:
             prev_events=[],
             auth_events=[],
             depth=1,
-            origin_server_ts=self._clock.now_ms(),
+            origin_server_ts=now_ms,
             signer=self._signer,
             event_id_localpart=new_event_id_localpart(version),
         )

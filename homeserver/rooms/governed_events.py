@@ -6,16 +6,19 @@ governance API, and hold on every way by which our users send events. Other serv
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import structlog
 
-from homeserver.errors import Forbidden
-from homeserver.governance import last_owner
-from homeserver.governance.roles import Role, changed_roles, role_of
-from homeserver.protocol.events import Event
-from homeserver.protocol.power_levels import power_levels_of
+from homeserver.errors import Forbidden, NotAuthorized
+from homeserver.governance import last_owner, role_changes
+from homeserver.governance.roles import Role, changed_roles, listed_users, role_of
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.power_levels import creators_of, power_levels_of
 from homeserver.rooms.append import WorkingHead
+from homeserver.storage import accounts
+from homeserver.storage.database import Database
 
 logger = structlog.get_logger(__name__)
 
@@ -23,10 +26,11 @@ Protection = Literal["enforce", "warn", "off"]
 
 
 class GovernedEvents:
-    """Checks events against the rules of governance."""
+    """Checks events against the rules of governance. Without a database, no account counts as closed."""
 
-    def __init__(self, last_owner_protection: Protection = "enforce") -> None:
+    def __init__(self, last_owner_protection: Protection = "enforce", database: Database | None = None) -> None:
         self._protection = last_owner_protection
+        self._database = database
 
     async def check(self, working: WorkingHead, event: Event) -> None:
         """Raise ``Forbidden`` for an event that breaks a rule. For jobs: it looks at the newest head.
@@ -37,26 +41,57 @@ class GovernedEvents:
         if not last_owner.may_remove_owner(event):
             return
         state = await working.state_events((last_owner.CREATE, last_owner.POWER_LEVELS))
+        joined = working.head.joined
         old = state.get(last_owner.POWER_LEVELS)
-        create = state.get(last_owner.CREATE)
-        if event.type == "m.room.power_levels" and old is not None:
-            _check_roles(create, old, event)
-        if self._protection == "off" or not last_owner.leaves_ownerless(event, state, working.head.joined):
+        if event.type == "m.room.power_levels":
+            _check_roles(state.get(last_owner.CREATE), old, event, joined)
+        if self._protection == "off" or not last_owner.removes_owner(event, state, joined):
+            return
+        closed = await self.closed_among(working.head.joined_local)
+        if not last_owner.leaves_ownerless(event, state, joined, closed):
             return
         if self._protection == "warn":
             logger.warning("room loses its last owner", room_id=event.room_id, sender=event.sender)
             return
         raise Forbidden(last_owner.MESSAGE, reason="last_owner")
 
+    async def closed_among(self, user_ids: Collection[str]) -> set[str]:
+        """Those of our users whose accounts were closed."""
+        if self._database is None:
+            return set()
+        return await self._database.read(accounts.closed_among, list(user_ids))
 
-def _check_roles(create: Event | None, old: Event, new: Event) -> None:
+
+def refusal(event: Event, state: Mapping[StateKey, Event], create: Event | None, error: NotAuthorized) -> Forbidden:
+    """What our user is told whose event breaks a rule of Matrix: with a ``reason`` where governance has a word for it.
+
+    ``state`` is the part of the state that the event cites.
+    """
+    text = str(error)
+    return Forbidden(text[:1].upper() + text[1:], **_reason(event, state, create))
+
+
+def _reason(event: Event, state: Mapping[StateKey, Event], create: Event | None) -> dict[str, str]:
+    if event.type == "m.room.member":
+        member = state.get(event.key)
+        comes_in = event.membership in ("join", "invite", "knock")
+        if comes_in and member is not None and member.membership == "ban":
+            return {"reason": "banned"}
+    elif event.type == "m.room.power_levels" and event.version.creators_have_infinite_power:
+        if not creators_of(event.version, create).isdisjoint(listed_users(event)):
+            return {"reason": "creator"}
+    return {}
+
+
+def _check_roles(create: Event | None, old: Event | None, new: Event, joined: Collection[str]) -> None:
     """Rule 1: "Only Owners change roles. Users of equal role cannot change each other's."."""
-    changed = changed_roles(create, old, new)
+    changed = changed_roles(create, old, new, joined)
     if not changed:
         return
     sender_role = role_of(power_levels_of(new.version, create, old).of_user(new.sender))
     if sender_role is not Role.OWNER:
-        raise Forbidden("Only owners change roles", reason="not_owner")
+        raise Forbidden(role_changes.NOT_OWNER, reason="not_owner")
     for user_id, (before, _) in changed.items():
-        if user_id != new.sender and before is Role.OWNER:
-            raise Forbidden("Owners cannot change the roles of other owners", reason="equal_role")
+        # Who is not in the room has no role in it, and gets what Matrix lets the sender give.
+        if user_id != new.sender and before is Role.OWNER and user_id in joined:
+            raise Forbidden(role_changes.EQUAL_ROLE, reason="equal_role")

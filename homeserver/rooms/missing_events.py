@@ -30,6 +30,8 @@ logger = structlog.get_logger(__name__)
 EVENTS_PER_BACKFILL = 100
 GAPS_PER_BACKFILL_MAX = 10
 SERVERS_TRIED_MAX = 5
+BACKFILL_SECONDS_MAX = 30.0
+"""How long somebody who scrolls back waits for other servers."""
 
 
 class Backfiller:
@@ -59,6 +61,14 @@ class Backfiller:
 
         Never fails: a server that does not answer is passed over.
         """
+        try:
+            async with asyncio.timeout(BACKFILL_SECONDS_MAX):
+                return await self._backfill(room_id, before_depth)
+        except TimeoutError:
+            logger.info("history not given in time", room_id=room_id)
+            return False
+
+    async def _backfill(self, room_id: str, before_depth: int) -> bool:
         lock = self._locks.setdefault(room_id, asyncio.Lock())
         waited = lock.locked()
         async with lock:

@@ -74,7 +74,7 @@ class Receiver:
         self._placer = placer
         self._outside = outside
         self._access = access
-        self._gap_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, pdus: Sequence[Any]) -> Results:
         """Receive the PDUs of a transaction. Returns what became of each that could be told by an event ID.
@@ -164,8 +164,9 @@ class Receiver:
         return True
 
     async def _receive_with_gap(self, origin: str, room_id: str, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
-        # One at a time for each room: what comes next may find the gap closed.
-        lock = self._gap_locks.setdefault(room_id, asyncio.Lock())
+        # One at a time for each room and server: what comes next may find the gap closed. A server that takes its time
+        # to answer holds up nobody else.
+        lock = self._gap_locks.setdefault((room_id, origin), asyncio.Lock())
         async with lock:
             head = await self._heads.get(room_id)
             placed = await self._ancestors.placed(events)

@@ -83,18 +83,6 @@ class RoomAccess:
             nid = stored.replaces_nid
         return None
 
-    async def membership_at(self, standing: Standing, position: int) -> str | None:
-        """The user's membership at a position in the stream; None where there was none."""
-        nid: int | None = standing.event_nid
-        for _ in range(STEPS_BACK_MAX):
-            stored = (await self._events.by_nid([nid])).get(nid) if nid is not None else None
-            if stored is None:
-                return None
-            if stored.stream_position is not None and stored.stream_position <= position:
-                return stored.event.membership
-            nid = stored.replaces_nid
-        return None
-
     async def _is_public(self, head: RoomHead) -> bool:
         event = await self._heads.state_event(head, *VISIBILITY_KEY)
         return event is not None and effective_visibility(event.content.get("history_visibility")) == "world_readable"

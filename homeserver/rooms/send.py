@@ -14,7 +14,7 @@ from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 from homeserver.rooms.append import Job, NewEvent, RoomWriters, WorkingHead
-from homeserver.rooms.governed_events import GovernedEvents
+from homeserver.rooms.governed_events import GovernedEvents, refusal
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import TransactionKey
 
@@ -137,7 +137,7 @@ class Sender:
         try:
             authorize(event, auth, create=create)
         except NotAuthorized as error:
-            raise Forbidden(_sentence(error)) from error
+            raise refusal(event, auth, create, error) from error
         if is_governed:
             await self._governed.check(working, event)
         return NewEvent(event, head.snapshot, txn=txn)
@@ -164,8 +164,3 @@ class Sender:
 def new_event_id_localpart(version: RoomVersion) -> str | None:
     """The part of an event ID that this server chooses, in the room versions where it does."""
     return secrets.token_urlsafe(16) if version.event_id_format is EventIdFormat.IN_EVENT else None
-
-
-def _sentence(error: NotAuthorized) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:]

@@ -91,6 +91,15 @@ def existing_users(connection: Connection, user_ids: Sequence[str]) -> set[str]:
     return found
 
 
+def closed_among(connection: Connection, user_ids: Sequence[str]) -> set[str]:
+    """Those of the user IDs whose accounts were closed."""
+    found: set[str] = set()
+    for part in in_slices(user_ids):
+        statement = select(users.c.user_id).where(users.c.user_id.in_(part), users.c.deactivated_ts.is_not(None))
+        found.update(connection.scalars(statement))
+    return found
+
+
 def set_password_hash(connection: Connection, user_id: str, password_hash: str) -> bool:
     """Set the password of an active account; False if there is none."""
     statement = update(users).where(users.c.user_id == user_id, users.c.deactivated_ts.is_(None))

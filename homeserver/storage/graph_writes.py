@@ -508,11 +508,16 @@ def _add_rooms(
     for index, append in enumerate(appends):
         new = append.new_room
         if new is not None:
-            named = new.alias
-            if named is not None and not aliases.add_alias(connection, named.alias, new.room_id, named.creator):
-                outcomes[index] = AliasTaken(named.alias)
+            if new.alias is not None and aliases.alias_row(connection, new.alias.alias) is not None:
+                outcomes[index] = AliasTaken(new.alias.alias)
                 continue
-            append.room_nid, append.generation = add_room(connection, new)
+            append.room_nid, generation = add_room(connection, new)
+            if append.replace_state:
+                append.generation = generation
+            elif generation != append.generation:
+                continue  # somebody else has made the same room: in version 12 that is the one with the same ID
+            if new.alias is not None:
+                aliases.add_alias(connection, new.alias.alias, new.room_id, new.alias.creator)
         added.append((index, append))
     return added
 

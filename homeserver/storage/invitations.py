@@ -39,7 +39,7 @@ _END = (
     .values(
         status=bindparam("b_status"),
         updated_ts=bindparam("b_updated_ts"),
-        reason=func.coalesce(bindparam("b_reason"), invitations.c.reason),
+        reason=func.coalesce(bindparam("b_reason", type_=invitations.c.reason.type), invitations.c.reason),
     )
 )
 

@@ -53,6 +53,21 @@ class FreeText(TypeDecorator[str]):
         return str(value).replace(_ESCAPE + "0", "\0").replace(_ESCAPE + "1", _ESCAPE)
 
 
+class Name(TypeDecorator[str]):
+    """Text of a checked grammar: identifiers, and words of ours.
+
+    What is stored has no U+0000 in it, but what is looked for can be anything that another server or a client has sent.
+    It is escaped too, so that nothing is found, where PostgreSQL would refuse the question.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Escape U+0000."""
+        return value if value is None or "\0" not in value else value.replace("\0", _ESCAPE + "0")
+
+
 # -- the event graph ---------------------------------------------------------------------------------------------------
 
 counters = Table(
@@ -71,8 +86,8 @@ rooms = Table(
     "rooms",
     metadata,
     Column("room_nid", Nid, primary_key=True),
-    Column("room_id", Text, nullable=False, unique=True),
-    Column("version", Text, nullable=False),
+    Column("room_id", Name, nullable=False, unique=True),
+    Column("version", Name, nullable=False),
     Column("generation", Nid, nullable=False, server_default=text("0")),
     Column("state_group", Nid),
     Column("published", Boolean, nullable=False, server_default=text("false")),
@@ -85,7 +100,7 @@ events = Table(
     "events",
     metadata,
     Column("event_nid", Nid, primary_key=True, autoincrement=False),
-    Column("event_id", Text, nullable=False, unique=True),
+    Column("event_id", Name, nullable=False, unique=True),
     Column("room_nid", Nid, nullable=False),
     Column("type", FreeText, nullable=False),
     Column("state_key_nid", Nid),
@@ -228,8 +243,8 @@ room_members = Table(
     "room_members",
     metadata,
     Column("room_nid", Nid, primary_key=True),
-    Column("user_id", Text, primary_key=True),
-    Column("membership", Text, nullable=False),
+    Column("user_id", Name, primary_key=True),
+    Column("membership", Name, nullable=False),
     Column("event_nid", Nid, nullable=False),
     Column("display_name", FreeText),
     Column("avatar_url", FreeText),
@@ -243,9 +258,9 @@ invitations = Table(
     "invitations",
     metadata,
     Column("room_nid", Nid, primary_key=True),
-    Column("user_id", Text, primary_key=True),
-    Column("status", Text, nullable=False),
-    Column("invited_by", Text, nullable=False),
+    Column("user_id", Name, primary_key=True),
+    Column("status", Name, nullable=False),
+    Column("invited_by", Name, nullable=False),
     Column("invited_ts", Nid, nullable=False),
     Column("updated_ts", Nid, nullable=False),
     Column("reason", FreeText),
@@ -259,11 +274,11 @@ invitations = Table(
 user_rooms = Table(
     "user_rooms",
     metadata,
-    Column("user_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
     Column("room_nid", Nid, primary_key=True),
-    Column("membership", Text, nullable=False),
+    Column("membership", Name, nullable=False),
     Column("event_nid", Nid, nullable=False),
-    Column("sender", Text, nullable=False),
+    Column("sender", Name, nullable=False),
     Column("position", Nid, nullable=False),
     Column("forgotten", Boolean, nullable=False, server_default=text("false")),
     Column("stripped_state", LargeBinary),
@@ -278,9 +293,9 @@ user_rooms = Table(
 room_aliases = Table(
     "room_aliases",
     metadata,
-    Column("alias", Text, primary_key=True),
-    Column("room_id", Text, nullable=False),
-    Column("creator", Text, nullable=False),
+    Column("alias", Name, primary_key=True),
+    Column("room_id", Name, nullable=False),
+    Column("creator", Name, nullable=False),
     Index("room_aliases_by_room", "room_id"),
 )
 
@@ -290,8 +305,8 @@ receipts = Table(
     "receipts",
     metadata,
     Column("room_nid", Nid, primary_key=True),
-    Column("receipt_type", Text, primary_key=True),
-    Column("user_id", Text, primary_key=True),
+    Column("receipt_type", Name, primary_key=True),
+    Column("user_id", Name, primary_key=True),
     Column("thread_id", FreeText, primary_key=True),
     Column("event_id", FreeText, nullable=False),
     Column("event_nid", Nid),
@@ -307,7 +322,7 @@ typing = Table(
     "typing",
     metadata,
     Column("room_nid", Nid, primary_key=True),
-    Column("user_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
     Column("expires_ts", Nid, nullable=False),
     Column("position", Nid, nullable=False),
     Index("typing_by_position", "position"),
@@ -318,8 +333,8 @@ typing = Table(
 client_transactions = Table(
     "client_transactions",
     metadata,
-    Column("user_id", Text, primary_key=True),
-    Column("device_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
+    Column("device_id", Name, primary_key=True),
     Column("scope", FreeText, primary_key=True),
     Column("txn_id", FreeText, primary_key=True),
     Column("event_nid", Nid, nullable=False),
@@ -335,8 +350,8 @@ client_transactions = Table(
 users = Table(
     "users",
     metadata,
-    Column("user_id", Text, primary_key=True),
-    Column("password_hash", Text),
+    Column("user_id", Name, primary_key=True),
+    Column("password_hash", Name),
     Column("is_admin", Boolean, nullable=False, server_default=text("false")),
     Column("is_guest", Boolean, nullable=False, server_default=text("false")),
     Column("deactivated_ts", Nid),
@@ -350,12 +365,12 @@ users = Table(
 devices = Table(
     "devices",
     metadata,
-    Column("user_id", Text, primary_key=True),
-    Column("device_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
+    Column("device_id", Name, primary_key=True),
     Column("display_name", FreeText),
     Column("created_ts", Nid, nullable=False),
     Column("last_seen_ts", Nid),
-    Column("last_seen_ip", Text),
+    Column("last_seen_ip", Name),
     Column("last_seen_user_agent", FreeText),
     sqlite_with_rowid=False,
 )
@@ -364,8 +379,8 @@ access_tokens = Table(
     "access_tokens",
     metadata,
     Column("token_hash", LargeBinary, primary_key=True),
-    Column("user_id", Text, nullable=False),
-    Column("device_id", Text, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("device_id", Name, nullable=False),
     Column("created_ts", Nid, nullable=False),
     Column("expires_ts", Nid),
     Index("access_tokens_by_device", "user_id", "device_id"),
@@ -377,8 +392,8 @@ refresh_tokens = Table(
     "refresh_tokens",
     metadata,
     Column("token_hash", LargeBinary, primary_key=True),
-    Column("user_id", Text, nullable=False),
-    Column("device_id", Text, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("device_id", Name, nullable=False),
     Column("access_token_hash", LargeBinary, nullable=False),
     Column("created_ts", Nid, nullable=False),
     Index("refresh_tokens_by_device", "user_id", "device_id"),
@@ -388,10 +403,10 @@ refresh_tokens = Table(
 uia_sessions = Table(
     "uia_sessions",
     metadata,
-    Column("session_id", Text, primary_key=True),
-    Column("operation", Text, nullable=False),
+    Column("session_id", Name, primary_key=True),
+    Column("operation", Name, nullable=False),
     Column("request", LargeBinary, nullable=False),
-    Column("completed", Text, nullable=False),
+    Column("completed", Name, nullable=False),
     Column("created_ts", Nid, nullable=False),
     comment="User-interactive authentication under way; completed is a space-separated list of stages.",
 )
@@ -399,8 +414,8 @@ uia_sessions = Table(
 account_data = Table(
     "account_data",
     metadata,
-    Column("user_id", Text, primary_key=True),
-    Column("room_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
+    Column("room_id", Name, primary_key=True),
     Column("type", FreeText, primary_key=True),
     Column("content", LargeBinary, nullable=False),
     Column("position", Nid, nullable=False),
@@ -413,8 +428,8 @@ account_data = Table(
 filters = Table(
     "filters",
     metadata,
-    Column("user_id", Text, primary_key=True),
-    Column("filter_id", Text, primary_key=True),
+    Column("user_id", Name, primary_key=True),
+    Column("filter_id", Name, primary_key=True),
     Column("json", LargeBinary, nullable=False),
     comment="filter_id follows from the content, so that the same filter is stored once.",
     sqlite_with_rowid=False,
@@ -425,9 +440,9 @@ filters = Table(
 server_keys = Table(
     "server_keys",
     metadata,
-    Column("server_name", Text, primary_key=True),
-    Column("key_id", Text, primary_key=True),
-    Column("verify_key", Text, nullable=False),
+    Column("server_name", Name, primary_key=True),
+    Column("key_id", Name, primary_key=True),
+    Column("verify_key", Name, nullable=False),
     Column("valid_until_ts", Nid, nullable=False),
     Column("expired_ts", Nid),
     Column("fetched_ts", Nid, nullable=False),
@@ -437,7 +452,7 @@ server_keys = Table(
 server_key_responses = Table(
     "server_key_responses",
     metadata,
-    Column("server_name", Text, primary_key=True),
+    Column("server_name", Name, primary_key=True),
     Column("response", LargeBinary, nullable=False),
     Column("valid_until_ts", Nid, nullable=False),
     Column("fetched_ts", Nid, nullable=False),
@@ -447,7 +462,7 @@ server_key_responses = Table(
 destinations = Table(
     "destinations",
     metadata,
-    Column("server_name", Text, primary_key=True),
+    Column("server_name", Name, primary_key=True),
     Column("failing_since_ts", Nid),
     Column("retry_at_ts", Nid),
     Column("retry_interval_ms", Nid, nullable=False, server_default=text("0")),
@@ -458,7 +473,7 @@ destinations = Table(
 outbound_pdus = Table(
     "outbound_pdus",
     metadata,
-    Column("server_name", Text, primary_key=True),
+    Column("server_name", Name, primary_key=True),
     Column("stream_position", Nid, primary_key=True),
     Column("room_nid", Nid, nullable=False),
     Column("event_nid", Nid, nullable=False),
@@ -470,7 +485,7 @@ outbound_edus = Table(
     "outbound_edus",
     metadata,
     Column("edu_nid", Nid, primary_key=True),
-    Column("server_name", Text, nullable=False),
+    Column("server_name", Name, nullable=False),
     Column("edu", LargeBinary, nullable=False),
     Index("outbound_edus_by_server", "server_name", "edu_nid"),
     comment="EDUs that must not be lost.",
@@ -480,9 +495,9 @@ outbound_requests = Table(
     "outbound_requests",
     metadata,
     Column("request_nid", Nid, primary_key=True),
-    Column("kind", Text, nullable=False),
-    Column("room_id", Text, nullable=False),
-    Column("user_id", Text, nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("room_id", Name, nullable=False),
+    Column("user_id", Name, nullable=False),
     Column("candidates", LargeBinary, nullable=False),
     Column("content", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -496,8 +511,8 @@ outbound_requests = Table(
 received_transactions = Table(
     "received_transactions",
     metadata,
-    Column("origin", Text, primary_key=True),
-    Column("txn_id", Text, primary_key=True),
+    Column("origin", Name, primary_key=True),
+    Column("txn_id", Name, primary_key=True),
     Column("response", LargeBinary, nullable=False),
     Column("ts", Nid, nullable=False),
     Index("received_transactions_by_ts", "ts"),
@@ -507,7 +522,7 @@ received_transactions = Table(
 reader_positions = Table(
     "reader_positions",
     metadata,
-    Column("reader", Text, primary_key=True),
+    Column("reader", Name, primary_key=True),
     Column("position", Nid, nullable=False),
     comment="How far each reader of the event stream (federation, push, application services) has come.",
 )

@@ -23,7 +23,6 @@ from homeserver.sync.pieces import (
     allows_ephemeral,
     is_name,
     member_events,
-    members_in,
     receipt_events,
     summary,
 )
@@ -96,9 +95,7 @@ class Gathering:
         self._recent = recent
         self._views = views
 
-    async def gather(
-        self, request: SyncRequest, known_members: Mapping[str, Members]
-    ) -> tuple[Update, dict[str, Members]]:
+    async def gather(self, request: SyncRequest, known_members: Mapping[str, Members]) -> Update:
         """The answer to a request, and which member events are in it, by room.
 
         ``known_members`` is what the device has been sent of them before.
@@ -111,9 +108,8 @@ class Gathering:
         await self._make_states(request, rooms, loaded)
         await self._add_members(request, rooms, known_members, loaded)
         update = Update(reading.position)
-        sent: dict[str, Members] = {}
         for room in rooms:
-            await self._finish(request, room, sent, loaded)
+            await self._finish(request, room, loaded)
         self._add_account_data(request, reading, rooms, update)
         for room in rooms:
             await self._add_ephemeral(request, room)
@@ -121,7 +117,7 @@ class Gathering:
                 (update.left if room.reading.has_left else update.joined).append(room.update)
         update.invited = await self._stripped.of(request.user_id, reading.invited, reading.stripped)
         update.knocked = await self._stripped.of(request.user_id, reading.knocked, reading.stripped)
-        return update, sent
+        return update
 
     def _question(self, request: SyncRequest) -> Question:
         timeline = request.filter.room.timeline
@@ -213,7 +209,7 @@ class Gathering:
             limited = limited or not room.reaches_creation
         first = kept[0].stored.stream_position if kept else None
         prev_batch = reading.upto if first is None else first - 1
-        room.update = RoomUpdate(room.room_id, prev_batch, kept, limited)
+        room.update = RoomUpdate(room.room_id, prev_batch, kept, limited, is_fresh=reading.is_fresh)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -280,7 +276,7 @@ class Gathering:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
-    async def _finish(self, request: SyncRequest, room: _Room, sent: dict[str, Members], loaded: LoadedEvents) -> None:
+    async def _finish(self, request: SyncRequest, room: _Room, loaded: LoadedEvents) -> None:
         """State events, the summary, and what of its own standing the user is told in any case."""
         reading, update = room.reading, room.update
         if reading.has_left:
@@ -293,8 +289,6 @@ class Gathering:
             for stored in loaded.all(wanted)
             if allows(stored.event.type, stored.event.sender, room.room_id, stored.event.content)
         ]
-        if request.is_lazy:
-            sent[room.room_id] = members_in(update, state_after=request.state_after)
         if reading.counts is not None:
             update.summary = summary(*reading.counts, room.heroes)
 

@@ -19,7 +19,7 @@ from homeserver.rooms.typing import Typing
 from homeserver.rooms.visible_events import SeenEvent, Viewer, VisibleEvents
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.receipts import StoredReceipt
-from homeserver.sync.pieces import allows_ephemeral, is_name, members_in, receipt_events, summary
+from homeserver.sync.pieces import allows_ephemeral, is_name, receipt_events, summary
 from homeserver.sync.recent_changes import RecentChanges
 from homeserver.sync.sent_members import Members
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
@@ -86,12 +86,9 @@ class Quick:
             return None
         return Window(since, max(since, recent.position), view, recent.rooms_changed(view.joined, since))
 
-    async def update(
-        self, request: SyncRequest, window: Window, known_members: Mapping[str, Members]
-    ) -> tuple[Update, dict[str, Members]]:
+    async def update(self, request: SyncRequest, window: Window, known_members: Mapping[str, Members]) -> Update:
         """The answer, and which member events are in it. Raises ``NotAtHand``."""
         update = Update(window.upto)
-        sent: dict[str, Members] = {}
         for room_id in window.rooms:
             if not request.filter.room.allows_room(room_id):
                 continue
@@ -101,10 +98,9 @@ class Quick:
                 room.summary = await self._summary(room_id)
             if request.is_lazy and room.timeline:
                 await self._add_members(request, room, known_members.get(room_id, {}), window.upto)
-                sent[room_id] = members_in(room, state_after=request.state_after)
             if room.says_something:
                 update.joined.append(room)
-        return update, sent
+        return update
 
     def _happened(self, request: SyncRequest, changes: Sequence[Change], upto: int) -> _Happened:
         happened = _Happened([], [], {})

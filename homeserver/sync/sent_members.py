@@ -9,7 +9,7 @@ https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 ENTRIES_MAX = 500_000
@@ -30,6 +30,8 @@ class _Device:
     next_position: int = -1
     sent: Mapping[str, Members] = field(default_factory=dict)
     """What it knows besides if it comes with ``next_position``."""
+    afresh: Collection[str] = ()
+    """The rooms of which it then knows nothing else."""
     weight: int = 0
 
 
@@ -50,26 +52,37 @@ class SentMembers:
             self._forget((user_id, device_id))
             return NOTHING
         if since == device.next_position:
+            for room_id in device.afresh:
+                device.known.pop(room_id, None)
             for room_id, members in device.sent.items():
                 device.known.setdefault(room_id, {}).update(members)
             device.position = since
         elif since != device.position:
             self._forget((user_id, device_id))
             return NOTHING
-        device.next_position, device.sent = -1, NOTHING
+        device.next_position, device.sent, device.afresh = -1, NOTHING, ()
         return device.known
 
     def sending(
-        self, user_id: str, device_id: str, since: int | None, next_position: int, sent: Mapping[str, Members]
+        self,
+        user_id: str,
+        device_id: str,
+        since: int | None,
+        next_position: int,
+        sent: Mapping[str, Members],
+        afresh: Collection[str] = (),
     ) -> None:
-        """A response to the token ``since``, with ``next_position``, holds these member events."""
+        """A response to the token ``since``, with ``next_position``, holds these member events.
+
+        Of the rooms in ``afresh``, which were joined or left, what was sent before no longer counts.
+        """
         key = (user_id, device_id)
         device = self._devices.get(key)
         if device is None:
             if not sent:
                 return
             device = self._devices[key] = _Device(-1 if since is None else since)
-        device.next_position, device.sent = next_position, sent
+        device.next_position, device.sent, device.afresh = next_position, sent, afresh
         self._devices.move_to_end(key)
         if sent:
             self._weigh(device)

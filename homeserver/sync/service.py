@@ -20,6 +20,7 @@ from homeserver.rooms.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.database import Database
 from homeserver.sync.gathering import Gathering
+from homeserver.sync.pieces import members_in
 from homeserver.sync.quick import NotAtHand, Quick, Window
 from homeserver.sync.recent_changes import RecentChanges
 from homeserver.sync.rendering import SyncRendering
@@ -70,26 +71,31 @@ class Sync:
         if request.is_lazy:
             known = self._sent_members.known_to(request.user_id, request.device_id, request.since)
         if request.since is None or request.full_state:
-            update, sent = await self._gathering.gather(request, known)
+            update = await self._gathering.gather(request, known)
         else:
-            update, sent = await self._wait_for_news(request, timeout_ms, known, check_requester)
+            update = await self._wait_for_news(request, timeout_ms, known, check_requester)
         if request.is_lazy:
-            self._sent_members.sending(request.user_id, request.device_id, request.since, update.next_batch, sent)
+            self._remember_members(request, update)
         await self._rendering.prepare(update)
         return self._rendering.render(request, update)
 
+    def _remember_members(self, request: SyncRequest, update: Update) -> None:
+        sent = {room.room_id: members_in(room, state_after=request.state_after) for room in update.joined}
+        afresh = [room.room_id for room in update.joined if room.is_fresh] + [room.room_id for room in update.left]
+        self._sent_members.sending(request.user_id, request.device_id, request.since, update.next_batch, sent, afresh)
+
     async def _wait_for_news(
         self, request: SyncRequest, timeout_ms: int, known: Mapping[str, Members], check_requester: CheckRequester
-    ) -> tuple[Update, dict[str, Members]]:
+    ) -> Update:
         deadline = self._clock.monotonic() + min(timeout_ms, TIMEOUT_MS_MAX) / 1000
         woken = False
         while True:
-            update, sent = await self._news(request, known)
+            update = await self._news(request, known)
             if update.says_something:
-                return update, sent
+                return update
             remaining_s = deadline - self._clock.monotonic()
             if remaining_s <= 0:
-                return update, sent
+                return update
             request = replace(request, since=update.next_batch)
             if woken:
                 woken = False
@@ -100,7 +106,7 @@ class Sync:
             if not woken:
                 deadline = float("-inf")  # one last look, to move on past what was of no interest
 
-    async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> tuple[Update, dict[str, Members]]:
+    async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> Update:
         """What happened since ``request.since``.
 
         When it answers that nothing did, it has not awaited anything since it looked.
@@ -109,15 +115,13 @@ class Sync:
         while True:
             window = self._quick.look(request.user_id, request.since)
             if window is not None and not window.rooms:
-                return Update(window.upto), {}
-            update, sent = await self._read_news(request, window, known)
+                return Update(window.upto)
+            update = await self._read_news(request, window, known)
             if update.says_something:
-                return update, sent
+                return update
             request = replace(request, since=update.next_batch)
 
-    async def _read_news(
-        self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]
-    ) -> tuple[Update, dict[str, Members]]:
+    async def _read_news(self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]) -> Update:
         if window is not None:
             try:
                 return await self._quick.update(request, window, known)

@@ -57,6 +57,8 @@ class RoomUpdate:
     summary: JsonObject | None = None
     ephemeral: list[bytes] = field(default_factory=list)
     account_data: list[bytes] = field(default_factory=list)
+    is_fresh: bool = False
+    """The client knows nothing of the room but this."""
 
     @property
     def says_something(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.rooms.events import Events
 from homeserver.rooms.imports import RoomImports
+from homeserver.rooms.judgement import Judge
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.restricted_joins import RestrictedJoins
@@ -30,7 +32,7 @@ from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter, TransactionKey
 from homeserver.storage.user_rooms import Standing
-from tests.factories.rooms import server_key
+from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.clock import FakeClock
 
 SERVER_NAME = "example.org"
@@ -112,6 +114,7 @@ class CoreServer:
             self.writers, self.sender, self.memberships, self.aliases, self.profiles, self.key, self.clock
         )
         self.client_events = ClientEvents(events)
+        self.judge = Judge(events, self.states)
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -133,13 +136,28 @@ class CoreServer:
     async def redact(self, room_id: str, target: str, sender: str = ALICE) -> StoredEvent:
         return await self.sender.send(room_id, EventDraft("m.room.redaction", sender, {}, redacts=target))
 
-    async def append(self, *new: NewEvent) -> list[StoredEvent]:
-        """Append events of one room as one job."""
+    async def adopt(self, room: RoomFactory) -> None:
+        """Take over a room without forks that a factory has made."""
 
-        async def job(_: WorkingHead) -> Sequence[NewEvent]:
-            return new
+        async def job(working: WorkingHead) -> Sequence[NewEvent]:
+            for event in list(room.events.values()):
+                await working.take_in(NewEvent(event, working.head.snapshot))
+            return []
 
-        return await self.writers.submit(new[0].event.room_id, job)
+        await self.writers.create(room.room_id, room.version, job, self.clock.now_ms())
+
+    async def receive(self, *events: Event) -> list[StoredEvent]:
+        """Append events whose ancestors are here, judged as if another server had sent them; all wait at once."""
+
+        async def submit(event: Event) -> StoredEvent:
+            async def job(working: WorkingHead) -> Sequence[NewEvent]:
+                before = await self.judge.state_before(working, event)
+                ruling = await self.judge.judge(working, event, before)
+                return [NewEvent(event, before, ruling.verdict, ruling.reason)]
+
+            return (await self.writers.submit(event.room_id, job))[0]
+
+        return list(await asyncio.gather(*map(submit, events)))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.events import Events
 from homeserver.rooms.history import History
 from homeserver.rooms.imports import RoomImports
-from homeserver.rooms.missed_changes import MissedChanges
+from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.receipts import Receipts
 from homeserver.rooms.room_access import RoomAccess
 from homeserver.rooms.send import Sender
@@ -80,8 +80,8 @@ class ReadingServer:
         self.events = events = Events(database)
         self.heads = heads = RoomHeads(database, events, is_local)
         self.states = StateReader(database, events)
-        missed = MissedChanges(database, heads, events, is_local)
-        self.notifier = Notifier(database.read_now(streams.current_position), missed.load)
+        others = OtherProcesses(database, heads, events)
+        self.notifier = Notifier(database.read_now(streams.current_position), others.load_changes)
         graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
         self.imports = RoomImports(database, heads, events, self.notifier, self.writers, graph, self.clock, is_local)

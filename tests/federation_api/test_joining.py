@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from homeserver.protocol.compose import compose_event, finish_template
+from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.protocol.signatures import signatures_of
@@ -39,6 +40,34 @@ def test_a_join(servers: Servers, version: str) -> None:
         assert answer["members_omitted"] is False
         assert answer["servers_in_room"] == [OURS]
         assert set(answer["event"]["signatures"]) == {OURS, REMOTE}
+
+    ask(servers, story)
+
+
+@pytest.mark.parametrize("version", ["3", "11", "12"])
+def test_the_auth_chain_is_exactly_what_is_cited(servers: Servers, version: str) -> None:
+    async def story(at: Asking) -> None:
+        room_id = await at.ours.room(at.alice, version=version)
+        users = [await at.ours.user(f"user{number}") for number in range(4)]
+        for user_id in users:
+            await at.ours.join(user_id, room_id)
+            renamed = {"membership": "join", "displayname": user_id}
+            await at.ours.send_state(user_id, room_id, "m.room.member", renamed, user_id)
+        levels = await at.ours.get_state(await at.ours.head(room_id), "m.room.power_levels")
+        await at.ours.send_state(at.alice, room_id, "m.room.power_levels", {**levels, "users_default": 1})
+        await at.ours.get(Memberships).kick(at.alice, room_id, users[0])
+        answer = await at.join(room_id, version=version)
+        events = [parse_event(e, ROOM_VERSIONS[version]) for e in answer["state"] + answer["auth_chain"]]
+        known = {event.event_id: event for event in events}
+        state = [parse_event(e, ROOM_VERSIONS[version]) for e in [*answer["state"], answer["event"]]]
+        cited: set[str] = set()
+        todo = [event_id for event in state for event_id in event.auth_events]
+        while todo:
+            if (event_id := todo.pop()) not in cited:
+                cited.add(event_id)
+                todo.extend(known[event_id].auth_events)
+        given = [parse_event(e, ROOM_VERSIONS[version]).event_id for e in answer["auth_chain"]]
+        assert sorted(given) == sorted(cited)
 
     ask(servers, story)
 
@@ -211,16 +240,18 @@ def test_conditions_that_cannot_be_checked_here(servers: Servers) -> None:
 
 def test_nobody_here_may_invite(servers: Servers) -> None:
     async def story(at: Asking) -> None:
-        carol = await at.ours.user("carol")
+        carol, dave = await at.ours.user("carol"), f"@dave:{REMOTE}"
         space = await at.ours.room(at.alice)
         room_id = await restricted_room(at, space)
-        await at.join(space)
+        for user_id in (BOB, dave):
+            await at.join(space, user_id)
+        await at.join(room_id)
         await at.ours.join(carol, space)
         await at.ours.join(carol, room_id)
-        levels = {"users": {at.alice: 100}, "invite": 50}
+        levels = {"users": {at.alice: 100, BOB: 100}, "invite": 50}
         await at.ours.send_state(at.alice, room_id, "m.room.power_levels", levels)
         await at.ours.get(Memberships).leave(at.alice, room_id)
-        refused(await at.get("make_join", room_id, BOB, query="ver=11"), 400, "M_UNABLE_TO_GRANT_JOIN")
+        refused(await at.get("make_join", room_id, dave, query="ver=11"), 400, "M_UNABLE_TO_GRANT_JOIN")
 
     ask(servers, story)
 

@@ -10,6 +10,7 @@ from homeserver.rooms.membership import Memberships
 from homeserver.storage import user_rooms
 from homeserver.storage.database import Database
 from tests.fakes.servers import OurServer, Servers, eventually
+from tests.postgresql import PostgresqlServer
 
 ONE, TWO, THREE = "one.test:8448", "two.test:8448", "three.test:8448"
 
@@ -68,3 +69,32 @@ def test_a_third_server_hears_of_joins_and_messages(servers: Servers) -> None:
             assert states[0] == states[1] == states[2]
 
     asyncio.run(story())
+
+
+def test_the_story_on_postgresql(servers: Servers, postgresql_server: PostgresqlServer) -> None:
+    template = postgresql_server.migrated_template()
+
+    async def story(one_url: str, two_url: str) -> None:
+        async with servers:
+            one = await servers.ours(ONE, database={"url": one_url})
+            two = await servers.ours(TWO, database={"url": two_url})
+            alice, bob = await one.user("alice"), await two.user("bob")
+            room_id = await one.room(alice, preset="private_chat")
+            await one.get(Memberships).invite(alice, room_id, bob)
+            sent = [await one.send(alice, room_id, f"message {number}") for number in range(3)]
+            await two.join(bob, room_id)
+            assert await two.backfill(room_id)
+            for event_id in sent:
+                assert (await two.wait_for(event_id)).visible
+            answer = await two.send(bob, room_id, "answer")
+            assert (await one.wait_for(answer)).visible
+            servers.network.split(ONE, TWO)
+            missed = [await one.send(alice, room_id, f"missed {number}") for number in range(3)]
+            other = await two.send_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob)
+            servers.network.heal(ONE, TWO)
+            await one.wait_for(other)
+            for event_id in missed:
+                assert (await two.wait_for(event_id)).visible
+
+    with postgresql_server.database(template) as one_url, postgresql_server.database(template) as two_url:
+        asyncio.run(story(one_url, two_url))

@@ -77,10 +77,10 @@ class Appender:
         return NewEvent(event, before, ruling.verdict, ruling.reason)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(version=st.sampled_from(["1", "2", "6", "11", "12"]), seed=st.integers(0, 2**32), size=st.integers(1, 8))
-def test_the_state_is_what_the_rules_say(database: Database, version: str, seed: int, size: int) -> None:
-    server = CoreServer(database)
+def test_the_state_is_what_the_rules_say(shared_database: Database, version: str, seed: int, size: int) -> None:
+    server = CoreServer(shared_database)
     room = RandomRoom(version, seed, next(NAMES))
 
     async def story() -> None:
@@ -92,8 +92,8 @@ def test_the_state_is_what_the_rules_say(database: Database, version: str, seed:
         await check_history(server, room)
 
     asyncio.run(story())
-    database.read_now(check_tables, room, asyncio.run(server.heads.get(room.room.room_id)))
-    assert database.read_now(find_problems) == []
+    shared_database.read_now(check_tables, room, asyncio.run(server.heads.get(room.room.room_id)))
+    assert shared_database.read_now(find_problems) == []
 
 
 async def check_head(server: CoreServer, room: RandomRoom) -> None:
@@ -160,9 +160,7 @@ def check_tables(connection: Connection, room: RandomRoom, head: RoomHead) -> No
 
     members = {key[1]: room.events[i] for key, i in room.current.items() if key[0] == "m.room.member"}
     rows = connection.execute(
-        select(
-            room_members.c.user_id, room_members.c.membership, room_members.c.display_name, events.c.event_id
-        )
+        select(room_members.c.user_id, room_members.c.membership, room_members.c.display_name, events.c.event_id)
         .join_from(room_members, events, events.c.event_nid == room_members.c.event_nid)
         .where(room_members.c.room_nid == nid)
     )
@@ -180,7 +178,7 @@ def check_tables(connection: Connection, room: RandomRoom, head: RoomHead) -> No
     expected = {
         user: (members[user].membership if user in members else "leave", position)
         for user, position in last_of_user.items()
-        if is_local(user)
+        if is_local(user) and (user in members or user in standings)  # came and went in one transaction: nothing
     }
     assert standings == expected
 
@@ -219,9 +217,9 @@ def test_a_stored_snapshot_needs_no_base() -> None:
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-def test_rooms_that_nobody_here_was_in_have_no_head(database: Database) -> None:
+def test_rooms_that_nobody_here_was_in_have_no_head(shared_database: Database) -> None:
     async def story() -> None:
-        server = CoreServer(database)
+        server = CoreServer(shared_database)
         assert await server.heads.find("!unheard:of.org") is None
         assert await server.heads.of_many(["!unheard:of.org"]) == {}
         with pytest.raises(NotFound):
@@ -230,9 +228,9 @@ def test_rooms_that_nobody_here_was_in_have_no_head(database: Database) -> None:
     asyncio.run(story())
 
 
-def test_heads_of_many_rooms(database: Database) -> None:
+def test_heads_of_many_rooms(shared_database: Database) -> None:
     async def story() -> None:
-        server = CoreServer(database)
+        server = CoreServer(shared_database)
         rooms = [await server.create_room() for _ in range(3)]
         server.heads.forget(rooms[1])
         found = await server.heads.of_many([*rooms, "!unheard:of.org"])
@@ -246,9 +244,9 @@ def test_heads_of_many_rooms(database: Database) -> None:
     asyncio.run(story())
 
 
-def test_an_old_head_does_not_take_the_place_of_a_newer_one(database: Database) -> None:
+def test_an_old_head_does_not_take_the_place_of_a_newer_one(shared_database: Database) -> None:
     async def story() -> None:
-        server = CoreServer(database)
+        server = CoreServer(shared_database)
         room_id = await server.create_room()
         old = await server.heads.get(room_id)
         await server.send(room_id)
@@ -263,9 +261,9 @@ def test_an_old_head_does_not_take_the_place_of_a_newer_one(database: Database) 
     asyncio.run(story())
 
 
-def test_a_head_that_is_new_enough_stays(database: Database) -> None:
+def test_a_head_that_is_new_enough_stays(shared_database: Database) -> None:
     async def story() -> None:
-        server = CoreServer(database)
+        server = CoreServer(shared_database)
         room_id = await server.create_room()
         head = await server.heads.get(room_id)
         server.heads.forget(room_id, head.generation)

@@ -266,9 +266,7 @@ def test_positions_are_visible_in_order_to_readers_without_a_snapshot(database: 
     asyncio.run(story())
 
 
-def test_writers_that_need_the_same_rows_in_another_order_do_not_deadlock(
-    database: Database, second: Database
-) -> None:
+def test_writers_that_need_the_same_rows_in_another_order_do_not_deadlock(database: Database, second: Database) -> None:
     async def story() -> None:
         for process in (database, second):
             await process.write(put_filter, 1 if process is database else 2)

@@ -41,3 +41,11 @@ def test_devices_are_apart_and_the_oldest_is_forgotten() -> None:
     assert sent.known_to("@a:x", "A", 10) == {}
     assert sent.known_to("@a:x", "C", 10) == {ROOM: {"@b:x": 1, "@c:x": 2}}
     assert sent.known_to("@other:x", "C", 10) == {}
+
+
+def test_rooms_that_were_joined_or_left_start_afresh() -> None:
+    sent = SentMembers()
+    sent.sending("@a:x", "D", None, 10, {ROOM: {"@b:x": 1}, "!left:x": {"@b:x": 2}})
+    sent.known_to("@a:x", "D", 10)
+    sent.sending("@a:x", "D", 10, 11, {ROOM: {"@c:x": 3}}, afresh=[ROOM, "!left:x"])
+    assert sent.known_to("@a:x", "D", 11) == {ROOM: {"@c:x": 3}}

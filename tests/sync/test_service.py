@@ -511,9 +511,14 @@ def test_heroes_of_a_room_without_a_name(database: Database) -> None:
         await server.event(room, "alice", "m.room.name", {"name": "named"}, "")
         response = await server.sync("bob", response["next_batch"], filter=LAZY)
         assert "m.heroes" not in joined(response, room).get("summary", {})
-        for who in ("alice", "carol", "dave"):
+        # (The creator, the room's last owner, cannot leave the others.)
+        for who in ("bob", "carol", "dave"):
             await server.leave(room, who)
-        alone = joined(await server.sync("bob"), room)["summary"]
+        alone = joined(await server.sync("alice"), room)["summary"]
         assert alone == {"m.joined_member_count": 1, "m.invited_member_count": 0}
+        # "When no joined or invited members are available, this should consist of the banned and left users."
+        other = await server.create_room("alice", join=["bob"])
+        await server.leave(other, "bob")
+        assert joined(await server.sync("alice"), other)["summary"]["m.heroes"] == [user("bob")]
 
     asyncio.run(story())

@@ -1,0 +1,172 @@
+"""A whole server of ours in this process, with users and rooms, and those who ask it: clients and another server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import orjson
+import structlog
+
+from homeserver.accounts.access_tokens import hash_token
+from homeserver.storage.database import Database
+from homeserver.storage.sessions import NewTokens, start_session
+from tests.fakes.servers import OurServer, RemoteServer, Servers
+
+T = TypeVar("T")
+
+OURS, REMOTE = "ours.test:8448", "remote.test:8448"
+V1, V2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
+ALICE, BOB, CAROL = (f"@{name}:{OURS}" for name in ("alice", "bob", "carol"))
+ZOE = f"@zoe:{REMOTE}"
+ANSWER_SECONDS_MAX = 10.0
+"""No request may take longer, whatever is in it. (Most take milliseconds; the machine may be busy.)"""
+
+CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "GET, POST, PUT, DELETE, OPTIONS",
+    "access-control-allow-headers": "X-Requested-With, Content-Type, Authorization",
+}
+
+
+class World:
+    """Our server with alice, bob and carol, and ``REMOTE``, which signs what it asks."""
+
+    def __init__(self, runner: asyncio.Runner, servers: Servers, settings: Mapping[str, Any]) -> None:
+        self._runner = runner
+        self.servers = servers
+        self._settings = settings
+        self.ours: OurServer
+        self.remote: RemoteServer
+        self._client: httpx.AsyncClient
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        await self.servers.__aenter__()
+        settings = {"registration": {"enabled": True}, **self._settings}
+        self.ours = await self.servers.ours(OURS, **settings)
+        self.remote = self.servers.remote(REMOTE)
+        transport = httpx.ASGITransport(self.ours.app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url=f"https://{OURS}")
+        for localpart in ("alice", "bob", "carol"):
+            await self.ours.user(localpart)
+            await self.new_token(localpart)
+
+    async def end(self) -> None:
+        await self._client.aclose()
+        await self.servers.__aexit__()
+
+    async def new_token(self, localpart: str, device: str = "DEVICE", *, expires_ts: int | None = None) -> str:
+        """A session of a user, without the cost of a password; the token of ``DEVICE`` is the user's name."""
+        token = localpart if device == "DEVICE" else f"{localpart}-{device}"
+        user_id = f"@{localpart}:{OURS}"
+        tokens = NewTokens(hash_token(token), None, expires_ts)
+        await self.ours.get(Database).write(start_session, user_id, device, None, tokens, 1)
+        return token
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        token: str | None = "alice",
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """A request of a client; ``body`` is an object, or the very bytes."""
+        sent: dict[str, str] = {} if token is None else {"Authorization": f"Bearer {token}"}
+        url = path if path.startswith("/_") or path.startswith("/.") else f"/_matrix/client/v3{path}"
+        content = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
+        return await self._client.request(method, url, content=content, headers={**sent, **(headers or {})})
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        token: str | None = "alice",
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """The same, with what must be true of every answer checked."""
+        return self.checked(self.send(method, path, body, token, headers=headers))
+
+    def ask_signed(self, method: str, uri: str, content: Any = None, **options: Any) -> httpx.Response:
+        """A request of the other server."""
+        return self.checked(self.remote.request(method, OURS, uri, content, **options))
+
+    def checked(self, request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+        began = time.monotonic()
+        response = self.run(request)
+        took = time.monotonic() - began
+        assert took < ANSWER_SECONDS_MAX, f"{took:.1f} s for {response.request.method} {response.request.url}"
+        check_answer(response)
+        return response
+
+
+def check_answer(response: httpx.Response) -> None:
+    """What is true of every answer: never a 500, JSON, readable for web clients, a Matrix error if it is one."""
+    what = f"{response.request.method} {str(response.request.url)[:300]}: {response.status_code} {response.text[:300]}"
+    assert response.status_code < 500 or response.status_code in (502, 504), what
+    for name, value in CORS.items():
+        assert response.headers.get(name) == value, what
+    if response.status_code == 204 or response.request.method == "HEAD":
+        return
+    assert response.headers["content-type"] == "application/json", what
+    body = response.json()
+    if response.status_code < 400:
+        return
+    assert isinstance(body, dict), what
+    if response.status_code == 401 and "flows" in body:
+        return
+    assert isinstance(body["errcode"], str), what
+    assert body["errcode"].startswith("M_"), what
+    assert isinstance(body["error"], str), what
+    assert body["error"], what
+
+
+def refused(response: httpx.Response, status: int, errcode: str) -> dict[str, Any]:
+    assert (response.status_code, response.json().get("errcode")) == (status, errcode), response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def fine(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def path_of(*segments: str) -> str:
+    """A path of segments, each encoded by itself."""
+    return "".join("/" + quote(segment, safe="") for segment in segments)
+
+
+@contextlib.contextmanager
+def nothing_unexpected(runner: asyncio.Runner) -> Iterator[list[Mapping[str, Any]]]:
+    """Fail if an error is logged meanwhile, or a task fails that nobody waits for."""
+    troubles: list[Any] = []
+    loop = runner.get_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: troubles.append(context))
+    try:
+        with structlog.testing.capture_logs() as entries:
+            yield troubles
+    finally:
+        loop.set_exception_handler(before)
+    troubles += [entry for entry in entries if entry["log_level"] in ("error", "critical")]
+    assert troubles == []
+
+
+async def together(*requests: Awaitable[T]) -> list[T]:
+    return list(await asyncio.gather(*requests))
