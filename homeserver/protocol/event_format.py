@@ -31,12 +31,14 @@ AUTH_EVENTS_MAX = 10
 INT64_MAX = 2**63 - 1
 
 
-def parse_event(pdu: JsonObject, version: RoomVersion, *, room_id: str | None = None) -> Event:
+def parse_event(
+    pdu: JsonObject, version: RoomVersion, *, room_id: str | None = None, is_history: bool = False
+) -> Event:
     """The event that the PDU holds, where it fits the event format of the room version.
 
     ``unsigned``, which no signature covers, is not part of the event; nor is an ``event_id`` in the versions whose
     PDUs have none. ``room_id`` is the room that the event must belong to, where that is known. The argument is not
-    changed.
+    changed. ``is_history`` leaves out the limits on references, which old events were made without.
 
     Raises ``InvalidEvent``.
     """
@@ -49,8 +51,8 @@ def parse_event(pdu: JsonObject, version: RoomVersion, *, room_id: str | None = 
         pdu.pop("event_id", None)
     _check_fields(pdu, version)
     _check_hashes_and_signatures(pdu)
-    _check_references("prev_events", pdu, version, PREV_EVENTS_MAX)
-    _check_references("auth_events", pdu, version, AUTH_EVENTS_MAX)
+    _check_references("prev_events", pdu, version, None if is_history else PREV_EVENTS_MAX)
+    _check_references("auth_events", pdu, version, None if is_history else AUTH_EVENTS_MAX)
     json = encode_strict_json(pdu) if version.strict_canonical_json else encode_canonical_json(pdu)
     if len(json) > PDU_BYTES_MAX:
         raise InvalidEvent(f"larger than {PDU_BYTES_MAX} bytes")
@@ -122,9 +124,9 @@ def _check_hashes_and_signatures(pdu: JsonObject) -> None:
             raise InvalidEvent("signatures is not an object of objects of strings")
 
 
-def _check_references(field: str, pdu: JsonObject, version: RoomVersion, maximum: int) -> None:
+def _check_references(field: str, pdu: JsonObject, version: RoomVersion, maximum: int | None) -> None:
     references = pdu.get(field)
-    if type(references) is not list or len(references) > maximum:
+    if type(references) is not list or (maximum is not None and len(references) > maximum):
         raise InvalidEvent(f"{field} is not a list of at most {maximum} events")
     if version.references_with_hashes:
         if not all(_is_reference_with_hash(reference) for reference in references):

@@ -41,17 +41,20 @@ class IncomingEvents:
     def __init__(self, verifier: EventVerifier) -> None:
         self._verifier = verifier
 
-    async def check(self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None) -> list[Event]:
+    async def check(
+        self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
+    ) -> list[Event]:
         """The events among the PDUs that pass checks 1 to 3; the others are dropped. None comes twice.
 
-        ``room_id`` is the room that all must belong to.
+        ``room_id`` is the room that all must belong to. ``is_history``: they are an answer to /backfill, which "MUST
+        NOT be validated" on how many events each may refer to.
         """
         parsed: dict[str, Event] = {}
         for index, pdu in enumerate(pdus):
             if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
                 await asyncio.sleep(0)
             try:
-                event = parse_event(pdu, version, room_id=room_id)
+                event = parse_event(pdu, version, room_id=room_id, is_history=is_history)
             except InvalidEvent as error:
                 logger.info("event dropped", room_id=room_id, reason=str(error)[:200])
                 continue

@@ -92,7 +92,7 @@ class Backfiller:
         except RemoteError as error:
             logger.info("no history given", room_id=head.room_id, server=server_name, reason=error.message)
             return False
-        found = await self._incoming.check(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id)
+        found = await self._incoming.check(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
         ordered = prev_events_first({event.event_id: event for event in found})
         outcomes = await self._placer.place(server_name, head.room_id, ordered, is_past=True)
         return any(isinstance(outcome, StoredEvent) for outcome in outcomes.values())

@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 
 from homeserver.governance.role_changes import is_change, with_role
 from homeserver.governance.roles import Role, listed_users, role_of
-from homeserver.protocol.canonical_json import INTEGER_MAX
-from homeserver.protocol.events import Event, EventDraft, StateKey
+from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN
+from homeserver.protocol.events import EventDraft, StateKey
 from homeserver.protocol.identifiers import server_of
-from homeserver.protocol.power_levels import INFINITE, PowerLevels, power_levels_of
+from homeserver.protocol.power_levels import PowerLevels, power_levels_of
 from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
@@ -27,7 +27,6 @@ from homeserver.storage.database import Database
 
 CREATE: StateKey = ("m.room.create", "")
 POWER_LEVELS: StateKey = ("m.room.power_levels", "")
-GROUPS = {Role.OWNER: "owners", Role.MODERATOR: "moderators", Role.MEMBER: "members"}
 
 
 class RoleHolder(TypedDict):
@@ -57,7 +56,7 @@ class RoleList(TypedDict, total=False):
 
 
 _Place: TypeAlias = tuple[int, str, str]
-"""What the whole list is sorted by: the group, the display name, the user ID."""
+"""What the whole list is sorted by: the rank of the role (negative: the highest goes first), the display name, the user ID."""
 
 
 class Roles:
@@ -97,10 +96,14 @@ class Roles:
             "moderators": [],
             "members": [],
         }
-        groups = (answer["owners"], answer["moderators"], answer["members"])
-        for place in places[start:end]:
-            groups[place[0]].append(holders[place[2]])
-        if await self._is_ownerless(head, (place[2] for place in places if place[0] == 0)):
+        groups = {
+            -Role.OWNER.rank: answer["owners"],
+            -Role.MODERATOR.rank: answer["moderators"],
+            -Role.MEMBER.rank: answer["members"],
+        }
+        for rank, _, holder in places[start:end]:
+            groups[rank].append(holders[holder])
+        if await self._is_ownerless(head, (place[2] for place in places if place[0] == -Role.OWNER.rank)):
             answer["ownerless"] = True
         if end < len(places):
             answer["next"] = token_of(places[end - 1])
@@ -163,7 +166,6 @@ def _role_holders(
     creators = levels.creators
     special = {user_id: levels.of_user(user_id) for user_id in (*listed, *creators)}
     default = levels.users_default
-    ranks = {role: rank for rank, role in enumerate(GROUPS)}
     places: list[_Place] = []
     holders: dict[str, RoleHolder] = {}
     for user_id, display_name, avatar_url in store.joined_members(connection, room_nid):
@@ -173,12 +175,13 @@ def _role_holders(
             "user_id": user_id,
             "display_name": display_name,
             "avatar_url": avatar_url,
-            "power_level": INTEGER_MAX if level == INFINITE else int(level),
+            # What JSON can hold: infinity cannot be written, and strings of old room versions know no bounds.
+            "power_level": int(max(INTEGER_MIN, min(level, INTEGER_MAX))),
             "is_remote": server != server_name,
             "server_name": server,
             "is_creator": user_id in creators,
         }
-        places.append((ranks[role_of(level)], display_name or "", user_id))
+        places.append((-role_of(level).rank, display_name or "", user_id))
     places.sort()
     return places, holders
 
@@ -186,6 +189,3 @@ def _role_holders(
 def parse_role(name: str) -> Role | None:
     """The role of this name in the governance API."""
     return next((role for role in Role if role.value == name), None)
-
-
-__all__ = ["GROUPS", "Event", "RoleHolder", "RoleList", "Roles", "parse_role"]

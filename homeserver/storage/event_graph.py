@@ -87,6 +87,9 @@ _TXNS = select(
     client_transactions.c.txn_id,
 ).where(client_transactions.c.event_nid.in_(bindparam("wanted", expanding=True)))
 _redaction_events = events.alias("redaction_events")
+_VERDICTS = select(events.c.event_id, events.c.event_nid, events.c.verdict).where(
+    events.c.event_id.in_(bindparam("wanted", expanding=True))
+)
 _REDACTIONS = (
     select(redactions.c.redacted_event_id, _redaction_events.c.event_id, _redaction_events.c.json)
     .join_from(redactions, _redaction_events, _redaction_events.c.event_nid == redactions.c.redaction_nid)
@@ -161,9 +164,7 @@ def nids_and_verdicts(connection: Connection, event_ids: Iterable[str]) -> dict[
     """Numeric ID and verdict of the events that are known."""
     found: dict[str, tuple[int, Verdict]] = {}
     for part in in_slices(list(event_ids)):
-        rows = connection.execute(
-            select(events.c.event_id, events.c.event_nid, events.c.verdict).where(events.c.event_id.in_(part))
-        )
+        rows = connection.execute(_VERDICTS, {"wanted": list(part)})
         found.update((row[0], (row[1], Verdict(row[2]))) for row in rows)
     return found
 

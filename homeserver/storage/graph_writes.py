@@ -163,6 +163,15 @@ class Appended:
     state_keys: Mapping[StateKey, int]
 
 
+_TRANSACTION_KEY = (
+    client_transactions.c.user_id,
+    client_transactions.c.device_id,
+    client_transactions.c.scope,
+    client_transactions.c.txn_id,
+)
+_TRANSACTIONS = select(*_TRANSACTION_KEY, client_transactions.c.event_nid).where(
+    tuple_(*_TRANSACTION_KEY).in_(bindparam("wanted", expanding=True))
+)
 _GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
     rooms.c.room_nid.in_(bindparam("wanted", expanding=True))
 )
@@ -179,6 +188,7 @@ _TAKE = (
     .returning(counters.c.event, counters.c.stream, counters.c.backfill, counters.c.state_group, counters.c.auth_chain)
 )
 _INSERT_EVENTS = insert(events)
+_INSERT_TRANSACTION = insert(client_transactions)
 _PLACE_OUTLIER = (
     update(events)
     .where(events.c.event_nid == bindparam("b_event_nid"))
@@ -581,13 +591,9 @@ def _repeated_transactions(connection: Connection, appends: Sequence[RoomAppend]
         for w in append.events
         if w.txn is not None
     }
-    table = client_transactions.c
     found: dict[TransactionKey, int] = {}
     for part in in_slices(list(by_key), 100):
-        statement = select(table.user_id, table.device_id, table.scope, table.txn_id, table.event_nid).where(
-            tuple_(table.user_id, table.device_id, table.scope, table.txn_id).in_(part)
-        )
-        for row in connection.execute(statement):
+        for row in connection.execute(_TRANSACTIONS, {"wanted": list(part)}):
             found[by_key[row[0], row[1], row[2], row[3]]] = row[4]
     return found
 
@@ -785,7 +791,7 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
     upsert(connection, redactions, rows.redactions, ["redacted_event_id", "redaction_nid"])
     _redact_members(connection, [row["redacted_event_id"] for row in rows.redactions if row["applied"]])
     upsert(connection, rejections, rows.reasons, ["event_nid"])
-    _many(connection, insert(client_transactions), rows.txns)
+    _many(connection, _INSERT_TRANSACTION, rows.txns)
     _many(connection, _NEXT_GENERATION, rows.generations)
     _many(connection, _NEXT_STATE, rows.states)
 

@@ -257,3 +257,14 @@ def test_nesting_is_bounded() -> None:
     for event in MESSAGES.values():
         with pytest.raises(InvalidEvent, match="nested"):
             parse_event(changed(event, content={"a": deep}), event.version)
+
+
+def test_history_may_have_more_references_than_new_events() -> None:
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid"""
+    room = RoomFactory()
+    room.create("@alice:example.org")
+    event = room.send("@alice:example.org", "hello")
+    pdu = {**event.pdu, "prev_events": [f"${n:043}" for n in range(21)]}
+    with pytest.raises(InvalidEvent):
+        parse_event(pdu, event.version)
+    assert len(parse_event(pdu, event.version, is_history=True).prev_events) == 21
