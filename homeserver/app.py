@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from homeserver import client_api, federation_api, web
+from homeserver import client_api, federation_api, governance_api, web
 from homeserver.accounts.access_tokens import AccessTokens
 from homeserver.accounts.account_data import AccountData
 from homeserver.accounts.administration import Accounts
@@ -45,13 +45,16 @@ from homeserver.outbound_http import OutboundHttp
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.ancestors import Ancestors
 from homeserver.rooms.append import RoomWriters
+from homeserver.rooms.bans import Bans
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import RoomCreation
+from homeserver.rooms.doubtful_revocations import DoubtfulRevocations
 from homeserver.rooms.events import Events
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.history import History
 from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
+from homeserver.rooms.invitations import Invitations
 from homeserver.rooms.judgement import Judge
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.missing_events import Backfiller
@@ -65,6 +68,7 @@ from homeserver.rooms.received_transactions import ReceivedTransactions
 from homeserver.rooms.remote_membership import RemoteMembership
 from homeserver.rooms.resident import Resident
 from homeserver.rooms.restricted_joins import RestrictedJoins
+from homeserver.rooms.roles import Roles
 from homeserver.rooms.room_access import RoomAccess
 from homeserver.rooms.send import Sender
 from homeserver.rooms.server_access import ServerAccess
@@ -72,6 +76,7 @@ from homeserver.rooms.shared_history import SharedHistory
 from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.typing import Typing
 from homeserver.rooms.visible_events import VisibleEvents
+from homeserver.rooms.who_has_read import WhoHasRead
 from homeserver.signing import SigningKeys
 from homeserver.storage import pruning, streams
 from homeserver.storage.database import Database
@@ -80,6 +85,8 @@ from homeserver.sync.service import Sync
 
 KEYS_RELOAD_SECONDS = 60
 PRUNE_SECONDS = 300
+CLOSED_ACCOUNTS_SECONDS = 60
+"""How soon after the command line has closed an account its user leaves all rooms."""
 CLIENT_TRANSACTIONS_KEPT_MS = 24 * 3600 * 1000
 """How long a client may repeat a request without harm."""
 
@@ -100,6 +107,7 @@ class Homeserver:
             [
                 Chore("signing keys", KEYS_RELOAD_SECONDS, self._reload_keys),
                 Chore("client transactions", PRUNE_SECONDS, self._prune_transactions),
+                Chore("closed accounts", CLOSED_ACCOUNTS_SECONDS, self.memberships.leave_for_closed_accounts),
             ]
         )
 
@@ -132,6 +140,7 @@ class Homeserver:
         await self.others.stop()
         await self.housekeeping.stop()
         await self.owed.stop()
+        await self.doubtful.stop()
         await self.delivery.stop()
         await self.writers.idle()
         await self.key_ring.aclose()
@@ -200,7 +209,7 @@ class Homeserver:
         graph = GraphWriter(self._is_local)
         self.writers = writers = RoomWriters(database, heads, events, states, self.notifier, graph, self._is_local)
         imports = RoomImports(database, heads, events, self.notifier, writers, graph, clock, self._is_local)
-        governed = GovernedEvents(config.governance.last_owner_protection)
+        governed = GovernedEvents(config.governance.last_owner_protection, database)
         sender = Sender(writers, keys, clock, governed)
         self.restricted = RestrictedJoins(heads, self._is_local)
         self.server_access = ServerAccess(heads)
@@ -230,6 +239,11 @@ class Homeserver:
         aliases = RoomAliases(database, heads, self.federation, server_name)
         creation = RoomCreation(writers, sender, self.memberships, aliases, profiles, keys, clock)
         self._add(states, writers, imports, sender, self.memberships, aliases, creation)
+        self._add(
+            Roles(database, heads, writers, sender, governed, server_name),
+            Invitations(database, heads, writers, sender, server_name),
+            Bans(database, heads, server_name),
+        )
 
     def _build_reading(self) -> None:
         """What clients are shown of rooms."""
@@ -263,12 +277,14 @@ class Homeserver:
             self.receipts,
             clock,
         )
-        self._add(client_events, access, visible, history, self.receipts, self.typing, sync)
+        who_has_read = WhoHasRead(database, heads, events, self.states, visible, self.receipts, self.config.server_name)
+        self._add(client_events, access, visible, history, self.receipts, who_has_read, self.typing, sync)
 
     def _build_answers(self) -> None:
         """What other servers are answered."""
         config, database, heads, events = self.config, self.database, self.heads, self.events
         imports = self.services[RoomImports]
+        self.doubtful = DoubtfulRevocations(self.federation)
         out_of_band = OutOfBand(
             config.server_name,
             database,
@@ -277,6 +293,7 @@ class Homeserver:
             imports,
             self.incoming,
             self.server_access,
+            self.doubtful,
             self.signing_keys,
             self._is_local,
         )
@@ -378,6 +395,8 @@ def build_app(config: Config) -> FastAPI:
     app.state.begin_shutdown = homeserver.begin_shutdown
     for module in client_api.MODULES:
         _include_client_module(app, module)
+    for governed in governance_api.MODULES:
+        app.include_router(governed.router, prefix=governance_api.PREFIX)
     if config.federation.enabled:
         for module in federation_api.MODULES:
             app.include_router(module.router)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,21 +46,59 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one room: its settings, members and size."""
-    from homeserver.storage import room_listing
+    from homeserver.storage import ownership, room_listing
 
-    with open_database(load_config(config)) as database:
+    loaded = load_config(config)
+    with open_database(loaded) as database:
         details = database.read_now(room_listing.show_room, room)
-    if details is None:
-        raise HomeserverError(f"this server does not know a room {room}")
+        if details is None:
+            raise HomeserverError(f"this server does not know a room {room}")
+        charge = database.read_now(ownership.ownership_of, details.summary.room_id, loaded.server_name)
     facts = asdict(details)
-    facts = {**facts.pop("summary"), **facts}
+    facts = {**facts.pop("summary"), **facts, **(asdict(charge) if charge is not None else {})}
     if as_json:
         print_json(facts)
         return
     members: dict[str, list[str]] = facts.pop("members")
+    former: list[dict[str, Any]] = facts.pop("could_have_prevented", [])
     facts["created_ts"] = time_text(facts["created_ts"])
-    rows = [(name.replace("_", " ").removesuffix(" ts"), value) for name, value in facts.items()]
+    rows = [(name.replace("_", " ").removesuffix(" ts"), _fact(value)) for name, value in facts.items()]
     print_table(("FACT", "VALUE"), rows)
+    if former:
+        typer.echo()
+        print_table(
+            ("WAS OWNER, OF THIS SERVER", "MEMBERSHIP", "OWNER AGAIN ON RETURN", "ACCOUNT CLOSED"),
+            [(f["user_id"], f["membership"], f["is_owner_on_return"], f["is_closed"]) for f in former],
+        )
     typer.echo()
     rows = [(user_id, membership) for membership, user_ids in members.items() for user_id in user_ids]
     print_table(("MEMBER", "MEMBERSHIP"), rows)
+
+
+def _fact(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list) else value
+
+
+@commands.command()
+def ownerless(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the rooms that users are in, but no owner. ``rooms show`` tells who could do something about it."""
+    from homeserver.storage import ownership, room_listing
+
+    loaded = load_config(config)
+    with open_database(loaded) as database:
+        found = database.read_now(ownership.ownerless_rooms, loaded.server_name)
+        names = {room.room_id: room for room in database.read_now(room_listing.list_rooms)} if found else {}
+    if as_json:
+        print_json(
+            [
+                {
+                    **asdict(room),
+                    "name": names[room.room_id].name,
+                    "canonical_alias": names[room.room_id].canonical_alias,
+                }
+                for room in found
+            ]
+        )
+        return
+    rows = [(r.room_id, names[r.room_id].name, r.joined_members, r.local_members) for r in found]
+    print_table(("ROOM ID", "NAME", "JOINED", "OF THIS SERVER"), rows)

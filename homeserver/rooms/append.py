@@ -394,8 +394,8 @@ def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: C
         touched = True
         user_id = change.key[1]
         membership = change.event.membership if change.event else None
-        server = server_of(user_id)
         if (membership == "join") != (user_id in joined):
+            server = server_of(user_id)  # who joins has a valid user ID; who is banned need not have one
             count = servers.get(server, 0) + (1 if membership == "join" else -1)
             servers = servers.set(server, count) if count > 0 else servers.delete(server)
             joined = joined.set(user_id, True) if membership == "join" else joined.delete(user_id)

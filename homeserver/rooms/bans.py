@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict, cast
 
-from homeserver.protocol.identifiers import server_of
+from homeserver.rooms.ephemeral import is_user_of
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.state import RoomHeads
 from homeserver.storage import listings as store
@@ -51,7 +51,7 @@ class Bans:
                     "banned_by": ban.banned_by,
                     "banned_at": ban.banned_ts,
                     "reason": ban.reason,
-                    "is_remote": server_of(ban.user_id) != self._server_name,
+                    "is_remote": not is_user_of(ban.user_id, self._server_name),
                 }
                 for ban in shown
             ]

@@ -72,14 +72,13 @@ def refusal(event: Event, state: Mapping[StateKey, Event], create: Event | None,
 
 
 def _reason(event: Event, state: Mapping[StateKey, Event], create: Event | None) -> dict[str, str]:
-    if event.type == "m.room.member":
+    version = event.version
+    if event.type == "m.room.member" and event.membership in ("join", "invite", "knock"):
         member = state.get(event.key)
-        comes_in = event.membership in ("join", "invite", "knock")
-        if comes_in and member is not None and member.membership == "ban":
-            return {"reason": "banned"}
-    elif event.type == "m.room.power_levels" and event.version.creators_have_infinite_power:
-        if not creators_of(event.version, create).isdisjoint(listed_users(event)):
-            return {"reason": "creator"}
+        return {"reason": "banned"} if member is not None and member.membership == "ban" else {}
+    if event.type == "m.room.power_levels" and version.creators_have_infinite_power:
+        lists_creator = not creators_of(version, create).isdisjoint(listed_users(event))
+        return {"reason": "creator"} if lists_creator else {}
     return {}
 
 

@@ -7,9 +7,9 @@ from typing import TypedDict, cast
 
 from homeserver.errors import Conflict
 from homeserver.protocol.events import EventDraft
-from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.ephemeral import is_user_of
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads
@@ -66,7 +66,7 @@ class Invitations:
                     "invited_at": invitation.invited_ts,
                     "updated_at": invitation.updated_ts,
                     "reason": invitation.reason,
-                    "is_remote": server_of(invitation.user_id) != self._server_name,
+                    "is_remote": not is_user_of(invitation.user_id, self._server_name),
                 }
                 for invitation in shown
             ]

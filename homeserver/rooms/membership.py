@@ -166,6 +166,11 @@ class Memberships:
                 except (Forbidden, NotFound):
                     continue
 
+    async def leave_for_closed_accounts(self) -> None:
+        """Take out of all rooms whose account was closed by the command line, or while the server stopped."""
+        for user_id in await self._database.read(user_rooms.closed_accounts_in_rooms):
+            await self.leave_all(user_id)
+
     async def _standing(self, user_id: str, room_id: str) -> Standing:
         standing = await self._database.read(user_rooms.standing_of, user_id, room_id)
         if standing is None:
@@ -228,18 +233,19 @@ class Memberships:
         """Ban a user, whether they were ever in the room or not. Raises ``Forbidden``."""
         if not is_valid_user_id(user_id):
             raise InvalidParam("Not a valid user ID")
-        head = await self._joined_head(sender, room_id)
-        target = await self._heads.state_event(head, "m.room.member", user_id)
-        is_remote = server_of(user_id) != self._server_name
-        memberships = ["ban"]
-        if is_remote and target is not None and target.membership == "invite":
-            # The user's server is not in the room: it understands that an invitation is taken back, not a ban.
-            memberships = ["leave", "ban"]
-        content: JsonObject = {"reason": reason} if reason is not None else {}
-        await self._sender.send_all(
-            room_id,
-            [EventDraft("m.room.member", sender, {"membership": m, **content}, user_id) for m in memberships],
-        )
+        await self._joined_head(sender, room_id)
+        content: JsonObject = {"membership": "ban", **({"reason": reason} if reason is not None else {})}
+        await self._ban(room_id, EventDraft("m.room.member", sender, content, user_id))
+
+    async def _ban(self, room_id: str, ban: EventDraft) -> str:
+        """Send a ban; returns its event ID. A pending invitation is taken back first, where that needs to be said."""
+        user_id = ban.state_key or ""
+        head = await self._heads.find(room_id)
+        if head is None or user_id not in head.invited or server_of(user_id) in head.joined_servers:
+            return (await self._sender.send(room_id, ban)).event_id
+        # The user's server is not in the room: it understands that an invitation is taken back, not a ban.
+        revocation = replace(ban, content={**ban.content, "membership": "leave"})
+        return (await self._sender.send_all(room_id, [revocation, ban]))[-1].event_id
 
     async def unban(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
         """Lift a ban. Raises ``Forbidden``, also where there is no ban."""
@@ -268,6 +274,8 @@ class Memberships:
         if draft.content.get("membership") == "invite":
             await self.check_invitable(draft.sender, [user_id])
             await self._check_not_banned(await self._joined_head(draft.sender, room_id), user_id)
+        if draft.content.get("membership") == "ban":
+            return await self._ban(room_id, draft)
         return (await self._sender.send(room_id, await self._vouched(room_id, draft), txn)).event_id
 
     async def _vouched(self, room_id: str, draft: EventDraft) -> EventDraft:

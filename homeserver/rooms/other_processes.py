@@ -7,7 +7,6 @@ with SQLite only the command line writes besides the server, so it is enough to 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import structlog
 
@@ -22,6 +21,7 @@ logger = structlog.get_logger(__name__)
 POLL_S = 2.0
 """How often a process looks whether somebody else has written, where nobody tells it."""
 RECONNECT_S = 1.0
+STOP_AGAIN_S = 0.2
 
 
 class OtherProcesses:
@@ -66,11 +66,11 @@ class OtherProcesses:
 
     async def stop(self) -> None:
         """Leave off."""
-        if self._following is not None:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
-            self._following = None
+        following, self._following = self._following, None
+        while following is not None and not following.done():
+            # Again if need be: before Python 3.12, asyncio.wait_for, which waits for announcements, may swallow it.
+            following.cancel()
+            await asyncio.wait([following], timeout=STOP_AGAIN_S)
 
     async def _follow(self, notifier: Notifier) -> None:
         while True:

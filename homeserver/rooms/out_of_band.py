@@ -29,6 +29,7 @@ from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.rooms.client_events import stripped_event
+from homeserver.rooms.doubtful_revocations import DoubtfulRevocations
 from homeserver.rooms.events import Events
 from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
@@ -55,9 +56,11 @@ class OutOfBand:
         imports: RoomImports,
         incoming: IncomingEvents,
         access: ServerAccess,
+        doubtful: DoubtfulRevocations,
         signer: Signer,
         is_local: Callable[[str], bool],
     ) -> None:
+        self._doubtful = doubtful
         self._server_name = server_name
         self._database = database
         self._heads = heads
@@ -191,26 +194,36 @@ class OutOfBand:
             raise HomeserverError("This server is not in the room")
         if standing.event_id == event.event_id:
             return
-        if not _ends(event, standing):
-            raise NotAuthorized("Only who invited the user can take the invitation back, as far as can be told here")
+        if _ends(event, standing):
+            await self._end(event, user_id)
+        elif standing.membership == "invite" and standing.event_id in event.auth_events:
+            self._doubtful.settle(standing, user_id, lambda: self._end_if_unchanged(event, user_id, standing))
+        else:
+            raise NotAuthorized("The event does not end how the user stands to the room")
+
+    async def _end(self, event: Event, user_id: str) -> None:
         await self._imports.out_of_band(event.version, event)
         await self._database.write(store.cancel_requests, event.room_id, user_id)
 
+    async def _end_if_unchanged(self, event: Event, user_id: str, before: Standing) -> None:
+        standing = await self._database.read(user_rooms.standing_of, user_id, event.room_id)
+        if standing is not None and standing.event_id == before.event_id:
+            await self._end(event, user_id)
+
 
 def _ends(event: Event, standing: Standing) -> bool:
-    """Whether an event ends how the user stands to the room: we know of the room only what came with that.
+    """Whether an event surely ends how the user stands to the room: we know of the room only what came with that.
 
-    An invitation is taken back by who sent it. Of a knock and of a ban we know that whoever answers it has seen it:
-    that event is among the auth events of the answer.
+    Who answers an invitation, a knock or a ban has seen it: that event is among the auth events of the answer. (What
+    does not cite it may be from before it.) An invitation is taken back by who sent it.
     """
+    cites = standing.event_id in event.auth_events
     if standing.membership == "invite":
-        return event.sender == standing.sender
+        return cites and event.sender == standing.sender
     if standing.membership == "knock":
-        return standing.event_id in event.auth_events
+        return cites
     if standing.membership == "ban":
-        return event.membership == "leave" and (
-            standing.event_id in event.auth_events or event.sender == standing.sender
-        )
+        return event.membership == "leave" and (cites or event.sender == standing.sender)
     return False
 
 

@@ -102,12 +102,14 @@ class Receipts:
         return head, stored.event
 
     async def _is_in_thread(self, event: Event, thread_id: str) -> bool:
-        """Whether an event belongs to a thread: ``main``, or that of a root.
+        """Whether an event belongs to a thread: ``main``, or that of a root, which is part of both."""
+        return event.event_id == thread_id or await self.thread_of(event) == thread_id
+
+    async def thread_of(self, event: Event) -> str:
+        """The thread that an event belongs to: the ID of its root, or ``main``.
 
         https://spec.matrix.org/v1.19/client-server-api/#threaded-read-receipts
         """
-        if event.event_id == thread_id:
-            return True
         current: Event | None = event
         for _ in range(RELATION_HOPS_MAX + 1):
             relation = _relation(current)
@@ -115,11 +117,11 @@ class Receipts:
                 break
             rel_type, target = relation
             if rel_type == "m.thread":
-                return target == thread_id
+                return target
             stored = await self._events.get(target)
             current = stored.event if stored is not None and stored.event.room_id == event.room_id else None
         # "Events not in a thread but still in the room are considered to be in the main timeline."
-        return thread_id == MAIN_THREAD
+        return MAIN_THREAD
 
     # -- from other servers --------------------------------------------------------------------------------------------
 

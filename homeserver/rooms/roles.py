@@ -56,7 +56,7 @@ class RoleList(TypedDict, total=False):
 
 
 _Place: TypeAlias = tuple[int, str, str]
-"""What the whole list is sorted by: the rank of the role (negative: the highest goes first), the display name, the user ID."""
+"""What the list is sorted by: the rank of the role (negative: the highest goes first), display name, user ID."""
 
 
 class Roles:
@@ -184,8 +184,3 @@ def _role_holders(
         places.append((-role_of(level).rank, display_name or "", user_id))
     places.sort()
     return places, holders
-
-
-def parse_role(name: str) -> Role | None:
-    """The role of this name in the governance API."""
-    return next((role for role in Role if role.value == name), None)

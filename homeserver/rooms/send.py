@@ -85,10 +85,12 @@ class Sender:
         return (await self._submit(room_id, job, txn))[0]
 
     async def send_all(self, room_id: str, drafts: Sequence[EventDraft]) -> list[StoredEvent]:
-        """Send several events, all in one transaction or none."""
+        """Send several events, all in one transaction or none; what the state says already is left out."""
 
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
             for draft in drafts:
+                if await self._same_state(working, draft) is not None:
+                    continue
                 await working.take_in(await self.compose(working, draft))
             return []
 

@@ -7,7 +7,7 @@ PostgreSQL it is told when there is something (``listening``).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,16 +207,19 @@ async def listening(url: URL) -> AsyncIterator[AsyncIterator[tuple[int, str] | N
     try:
         async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
             await connection.execute(f"LISTEN {streams.CHANNEL}")
-            yield _announcements(connection)
+            # Closed before the connection is, which they lock for as long as they are open.
+            async with contextlib.aclosing(_announcements(connection)) as announcements:
+                yield announcements
     except psycopg.Error as error:
         raise ConnectionError(str(error)) from error
 
 
-async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[tuple[int, str] | None]:
+async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncGenerator[tuple[int, str] | None]:
     while True:
-        async for notification in connection.notifies(timeout=SILENCE_MAX_S):
-            if (announcement := parse_announcement(notification.payload)) is not None:
-                yield announcement
+        async with contextlib.aclosing(connection.notifies(timeout=SILENCE_MAX_S)) as notifications:
+            async for notification in notifications:
+                if (announcement := parse_announcement(notification.payload)) is not None:
+                    yield announcement
         await connection.execute("SELECT 1")
         yield None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, and_, bindparam, delete, insert, select, tuple_, update
 
 from homeserver.errors import HomeserverError
@@ -267,6 +268,7 @@ class _Rows:
         self.removed_members: list[tuple[int, str]] = []
         self.user_rooms: list[dict[str, Any]] = []
         self.invitations: list[invitations.Step] = []
+        self.taken_over: list[invitations.Takeover] = []
         self.removed_standings: list[dict[str, Any]] = []
         self.redactions: list[dict[str, Any]] = []
         self.reasons: list[dict[str, Any]] = []
@@ -410,6 +412,10 @@ class GraphWriter:
         for redacted, redaction in append.applied_redactions:
             rows.redactions.append({"redacted_event_id": redacted, "redaction_nid": nids[redaction], "applied": True})
         self._collect_current(append, positions, nids, state_keys, rows, standings)
+        if append.replace_state:
+            members = [change.event for change in append.changes if change.event and change.key[0] == "m.room.member"]
+            known_events = {write.event.event_id: write.event for write in append.events}
+            rows.taken_over.append(invitations.Takeover(append.room_nid, members, known_events, nids))
         _collect_extremities(append, nids, rows)
         if append.current is not None:
             group = _group_number(append.current, groups)
@@ -455,11 +461,10 @@ class GraphWriter:
         last: dict[StateKey, CurrentChange] = {}
         for change in append.changes:
             last[change.key] = change
-            event = change.event
-            if event is not None and change.key[0] == "m.room.member" and _concerns_invitation(append, event):
-                rows.invitations.append(invitations.Step(room_nid, event, nids[event.event_id]))
             if append.replace_state:
                 continue  # who joins now is given the whole state, not its changes
+            if change.key[0] == "m.room.member":
+                rows.invitations.append(_invitation_step(room_nid, change, nids))
             rows.changes.append(
                 {
                     "room_nid": room_nid,
@@ -486,12 +491,12 @@ class GraphWriter:
                     rows.user_rooms.append(user_room_row(room_nid, change.event, nid, positions[change.at]))
 
 
-def _concerns_invitation(append: RoomAppend, member: Event) -> bool:
-    """Whether a membership may begin or end an invitation.
-
-    Of the members of a room that is joined through another server only the invited ones do, and who joins.
-    """
-    return not append.replace_state or member.membership == "invite" or member is append.events[-1].event
+def _invitation_step(room_nid: int, change: CurrentChange, nids: Mapping[str, int]) -> invitations.Step:
+    event = change.event
+    if event is None:
+        return invitations.Step(room_nid, change.key[1], None)
+    cites = tuple(nids[name] for name in event.auth_events if name in nids)
+    return invitations.Step(room_nid, change.key[1], event, nids[event.event_id], cites)
 
 
 def _is_news(member: Event, standing: str | None) -> bool:
@@ -776,6 +781,8 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
     upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
     upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
     invitations.follow(connection, rows.invitations)
+    for takeover in rows.taken_over:
+        invitations.take_over(connection, takeover)
     _many(connection, _LEFT, rows.removed_standings)
     for room_nid, key in rows.removed:
         connection.execute(
@@ -797,15 +804,17 @@ def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
 
 
 def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
-    """A redacted member event shows no name and no picture any longer."""
+    """A redacted member event shows no name, no picture and no reason any longer."""
     for part in in_slices(redacted):
         statement = (
-            select(events.c.room_nid, state_keys.c.state_key, events.c.event_nid)
+            select(events.c.room_nid, state_keys.c.state_key, events.c.event_nid, events.c.json)
             .join_from(events, state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
             .where(events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
         )
         found = connection.execute(statement).all()
-        _many(connection, _HIDE_PROFILE, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e in found])
+        _many(connection, _HIDE_PROFILE, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e, _ in found])
+        for room_nid, user_id, _, json in found:
+            invitations.forget_reason(connection, room_nid, user_id, orjson.loads(json)["content"])
 
 
 def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:

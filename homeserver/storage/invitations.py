@@ -1,30 +1,51 @@
 """Where each invitation stands: pending, accepted, rejected or revoked.
 
 A row for the latest invitation of each user in each room, written in the transaction of the membership event that
-changes it.
+changes it. What ended an invitation is the membership event that cites it, or else the first one after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, update
+from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
 
 from homeserver.protocol.events import Event
+from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import upsert
 from homeserver.storage.tables import invitations
 
 PENDING, ACCEPTED, REJECTED, REVOKED = "pending", "accepted", "rejected", "revoked"
+STEPS_BACK_MAX = 100
+"""Membership events of a user that are looked at to find the invitation that let it in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A membership event, as far as it concerns an invitation."""
+    """A change of a user's membership, as far as it concerns an invitation."""
 
     room_nid: int
-    event: Event
-    event_nid: int
+    user_id: str
+    event: Event | None
+    """None: the room's state has none any more."""
+    event_nid: int = 0
+    cites: tuple[int, ...] = ()
+    """The numeric IDs of the events that it cites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A room whose state comes from another server."""
+
+    room_nid: int
+    members: Sequence[Event]
+    """The member events of its state; each cites the one whose place it took."""
+    known: Mapping[str, Event]
+    """The events that came with the state, to which they lead back."""
+    nids: Mapping[str, int]
+    """The numeric IDs of all of these."""
 
 
 _END = (
@@ -33,49 +54,111 @@ _END = (
         and_(
             invitations.c.room_nid == bindparam("b_room_nid"),
             invitations.c.user_id == bindparam("b_user_id"),
-            invitations.c.status == PENDING,
+            # Where branches of the room meet, another answer to the same invitation may take the place of the first.
+            or_(invitations.c.status == PENDING, invitations.c.event_nid.in_(bindparam("b_cites", expanding=True))),
         )
     )
     .values(
         status=bindparam("b_status"),
-        updated_ts=bindparam("b_updated_ts"),
-        reason=func.coalesce(bindparam("b_reason", type_=invitations.c.reason.type), invitations.c.reason),
+        updated_ts=func.coalesce(bindparam("b_updated_ts"), invitations.c.updated_ts),
+        reason=func.coalesce(bindparam("b_reason"), invitations.c.reason),
     )
 )
 
 
 def follow(connection: Connection, steps: Iterable[Step]) -> None:
-    """Bring invitations in line with membership events, in their order."""
+    """Bring invitations in line with changes of membership, in their order."""
     for step in steps:
         event = step.event
-        reason = event.content.get("reason")
-        reason = reason if isinstance(reason, str) else None
-        if event.membership == "invite":
-            row = {
-                "room_nid": step.room_nid,
-                "user_id": event.state_key,
-                "status": PENDING,
-                "invited_by": event.sender,
-                "invited_ts": event.origin_server_ts,
-                "updated_ts": event.origin_server_ts,
-                "reason": reason,
-                "event_nid": step.event_nid,
-            }
-            upsert(connection, invitations, [row], ["room_nid", "user_id"])
-        else:
-            connection.execute(
-                _END,
-                {
-                    "b_room_nid": step.room_nid,
-                    "b_user_id": event.state_key,
-                    "b_status": _status_after(event),
-                    "b_updated_ts": event.origin_server_ts,
-                    "b_reason": reason,
-                },
+        if event is not None and event.membership == "invite":
+            upsert(connection, invitations, [_begun(step.room_nid, event, step.event_nid)], ["room_nid", "user_id"])
+            continue
+        connection.execute(
+            _END,
+            {
+                "b_room_nid": step.room_nid,
+                "b_user_id": step.user_id,
+                "b_cites": list(step.cites),
+                "b_status": _status_after(event),
+                "b_updated_ts": None if event is None else event.origin_server_ts,
+                "b_reason": None if event is None else _reason(event.content),
+            },
+        )
+
+
+def take_over(connection: Connection, takeover: Takeover) -> None:
+    """Store where invitations stand in a room whose state comes from another server."""
+    room_nid = takeover.room_nid
+    rows: list[dict[str, Any]] = []
+    others: list[Step] = []
+    for member in takeover.members:
+        invitation, answer = _invitation_before(member, takeover.known)
+        if invitation is None:
+            others.append(Step(room_nid, member.state_key or "", member))
+            continue
+        row = _begun(room_nid, invitation, takeover.nids[invitation.event_id])
+        if answer is not None:
+            row["status"], row["updated_ts"] = _status_after(answer), answer.origin_server_ts
+            row["reason"] = _reason(answer.content) or row["reason"]
+        rows.append(row)
+    upsert(connection, invitations, rows, ["room_nid", "user_id"])
+    pending = _pending_in(connection, room_nid) if others else set()
+    follow(connection, (step for step in others if step.user_id in pending))
+
+
+def _invitation_before(member: Event, known: Mapping[str, Event]) -> tuple[Event | None, Event | None]:
+    """The latest invitation that a member event leads back to, and the event that answered it."""
+    answer: Event | None = None
+    current = member
+    for _ in range(STEPS_BACK_MAX):
+        if current.membership == "invite":
+            return current, answer
+        cited = [known[name] for name in current.auth_events if name in known]
+        before = next((e for e in cited if e.type == "m.room.member" and e.state_key == member.state_key), None)
+        if before is None:
+            break
+        answer, current = current, before
+    return None, None
+
+
+def forget_reason(connection: Connection, room_nid: int, user_id: str, content: JsonObject) -> None:
+    """Show the reason no longer that a redacted member event with this content gave."""
+    if (reason := _reason(content)) is not None:
+        connection.execute(
+            update(invitations)
+            .where(
+                invitations.c.room_nid == room_nid,
+                invitations.c.user_id == user_id,
+                invitations.c.reason == reason,
             )
+            .values(reason=None)
+        )
 
 
-def _status_after(event: Event) -> str:
-    if event.membership == "join":
+def _pending_in(connection: Connection, room_nid: int) -> set[str]:
+    statement = select(invitations.c.user_id).where(invitations.c.room_nid == room_nid, invitations.c.status == PENDING)
+    return set(connection.execute(statement).scalars())
+
+
+def _begun(room_nid: int, event: Event, event_nid: int) -> dict[str, Any]:
+    return {
+        "room_nid": room_nid,
+        "user_id": event.state_key,
+        "status": PENDING,
+        "invited_by": event.sender,
+        "invited_ts": event.origin_server_ts,
+        "updated_ts": event.origin_server_ts,
+        "reason": _reason(event.content),
+        "event_nid": event_nid,
+    }
+
+
+def _reason(content: JsonObject) -> str | None:
+    reason = content.get("reason")
+    return reason if isinstance(reason, str) else None
+
+
+def _status_after(event: Event | None) -> str:
+    if event is not None and event.membership == "join":
         return ACCEPTED
-    return REJECTED if event.sender == event.state_key else REVOKED
+    return REJECTED if event is not None and event.sender == event.state_key else REVOKED

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, Select, and_, exists, literal_column, select, tuple_
+from sqlalchemy import Connection, Select, and_, exists, literal_column, select, tuple_
 from sqlalchemy.sql.elements import ColumnElement
 
 from homeserver.storage.tables import events, invitations, redactions, room_members
@@ -41,13 +40,14 @@ Place = tuple[int, int]
 """Where an entry stands in a list that goes from new to old: time and numeric ID of its event."""
 
 
-def joined_members(connection: Connection, room_nid: int) -> Sequence[Row[tuple[str, str | None, str | None]]]:
+def joined_members(connection: Connection, room_nid: int) -> list[tuple[str, str | None, str | None]]:
     """``(user_id, display_name, avatar_url)`` of the joined members of a room, in no particular order."""
-    return connection.execute(
+    rows = connection.execute(
         select(room_members.c.user_id, room_members.c.display_name, room_members.c.avatar_url).where(
             room_members.c.room_nid == room_nid, room_members.c.membership == "join"
         )
-    ).all()
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def invitations_of(
@@ -67,9 +67,7 @@ def invitations_of(
     return [Invitation(*row) for row in connection.execute(statement)]
 
 
-def bans_of(
-    connection: Connection, room_nid: int, limit: int | None = None, after: Place | None = None
-) -> list[Ban]:
+def bans_of(connection: Connection, room_nid: int, limit: int | None = None, after: Place | None = None) -> list[Ban]:
     """Who is banned, newest first; from the one that follows ``after``. The reason of a redacted ban is not shown."""
     is_redacted = exists().where(and_(redactions.c.redacted_event_id == events.c.event_id, redactions.c.applied))
     statement = (

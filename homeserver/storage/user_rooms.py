@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, select, update
 
 from homeserver.storage.database import upsert
-from homeserver.storage.tables import events, rooms, user_rooms
+from homeserver.storage.tables import events, rooms, user_rooms, users
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,21 @@ def rooms_of(connection: Connection, user_id: str, membership: str) -> list[str]
         .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
         .where(user_rooms.c.user_id == user_id, user_rooms.c.membership == membership)
         .order_by(user_rooms.c.position)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def closed_accounts_in_rooms(connection: Connection) -> list[str]:
+    """Users of ours whose accounts were closed, and who are still in rooms, or invited."""
+    statement = (
+        select(users.c.user_id)
+        .where(
+            users.c.deactivated_ts.is_not(None),
+            exists().where(
+                user_rooms.c.user_id == users.c.user_id, user_rooms.c.membership.in_(("join", "invite", "knock"))
+            ),
+        )
+        .order_by(users.c.user_id)
     )
     return list(connection.execute(statement).scalars())
 

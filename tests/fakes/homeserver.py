@@ -136,6 +136,14 @@ class CoreServer:
     async def redact(self, room_id: str, target: str, sender: str = ALICE) -> StoredEvent:
         return await self.sender.send(room_id, EventDraft("m.room.redaction", sender, {}, redacts=target))
 
+    async def append(self, *new: NewEvent) -> list[StoredEvent]:
+        """Append events of one room as one job."""
+
+        async def job(_: WorkingHead) -> Sequence[NewEvent]:
+            return new
+
+        return await self.writers.submit(new[0].event.room_id, job)
+
     async def adopt(self, room: RoomFactory) -> None:
         """Take over a room without forks that a factory has made."""
 

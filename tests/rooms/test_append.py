@@ -443,6 +443,24 @@ def test_an_outlier_finds_its_place_later(server: CoreServer) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("nobody", ["no user", "", "@nowhere", "@a\0b:other.org", ":example.org"])
+def test_members_that_are_no_users_do_no_harm(server: CoreServer, nobody: str) -> None:
+    async def story() -> None:
+        for membership in ("ban", "invite"):
+            room = factory_room()
+            room.set_power_levels("alice", {ZOE: 100})
+            await server.adopt(room)
+            (stored,) = await server.receive(room.event(ZOE, "m.room.member", {"membership": membership}, nobody))
+            assert stored.verdict == Verdict.ACCEPTED
+            await server.send(room.room_id)
+            server.heads.forget(room.room_id)
+            head = await server.heads.get(room.room_id)
+            assert head.state["m.room.member", nobody] == stored.event_id
+            assert set(head.joined) == {ALICE, ZOE}
+
+    asyncio.run(story())
+
+
 # -- redactions --------------------------------------------------------------------------------------------------------
 
 

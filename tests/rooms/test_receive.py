@@ -237,6 +237,41 @@ def test_missing_events_are_fetched(servers: Servers, version: str) -> None:
 
 
 @VERSIONS
+def test_missing_events_do_not_bring_the_past_with_them(servers: Servers, version: str) -> None:
+    """The other server does not know our latest event, so it goes on back to where we joined, and beyond."""
+
+    async def story(at: Scene) -> None:
+        before_our_join = list(at.room.events.values())[:-1]
+        await at.ours.send(at.bob, at.room.room_id, "unheard")
+        first = at.room.send(ALICE, "1")
+        second = at.room.send(ALICE, "2")
+        assert await at.send(second) == {second.event_id: {}}
+        assert await at.verdict(first) == await at.verdict(second) == Verdict.ACCEPTED
+        assert len(await at.extremities()) == 2
+        for event in before_our_join:
+            stored = await at.ours.event(event.event_id)
+            assert stored is None or stored.verdict == Verdict.OUTLIER
+
+    play(servers, story, version)
+
+
+@VERSIONS
+def test_a_branch_from_before_we_came_does_not_bring_the_past_with_it(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        *before_our_join, our_join = at.room.events.values()
+        branch = at.room.send(ALICE, "branch", prev_events=[before_our_join[-1]])
+        meeting = at.room.send(ALICE, "meeting", prev_events=[branch, our_join])
+        assert await at.send(meeting) == {meeting.event_id: {}}
+        assert await at.verdict(meeting) == Verdict.ACCEPTED
+        assert await at.extremities() == {meeting.event_id}
+        for event in before_our_join:
+            stored = await at.ours.event(event.event_id)
+            assert stored is None or stored.verdict == Verdict.OUTLIER
+
+    play(servers, story, version)
+
+
+@VERSIONS
 def test_where_events_stay_missing_the_state_is_asked_for(servers: Servers, version: str) -> None:
     async def story(at: Scene) -> None:
         topic = at.room.state_event(ALICE, "m.room.topic", {"topic": "new"})

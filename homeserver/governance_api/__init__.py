@@ -1,0 +1,13 @@
+"""The governance API: roles, invitations, bans and who has read what, under ``/_homeserver/v1``.
+
+It adds to the client-server API what that lacks for rooms that several organisations share; docs/governance.md tells
+the model. The rules themselves hold on every way by which our users send events, see ``homeserver.governance`` and
+``homeserver.rooms.governed_events``; the modules here are thin shells. The access token is that of the client-server
+API, and errors have its format.
+"""
+
+from homeserver.governance_api import bans, invitations, receipts, roles
+
+PREFIX = "/_homeserver/v1"
+MODULES = (bans, invitations, receipts, roles)
+"""Each has a ``router`` for the paths under ``PREFIX``."""

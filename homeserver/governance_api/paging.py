@@ -1,0 +1,16 @@
+"""Asking for a part of a list: ``limit`` and ``from``, which takes the ``next`` of the part before."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from homeserver.rooms.listings import PageRequest
+from homeserver.web import query_int, query_str
+
+LIMIT_MAX = 10_000
+
+
+def page_request(request: Request) -> PageRequest:
+    """Which part of a list a request asks for; without ``limit`` all of it. Raises ``InvalidParam``."""
+    limit = query_int(request, "limit", 0, minimum=1, maximum=LIMIT_MAX)
+    return PageRequest(limit or None, query_str(request, "from"))

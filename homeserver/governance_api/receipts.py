@@ -1,0 +1,27 @@
+"""Receipts: who has read an event, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from homeserver.client_api.authentication import Authenticated
+from homeserver.governance_api.paging import page_request
+from homeserver.rooms.who_has_read import WhoHasRead
+from homeserver.web import json_response, service
+
+router = APIRouter()
+
+
+@router.get("/rooms/{room_id}/events/{event_id}/receipts")
+async def get_receipts(
+    room_id: str,
+    event_id: str,
+    request: Request,
+    requester: Authenticated,
+    who_has_read: Annotated[WhoHasRead, service(WhoHasRead)],
+) -> Response:
+    """Who has read up to an event or past it."""
+    return json_response(await who_has_read.of_event(requester.user_id, room_id, event_id, page_request(request)))
