@@ -24,7 +24,7 @@ from homeserver.rooms.events import Events
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import auth_events_first, judge_alone
 from homeserver.rooms.state import RoomHead, StateSnapshot
-from homeserver.storage import event_graph
+from homeserver.storage import event_graph, federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
 
@@ -70,28 +70,41 @@ class Ancestors:
     async def close_gap(self, origin: str, head: RoomHead, events: Sequence[Event]) -> list[Event]:
         """What the origin knows of the events between those that stand in the graph and these.
 
+        A server that does not know our latest events goes on into what we have and beyond. Of what it offers only that
+        is taken which these events build on, and nothing from before what we have of the room: that is for backfill.
+
         Never fails: what cannot be had is left out.
         """
-        fetched: dict[str, Event] = {}
-        batch = {event.event_id: event for event in events}
+        past = await self._database.read(federation_queries.depth_of_first_gap, head.room_nid)
+        given = {event.event_id: event for event in events}
+        offered: dict[str, Event] = {}
+        taken = dict(given)
         placed = {extremity.event_id for extremity in head.extremities}
-        unplaced: set[str] = set()
         for _ in range(GAP_ROUNDS_MAX):
-            everything = {**batch, **fetched}
-            asked = {prev for event in everything.values() for prev in event.prev_events}
-            open_ids = asked - everything.keys() - placed - unplaced
-            placed |= await self.placed(open_ids) if open_ids else set()
-            unplaced |= open_ids - placed
-            missing = {prev for prev in unplaced if prev not in everything}
-            if not missing or len(fetched) >= GAP_EVENTS_MAX:
+            missing = await self._take_what_is_needed(taken, offered, placed)
+            if not missing or len(taken) - len(given) >= GAP_EVENTS_MAX:
                 break
-            latest = [event.event_id for event in everything.values() if missing.intersection(event.prev_events)]
+            latest = [event.event_id for event in taken.values() if missing.intersection(event.prev_events)]
             new = await self._missing_events(origin, head, latest)
-            new = {event_id: event for event_id, event in new.items() if event_id not in everything}
+            new = {name: event for name, event in new.items() if name not in offered and event.depth >= past}
             if not new:
                 break
-            fetched.update(new)
-        return list(fetched.values())
+            offered.update(new)
+        return [event for event_id, event in taken.items() if event_id not in given]
+
+    async def _take_what_is_needed(
+        self, taken: dict[str, Event], offered: Mapping[str, Event], placed: set[str]
+    ) -> set[str]:
+        """Add to ``taken`` what it builds on of what is offered. Returns the prev_events that it still lacks."""
+        missing: set[str] = set()
+        while True:
+            found = {prev for event in taken.values() for prev in event.prev_events} - taken.keys() - placed - missing
+            if not found:
+                return missing
+            in_graph = await self.placed(found)
+            placed |= in_graph
+            missing |= found - in_graph - offered.keys()
+            taken.update((event_id, offered[event_id]) for event_id in found - in_graph if event_id in offered)
 
     async def _missing_events(self, origin: str, head: RoomHead, latest: Sequence[str]) -> dict[str, Event]:
         try:

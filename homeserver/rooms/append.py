@@ -183,26 +183,29 @@ class WorkingHead:
         written = _Written(new, after, replaces, await self._redaction_applies(new))
         self._unstored[event.event_id] = event
         self._draft = replace(self._draft, written=(*self._draft.written, written))
-        if new.backfilled or new.before is None:
+        if new.before is None or new.backfilled or new.verdict != Verdict.ACCEPTED:
             return
-        if new.verdict == Verdict.ACCEPTED and new.extends:
-            assert after is not None
-            head = await self._extend(head, event, after)
-        if new.verdict == Verdict.ACCEPTED:
-            written.audience = self._audience(event, self._draft.head, head)
+        assert after is not None
+        mine = (Extremity(event.event_id, 0, event.depth, after),) if new.extends else ()
+        head = await self._follow(head, event, mine)
+        written.audience = self._audience(event, self._draft.head, head)
         self._draft = replace(self._draft, head=head)
 
-    async def _extend(self, head: RoomHead, event: Event, after: StateSnapshot) -> RoomHead:
-        kept = tuple(e for e in head.extremities if e.event_id not in event.prev_events)
-        mine = Extremity(event.event_id, 0, event.depth, after)
-        if kept:
-            states = [
-                head.snapshot if len(head.extremities) == 1 else await self._states.after_extremity(e) for e in kept
-            ]
-            current = await self.resolve([*states, after])
-        else:
-            current = after
-        head = replace(head, extremities=(*kept, mine))
+    async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
+        """The head with an accepted event in the graph, which is a forward extremity itself unless others follow it.
+
+        What it follows is none any longer, in either case.
+        """
+        extremities = (*(e for e in head.extremities if e.event_id not in event.prev_events), *mine)
+        if not extremities or extremities == head.extremities:
+            return head
+        single = len(head.extremities) == 1  # then the room's state is the state after it
+        states = [
+            head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
+            for e in extremities
+        ]
+        current = states[0] if len(states) == 1 else await self.resolve(states)
+        head = replace(head, extremities=extremities)
         if current is head.snapshot:
             return head
         return await self._change_state(head, current, event)

@@ -115,15 +115,23 @@ class RoomImports:
         return outcome
 
     async def out_of_band(
-        self, version: RoomVersion, event: Event, stripped_state: Sequence[JsonObject] | None = None
-    ) -> StoredEvent:
+        self,
+        version: RoomVersion,
+        event: Event,
+        stripped_state: Sequence[JsonObject] | None = None,
+        *,
+        ends: str | None = None,
+    ) -> StoredEvent | None:
         """Store a membership of our user in a room that this server is not in (an invitation, a knock, a departure).
 
-        ``stripped_state`` is what the user's clients are shown of the room.
+        ``stripped_state`` is what the user's clients are shown of the room. ``ends`` is the event ID of the membership
+        whose end this is: where it is another one by now, nothing is stored, and None returned.
         """
         user_id = event.state_key
         assert user_id is not None
-        position = await self._database.write(self._store_out_of_band, version, event, stripped_state)
+        position = await self._database.write(self._store_out_of_band, version, event, stripped_state, ends)
+        if position is None:
+            return None
         self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, user_id, (user_id,))])
         stored = await self._events.get(event.event_id)
         assert stored is not None
@@ -135,7 +143,12 @@ class RoomImports:
         version: RoomVersion,
         event: Event,
         stripped_state: Sequence[JsonObject] | None,
-    ) -> int:
+        ends: str | None,
+    ) -> int | None:
+        if ends is not None:
+            standing = user_rooms.standing_of(connection, event.state_key or "", event.room_id)
+            if standing is None or standing.event_id != ends:
+                return None
         room = NewRoom(event.room_id, version.identifier, self._clock.now_ms())
         room_nid, generation = graph_writes.add_room(connection, room)
         known = events_by_id(connection, [event.event_id])

@@ -195,20 +195,16 @@ class OutOfBand:
         if standing.event_id == event.event_id:
             return
         if _ends(event, standing):
-            await self._end(event, user_id)
+            await self._end(event, standing)
         elif standing.membership == "invite" and standing.event_id in event.auth_events:
-            self._doubtful.settle(standing, user_id, lambda: self._end_if_unchanged(event, user_id, standing))
+            self._doubtful.settle(standing, user_id, lambda: self._end(event, standing))
         else:
             raise NotAuthorized("The event does not end how the user stands to the room")
 
-    async def _end(self, event: Event, user_id: str) -> None:
-        await self._imports.out_of_band(event.version, event)
-        await self._database.write(store.cancel_requests, event.room_id, user_id)
-
-    async def _end_if_unchanged(self, event: Event, user_id: str, before: Standing) -> None:
-        standing = await self._database.read(user_rooms.standing_of, user_id, event.room_id)
-        if standing is not None and standing.event_id == before.event_id:
-            await self._end(event, user_id)
+    async def _end(self, event: Event, standing: Standing) -> None:
+        stored = await self._imports.out_of_band(event.version, event, ends=standing.event_id)
+        if stored is not None and event.state_key is not None:
+            await self._database.write(store.cancel_requests, event.room_id, event.state_key)
 
 
 def _ends(event: Event, standing: Standing) -> bool:

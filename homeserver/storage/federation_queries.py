@@ -157,6 +157,19 @@ def gaps_below(connection: Connection, room_nid: int, depth: int, limit: int) ->
     return [Gap(row[0], row[1], row[2]) for row in connection.execute(statement)]
 
 
+def depth_of_first_gap(connection: Connection, room_nid: int) -> int:
+    """The least depth of an accepted event of whose prev_events the graph lacks one; 0 where all history is there.
+
+    What is less deep than that is from before what this server has of the room.
+    """
+    statement = (
+        select(func.min(events.c.depth))
+        .join_from(backward_extremities, events, events.c.event_nid == backward_extremities.c.event_nid)
+        .where(backward_extremities.c.room_nid == room_nid, events.c.verdict == 0)
+    )
+    return connection.execute(statement).scalar_one_or_none() or 0
+
+
 # -- events as bytes ---------------------------------------------------------------------------------------------------
 
 

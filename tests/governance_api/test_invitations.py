@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from homeserver.protocol.compose import compose_event
+from homeserver.protocol.events import EventDraft
 from homeserver.rooms.send import Sender
+from tests.factories.rooms import server_key
 from tests.fakes.servers import Servers, eventually
 from tests.governance_api.people import ONE, THREE, TWO, Person, World, refused, tell
 
@@ -349,5 +352,93 @@ def test_accepting_and_revoking_at_the_same_moment(servers: Servers) -> None:
         joined = await alice.membership(room, bob) == "join"
         assert sum(isinstance(outcome, Exception) for outcome in outcomes) == 1
         assert await alice.statuses(room) == {"bob": "accepted" if joined else "revoked"}
+
+    tell(servers, story)
+
+
+def test_revoked_by_somebody_else_than_who_invited(servers: Servers) -> None:
+    """The invited user's server cannot know who may do that, and asks where the invitation came from."""
+
+    async def story(world: World) -> None:
+        alice, carol = await world.person("alice"), await world.person("carol", THREE)
+        bob, dave = await world.person("bob", TWO), await world.person("dave", TWO)
+        room = await world.room_of(alice, carol)
+        await alice.put_state(room, "m.room.join_rules", {"join_rule": "invite"})
+        await alice.give(room, carol, "moderator")
+
+        async def carol_knows() -> bool:
+            return (await carol.roles(room))["my_role"] == "moderator"
+
+        await eventually(carol_knows)
+        for other in (bob, dave):
+            await alice.invite(room, other)
+            await other.sees_invitation(room)
+            await carol.sees(room, other, "invite")
+        world.servers.network.split(THREE, TWO)
+        await carol.revoke(room, bob)
+        await alice.sees(room, bob, "leave")
+        world.servers.network.heal(THREE, TWO)
+        await bob.join(await carol.create_room("public_chat"), via=THREE)
+
+        async def bob_is_rid_of_it() -> bool:
+            return room not in (await bob.sync()).get("rooms", {}).get("invite", {})
+
+        await eventually(bob_is_rid_of_it)
+        assert room in (await dave.sync())["rooms"]["invite"]
+        await dave.join(room)
+
+    tell(servers, story)
+
+
+def test_who_is_not_allowed_to_cannot_revoke_at_the_invited_server(servers: Servers) -> None:
+    async def story(world: World) -> None:
+        alice, bob = await world.person("alice"), await world.person("bob", TWO)
+        mallory = world.servers.remote("mallory.test:8448")
+        room = await alice.create_room("public_chat")
+        await alice.invite(room, bob)
+        await bob.sees_invitation(room)
+        head = await alice.server.head(room)
+        invitation = head.state["m.room.member", bob.user_id]
+        forged = compose_event(
+            EventDraft("m.room.member", "@m:mallory.test:8448", {"membership": "leave"}, bob.user_id),
+            head.version,
+            room_id=room,
+            prev_events=[(invitation, "")],
+            auth_events=[(invitation, "")],
+            depth=100,
+            origin_server_ts=1,
+            signer=server_key("mallory.test:8448"),
+        )
+        await mallory.transaction(TWO, [forged])
+
+        async def was_asked_about() -> bool:
+            return bool(world.servers.network.requests(ONE, "make_join"))
+
+        await eventually(was_asked_about)
+        await bob.join(room)
+        await alice.sees(room, bob, "join")
+
+    tell(servers, story)
+
+
+def test_taken_back_and_made_again_at_once(servers: Servers) -> None:
+    """The news that the first was taken back may come after the second: it is not about that."""
+
+    async def story(world: World) -> None:
+        alice, bob = await world.person("alice"), await world.person("bob", TWO)
+        room = await alice.create_room()
+        for _ in range(3):
+            await alice.invite(room, bob)
+            await alice.revoke(room, bob)
+        await alice.invite(room, bob)
+
+        async def has_arrived() -> bool:
+            sent = world.servers.network.requests(TWO, "/send/")
+            return any(b'"leave"' in request.body for request in sent)
+
+        await eventually(has_arrived)
+        await bob.sees_invitation(room)
+        await bob.join(room)
+        await alice.sees(room, bob, "join")
 
     tell(servers, story)

@@ -84,6 +84,34 @@ def test_two_processes_write_to_one_room(server: CoreServer, other: CoreServer) 
     asyncio.run(story())
 
 
+def test_what_a_late_event_follows_is_no_extremity_any_longer(server: CoreServer) -> None:
+    async def story() -> None:
+        room = factory_room()
+        await server.adopt(room)
+        (before,) = (await server.heads.get(room.room_id)).extremities
+        late = room.send(ZOE, "late")
+        following = room.send(ZOE, "early")
+        assert late.prev_events == (before.event_id,)
+
+        async def job(working: WorkingHead) -> Sequence[NewEvent]:
+            return [NewEvent(following, working.head.snapshot)]
+
+        async def late_job(working: WorkingHead) -> Sequence[NewEvent]:
+            return [NewEvent(late, working.head.snapshot, extends=False)]
+
+        await server.writers.submit(room.room_id, job)
+        head = await server.heads.get(room.room_id)
+        assert {e.event_id for e in head.extremities} == {before.event_id, following.event_id}
+        await server.writers.submit(room.room_id, late_job)
+        head = await server.heads.get(room.room_id)
+        assert {e.event_id for e in head.extremities} == {following.event_id}
+        server.heads.forget(room.room_id)
+        stored = (await server.heads.get(room.room_id)).extremities
+        assert [e.event_nid for e in stored] == [e.event_nid for e in head.extremities]
+
+    asyncio.run(story())
+
+
 def test_two_processes_change_the_state_of_one_room(server: CoreServer, other: CoreServer) -> None:
     async def story() -> None:
         room_id = await server.create_room()
