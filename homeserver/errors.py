@@ -58,11 +58,15 @@ class RemoteUnreachable(RemoteError):
 class RemoteRefused(RemoteError):
     """The other server answered with an HTTP error."""
 
-    def __init__(self, destination: str, status: int, errcode: str, message: str) -> None:
+    def __init__(
+        self, destination: str, status: int, errcode: str, message: str, *, room_version: str | None = None
+    ) -> None:
         super().__init__(destination, f"{status} {errcode} {message}")
         self.status = status
         self.errcode = errcode
         self.error = message
+        self.room_version = room_version
+        """The version of the room, where that is what it is about."""
 
 
 class MatrixError(HomeserverError):
@@ -122,8 +126,9 @@ class UnknownPos(MatrixError):
 
 
 class BadState(MatrixError):
-    """The room or the membership is not in the state that this needs."""
+    """The room or the membership is not in the state that this needs: who is not banned cannot be unbanned."""
 
+    status = 403
     errcode = "M_BAD_STATE"
     text = "The state of the room does not allow this"
 
@@ -180,10 +185,17 @@ class UnableToGrantJoin(MatrixError):
 
 
 class RoomInUse(MatrixError):
-    """The alias is taken."""
+    """The alias that a new room should get is taken."""
 
     errcode = "M_ROOM_IN_USE"
     text = "The room alias is already taken"
+
+
+class AliasInUse(RoomInUse):
+    """The alias that a room should get is taken. (M_ROOM_IN_USE belongs to createRoom alone.)"""
+
+    status = 409
+    errcode = "M_UNKNOWN"
 
 
 class UserInUse(MatrixError):

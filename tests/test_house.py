@@ -35,7 +35,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "media push appservices moderation",
         "housekeeping",
         "web",
-        "client_api federation_api governance_api console server",
+        "client_api federation_api console server",
+        "governance_api",  # its access token is that of the client-server API
         "app",
         "cli",
         "__main__",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from homeserver.errors import Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused, RoomInUse
+from homeserver.errors import AliasInUse, Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_room_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import power_levels_of
@@ -81,7 +81,7 @@ class RoomAliases:
         return AliasTarget(row[0], servers)
 
     async def add(self, alias: str, room_id: str, creator: str) -> None:
-        """Give a room a new alias of this server. Raises ``InvalidParam``, ``NotFound``, ``RoomInUse``."""
+        """Give a room a new alias of this server. Raises ``InvalidParam``, ``Forbidden``, ``NotFound``, ``AliasInUse``."""
         if not is_valid_room_alias(alias):
             raise InvalidParam("Not a valid room alias")
         if server_of(alias) != self._server_name:
@@ -92,9 +92,9 @@ class RoomAliases:
         await self.claim(alias, room_id, creator)
 
     async def claim(self, alias: str, room_id: str, creator: str) -> None:
-        """Store an alias that is checked already. Raises ``RoomInUse``."""
+        """Store an alias that is checked already. Raises ``AliasInUse``."""
         if not await self._database.write(aliases.add_alias, alias, room_id, creator):
-            raise RoomInUse(f"{alias} is already taken")
+            raise AliasInUse(f"{alias} is already taken")
 
     async def is_taken(self, alias: str) -> bool:
         """Whether this server has the alias."""

@@ -19,11 +19,12 @@ from homeserver.federation.client import FederationClient
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.events import Events
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import auth_events_first, judge_alone
 from homeserver.rooms.state import RoomHead, StateSnapshot
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import event_graph, federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict

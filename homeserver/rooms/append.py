@@ -10,34 +10,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from immutables import Map
 
-from homeserver.errors import HomeserverError
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
-from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import Event, StateKey
-from homeserver.protocol.identifiers import server_of
-from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.events import Events
-from homeserver.rooms.state import Extremity, RoomHead, RoomHeads, StateReader, StateSnapshot
+from homeserver.rooms.state import RoomHead, RoomHeads, StateReader, StateSnapshot
+from homeserver.rooms.working_head import LEVEL_KEYS, Job, SentInBatch, WorkingHead
 from homeserver.storage import event_graph
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import StoredEvent, Verdict
+from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import (
     AlreadySent,
     Appended,
-    CurrentChange,
-    EventWrite,
     GraphWriter,
-    GroupRef,
-    GroupWrite,
     NewAlias,
     NewRoom,
-    RoomAppend,
     StaleHead,
     TransactionKey,
     event_of_transaction,
@@ -47,373 +39,6 @@ JOBS_PER_APPEND_MAX = 64
 """Jobs of one room that share a transaction."""
 APPEND_ATTEMPTS_MAX = 20
 """How often jobs are run anew because another process was faster."""
-
-
-@dataclass(slots=True)
-class NewEvent:
-    """An event that a job wants to append, judged already."""
-
-    event: Event
-    before: StateSnapshot | None
-    """The state before it; None for an outlier."""
-    verdict: Verdict = Verdict.ACCEPTED
-    reason: str | None = None
-    """Why it was rejected or soft-failed."""
-    extends: bool = True
-    """Whether it becomes a forward extremity; not if events that are here already follow it."""
-    txn: TransactionKey | None = None
-    backfilled: bool = False
-
-
-@dataclass(slots=True)
-class _Written:
-    """A new event on its way into the database."""
-
-    new: NewEvent
-    after: StateSnapshot | None
-    replaces: str | None
-    redaction_applied: bool
-    audience: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What the jobs of a batch have composed so far. Small, so that it can be set back when a job fails."""
-
-    head: RoomHead
-    written: tuple[_Written, ...] = ()
-    changes: tuple[CurrentChange, ...] = ()
-    applied_redactions: tuple[tuple[str, str], ...] = ()
-
-
-class _SentInBatch(HomeserverError):
-    """A job of the same batch sends an event with the same transaction ID: the same request, twice at once."""
-
-    def __init__(self, event: Event) -> None:
-        super().__init__("transaction ID used in this batch")
-        self.event = event
-
-
-class WorkingHead:
-    """The head that a job sees: the room's, with what the jobs before it in the same batch have composed."""
-
-    def __init__(self, head: RoomHead, events: Events, states: StateReader, is_local: Callable[[str], bool]) -> None:
-        self._events = events
-        self._states = states
-        self._is_local = is_local
-        self._base = head
-        self._draft = _Draft(head)
-        self._unstored: dict[str, Event] = {}
-
-    @property
-    def head(self) -> RoomHead:
-        """The head as a frozen value."""
-        return self._draft.head
-
-    async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
-        """Events by ID, those of the batch included."""
-        found: dict[str, Event] = {}
-        missing: list[str] = []
-        for event_id in event_ids:
-            event = self._unstored.get(event_id)
-            if event is None and (stored := self._events.cached(event_id)) is not None:
-                event = stored.event
-            if event is not None:
-                found[event_id] = event
-            else:
-                missing.append(event_id)
-        if missing:
-            found.update((i, stored.event) for i, stored in (await self._events.by_id(missing)).items())
-        return found
-
-    async def state_events(
-        self, keys: Iterable[StateKey], state: Mapping[StateKey, str] | None = None
-    ) -> dict[StateKey, Event]:
-        """The events under some keys of the current state, or of another one."""
-        state = self.head.state if state is None else state
-        wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
-        found = await self.events(wanted.values())
-        return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
-
-    async def resolve(self, snapshots: Sequence[StateSnapshot]) -> StateSnapshot:
-        """The resolution of several states of the room, which may name events of the batch."""
-        return await self._states.resolve(self.head.version, snapshots, self._unstored)
-
-    def snapshot_after(self, event_id: str) -> StateSnapshot | None:
-        """The state after an event of this batch, or after an extremity whose state is the room's."""
-        for written in reversed(self._draft.written):
-            if written.new.event.event_id == event_id:
-                return written.after
-        return None
-
-    def knows(self, event_id: str) -> bool:
-        """Whether an event is part of this batch."""
-        return event_id in self._unstored
-
-    # -- for RoomWriters -----------------------------------------------------------------------------------------------
-
-    async def run(self, job: Job) -> list[Event]:
-        """Run a job and take in its events; leaves everything as it was if the job fails."""
-        mark = self._draft
-        names = set(self._unstored)
-        try:
-            for event in await job(self):
-                await self.take_in(event)
-        except BaseException:
-            self._draft = mark
-            self._unstored = {name: self._unstored[name] for name in names}
-            raise
-        return [written.new.event for written in self._draft.written[len(mark.written) :]]
-
-    async def take_in(self, new: NewEvent) -> None:
-        """Add an event to the batch, so that what a job composes next builds on it.
-
-        What a job returns is taken in as well; a job uses this only where it composes several events.
-        """
-        event, head = new.event, self.head
-        if new.txn is not None:
-            for earlier in self._draft.written:
-                if earlier.new.txn == new.txn:
-                    raise _SentInBatch(earlier.new.event)
-        accepted = not new.verdict & (Verdict.REJECTED | Verdict.OUTLIER)
-        after, replaces = new.before, None
-        if new.before is not None and accepted and event.is_state:
-            replaces = new.before.state.get(event.key)
-            after = new.before.changed({event.key: event.event_id})
-        written = _Written(new, after, replaces, await self._redaction_applies(new))
-        self._unstored[event.event_id] = event
-        self._draft = replace(self._draft, written=(*self._draft.written, written))
-        if new.before is None or new.backfilled or new.verdict != Verdict.ACCEPTED:
-            return
-        assert after is not None
-        mine = (Extremity(event.event_id, 0, event.depth, after),) if new.extends else ()
-        head = await self._follow(head, event, mine)
-        written.audience = self._audience(event, self._draft.head, head)
-        self._draft = replace(self._draft, head=head)
-
-    async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
-        """The head with an accepted event in the graph, which is a forward extremity itself unless others follow it.
-
-        What it follows is none any longer, in either case.
-        """
-        extremities = (*(e for e in head.extremities if e.event_id not in event.prev_events), *mine)
-        if not extremities or extremities == head.extremities:
-            return head
-        single = len(head.extremities) == 1  # then the room's state is the state after it
-        states = [
-            head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
-            for e in extremities
-        ]
-        current = states[0] if len(states) == 1 else await self.resolve(states)
-        head = replace(head, extremities=extremities)
-        if current is head.snapshot:
-            return head
-        return await self._change_state(head, current, event)
-
-    async def _change_state(self, head: RoomHead, current: StateSnapshot, at: Event) -> RoomHead:
-        if current.state is head.state:
-            return replace(head, snapshot=current)
-        keys = _differing_keys(head.snapshot, current)
-        found = await self.events([i for key in keys if (i := current.state.get(key)) is not None])
-        changes = [
-            CurrentChange(key, found[i] if (i := current.state.get(key)) is not None else None, at.event_id)
-            for key in sorted(keys)
-        ]
-        self._draft = replace(self._draft, changes=(*self._draft.changes, *changes))
-        return change_members(replace(head, snapshot=current), changes, self._is_local)
-
-    def _audience(self, event: Event, before: RoomHead, after: RoomHead) -> frozenset[str]:
-        audience = after.joined_local
-        if before.joined_local is not audience:
-            audience |= before.joined_local
-        if event.type == "m.room.member" and event.state_key and self._is_local(event.state_key):
-            audience |= {event.state_key}
-        return audience
-
-    async def _redaction_applies(self, new: NewEvent) -> bool:
-        """Whether this is a redaction that may take effect now."""
-        event = new.event
-        # A soft-failed redaction is not to be seen, and neither is what it would do.
-        if new.verdict != Verdict.ACCEPTED or new.before is None or event.redacts is None:
-            return False
-        target = (await self.events([event.redacts])).get(event.redacts)
-        if target is None:
-            return False
-        return _redaction_applies(event, target, await self.state_events(_LEVEL_KEYS, new.before.state))
-
-    def arrived(self) -> set[str]:
-        """The events of the batch that other servers made: events here may have named them before they came."""
-        return {
-            written.new.event.event_id
-            for written in self._draft.written
-            if written.after is not None and not self._is_local(written.new.event.sender)
-        }
-
-    async def settle_redactions(self, pending: Iterable[tuple[Event, Mapping[StateKey, str]]]) -> None:
-        """Apply those redactions that came before their targets and are allowed by the state given with each."""
-        waiting = [
-            *pending,
-            *(
-                (written.new.event, written.new.before.state)
-                for written in self._draft.written
-                if written.new.verdict == Verdict.ACCEPTED
-                and written.new.before is not None
-                and written.new.event.redacts in self._unstored
-                and not written.redaction_applied
-            ),
-        ]
-        pairs: list[tuple[str, str]] = []
-        for redaction, state in waiting:
-            target = self._unstored.get(redaction.redacts or "")
-            if target is not None:
-                levels = await self.state_events(_LEVEL_KEYS, state)
-                if _redaction_applies(redaction, target, levels):
-                    pairs.append((target.event_id, redaction.event_id))
-        self._draft = replace(self._draft, applied_redactions=(*self._draft.applied_redactions, *pairs))
-
-    @property
-    def written(self) -> tuple[_Written, ...]:
-        """What the batch has composed so far."""
-        return self._draft.written
-
-    @property
-    def applied_redactions(self) -> tuple[tuple[str, str], ...]:
-        """Redactions that came before their targets and take effect now: ``(redacted, redaction)`` event IDs."""
-        return self._draft.applied_redactions
-
-    def effects(self) -> dict[str, StateEffect]:
-        """What each event did to the current state; those that are not named left it as it was."""
-        effects: dict[str, StateEffect] = {}
-        for change in self._draft.changes:
-            is_own = change.event is not None and change.event.event_id == change.at and change.at not in effects
-            effects[change.at] = StateEffect.OWN if is_own else StateEffect.OTHER
-        return effects
-
-    def to_append(self) -> tuple[RoomAppend, list[StateSnapshot]]:
-        """The transaction for what was composed, and the states that it stores."""
-        draft, base = self._draft, self._base
-        groups: list[StateSnapshot] = []
-        append = RoomAppend(
-            room_nid=base.room_nid,
-            generation=base.generation,
-            changes=list(draft.changes),
-            applied_redactions=list(draft.applied_redactions),
-            known={e.event_id: e.event_nid for e in base.extremities},
-        )
-        for written in draft.written:
-            new = written.new
-            append.events.append(
-                EventWrite(
-                    event=new.event,
-                    verdict=new.verdict,
-                    state=_reference(written.after, groups, append) if written.after is not None else None,
-                    replaces=written.replaces,
-                    reason=new.reason,
-                    txn=new.txn,
-                    backfilled=new.backfilled,
-                    # Others can only have named what is not of our own making just now.
-                    awaited=new.backfilled or not new.extends or not self._is_local(new.event.sender),
-                    redaction_applied=written.redaction_applied,
-                )
-            )
-        if draft.head.snapshot is not base.snapshot:
-            append.current = _reference(draft.head.snapshot, groups, append)
-        before = frozenset(e.event_id for e in base.extremities)
-        after = frozenset(e.event_id for e in draft.head.extremities)
-        if before != after:
-            append.extremities = (before, after)
-        return append, groups
-
-    def finished(self, appended: Appended) -> RoomHead:
-        """The head after the commit."""
-        head = self._draft.head
-        return replace(
-            head,
-            room_nid=appended.room_nid,
-            generation=self._base.generation + 1,
-            extremities=tuple(
-                replace(e, event_nid=appended.nids.get(e.event_id, e.event_nid)) for e in head.extremities
-            ),
-        )
-
-
-Job = Callable[[WorkingHead], Awaitable[Sequence[NewEvent]]]
-"""Looks at the head and composes new events, which it returns or takes in one by one.
-
-It may run more than once; what it raises goes to its own caller only.
-"""
-
-
-_LEVEL_KEYS: tuple[StateKey, ...] = (("m.room.create", ""), ("m.room.power_levels", ""))
-
-
-def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey, Event]) -> bool:
-    levels = power_levels_of(redaction.version, *(state.get(key) for key in _LEVEL_KEYS))
-    return redaction_applies(redaction, target, levels)
-
-
-def _differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
-    keys: set[StateKey] = set()
-    step: StateSnapshot | None = new
-    while step is not None and step is not old:
-        if step.base is None or step.delta is None:
-            # No common line: compare them whole.
-            return {k for k in {*old.state, *new.state} if old.state.get(k) != new.state.get(k)}
-        keys.update(step.delta)
-        step = step.base
-    return {key for key in keys if old.state.get(key) != new.state.get(key)}
-
-
-def _reference(snapshot: StateSnapshot, groups: list[StateSnapshot], append: RoomAppend) -> GroupRef:
-    """A state's group, put into the append if it is not stored yet, those that it builds on first."""
-    line: list[StateSnapshot] = []
-    step: StateSnapshot | None = snapshot
-    while step is not None and step.group is None and not any(step is other for other in groups):
-        line.append(step)
-        step = step.base
-    for new in reversed(line):
-        base = new.base
-        predecessor: GroupRef | None = None
-        if base is not None:
-            predecessor = GroupRef(base.group) if base.group is not None else GroupRef(index=_index(groups, base))
-        assert new.delta is not None
-        append.groups.append(GroupWrite(predecessor, new.delta))
-        groups.append(new)
-    return GroupRef(snapshot.group) if snapshot.group is not None else GroupRef(index=_index(groups, snapshot))
-
-
-def _index(groups: Sequence[StateSnapshot], wanted: StateSnapshot) -> int:
-    return next(index for index, snapshot in enumerate(groups) if snapshot is wanted)
-
-
-def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: Callable[[str], bool]) -> RoomHead:
-    """The head with its lists of members brought in line with changes of the state."""
-    joined, servers = head.joined, head.joined_servers
-    local, invited = set(head.joined_local), set(head.invited)
-    touched = False
-    for change in changes:
-        if change.key[0] != "m.room.member":
-            continue
-        touched = True
-        user_id = change.key[1]
-        membership = change.event.membership if change.event else None
-        if (membership == "join") != (user_id in joined):
-            server = server_of(user_id)  # who joins has a valid user ID; who is banned need not have one
-            count = servers.get(server, 0) + (1 if membership == "join" else -1)
-            servers = servers.set(server, count) if count > 0 else servers.delete(server)
-            joined = joined.set(user_id, True) if membership == "join" else joined.delete(user_id)
-            if is_local(user_id):
-                (local.add if membership == "join" else local.discard)(user_id)
-        (invited.add if membership == "invite" else invited.discard)(user_id)
-    if not touched:
-        return head
-    return replace(
-        head,
-        joined=joined,
-        joined_servers=servers,
-        joined_local=frozenset(local),
-        invited=frozenset(invited),
-    )
 
 
 @dataclass(slots=True)
@@ -545,7 +170,7 @@ class RoomWriters:
                 assert waiting.job is not None
                 try:
                     waiting.events = await working.run(waiting.job)
-                except _SentInBatch as repeated:
+                except SentInBatch as repeated:
                     waiting.events = [repeated.event]
                 except Exception as error:
                     _fail(waiting, error)
@@ -666,7 +291,7 @@ class RoomWriters:
         pending: list[tuple[Event, Mapping[StateKey, str]]] = []
         for redaction in await self._database.read(event_graph.pending_redactions, arrived):
             if redaction.visible and redaction.state_group is not None:
-                before = await self._states.lookup(redaction.state_group, _LEVEL_KEYS)
+                before = await self._states.lookup(redaction.state_group, LEVEL_KEYS)
                 pending.append((redaction.event, before))
         await working.settle_redactions(pending)
 

@@ -19,9 +19,10 @@ from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_i
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.send import Sender, new_event_id_localpart
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage.graph_writes import AliasTaken, NewAlias, StaleHead
 
 INVITES_MAX = 100

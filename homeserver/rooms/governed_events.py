@@ -16,7 +16,7 @@ from homeserver.governance import last_owner, role_changes
 from homeserver.governance.roles import Role, changed_roles, listed_users, role_of
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.power_levels import creators_of, power_levels_of
-from homeserver.rooms.append import WorkingHead
+from homeserver.rooms.working_head import WorkingHead
 from homeserver.storage import accounts
 from homeserver.storage.database import Database
 

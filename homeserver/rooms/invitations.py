@@ -8,11 +8,12 @@ from typing import TypedDict, cast
 from homeserver.errors import Conflict
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.ephemeral import is_user_of
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import listings as store
 from homeserver.storage.database import Database
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from homeserver.errors import HomeserverError, NotAuthorized
 from homeserver.protocol.authorization import auth_event_keys, authorize, check_auth_events
 from homeserver.protocol.events import Event
-from homeserver.rooms.append import WorkingHead
 from homeserver.rooms.events import Events
 from homeserver.rooms.state import RoomHead, StateReader, StateSnapshot
+from homeserver.rooms.working_head import WorkingHead
 from homeserver.storage.event_graph import Verdict
 
 

@@ -9,14 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from homeserver.errors import Forbidden, InvalidParam, NotFound, UnableToAuthoriseJoin, UnableToGrantJoin, UnknownError
+from homeserver.errors import (
+    BadState,
+    Forbidden,
+    InvalidParam,
+    NotFound,
+    UnableToAuthoriseJoin,
+    UnableToGrantJoin,
+    UnknownError,
+)
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.restricted_joins import RestrictedJoins
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, user_rooms
 from homeserver.storage.database import Database
 from homeserver.storage.graph_writes import TransactionKey
@@ -248,11 +257,11 @@ class Memberships:
         return (await self._sender.send_all(room_id, [revocation, ban]))[-1].event_id
 
     async def unban(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
-        """Lift a ban. Raises ``Forbidden``, also where there is no ban."""
+        """Lift a ban. Raises ``Forbidden``, and ``BadState`` where there is no ban."""
         head = await self._joined_head(sender, room_id)
         target = await self._heads.state_event(head, "m.room.member", user_id)
         if target is None or target.membership != "ban":
-            raise Forbidden("The user is not banned")
+            raise BadState("The user is not banned")
         await self._set(sender, room_id, user_id, "leave", reason)
 
     async def _set(self, sender: str, room_id: str, user_id: str, membership: str, reason: str | None) -> None:

@@ -14,10 +14,11 @@ import structlog
 from homeserver.errors import HomeserverError
 from homeserver.protocol.events import Event
 from homeserver.rooms.ancestors import Ancestors
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.events import Events
 from homeserver.rooms.judgement import Judge, MissingAncestors, follows_all
 from homeserver.rooms.state import RoomHeads, StateSnapshot
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict

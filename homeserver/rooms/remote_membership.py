@@ -36,7 +36,6 @@ from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_server_name, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from homeserver.rooms.append import NewEvent, WorkingHead
 from homeserver.rooms.client_events import stripped_event
 from homeserver.rooms.events import Events
 from homeserver.rooms.imports import RoomImports
@@ -49,6 +48,7 @@ from homeserver.rooms.remote_refusals import Attempts, as_matrix_error
 from homeserver.rooms.resident import shown_to_outsiders
 from homeserver.rooms.send import Sender, new_event_id_localpart
 from homeserver.rooms.state import RoomHead, RoomHeads
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import delivery as store
 from homeserver.storage import user_rooms
 from homeserver.storage.database import Database

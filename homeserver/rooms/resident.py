@@ -29,7 +29,7 @@ from homeserver.protocol.hashes import has_intact_content, reference_hash, unpad
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import STRIPPED_STATE_TYPES
 from homeserver.rooms.events import Events
 from homeserver.rooms.incoming_events import IncomingEvents
@@ -39,6 +39,7 @@ from homeserver.rooms.restricted_joins import RestrictedJoins
 from homeserver.rooms.send import PREV_EVENTS_CITED_MAX
 from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.state import RoomHead, RoomHeads, StateReader, StateSnapshot
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict

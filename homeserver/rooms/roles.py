@@ -17,11 +17,12 @@ from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN
 from homeserver.protocol.events import EventDraft, StateKey
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import PowerLevels, power_levels_of
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import listings as store
 from homeserver.storage.database import Database
 

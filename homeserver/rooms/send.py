@@ -13,8 +13,9 @@ from homeserver.protocol.events import EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
-from homeserver.rooms.append import Job, NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.governed_events import GovernedEvents, refusal
+from homeserver.rooms.working_head import Job, NewEvent, WorkingHead
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import TransactionKey
 

@@ -59,7 +59,7 @@ class Example:
     endpoint: Endpoint
     path: str
     body: Any = None
-    token: str | None = "alice"  # noqa: S105
+    token: str | None = "alice"
     status: int = 200
 
     @property

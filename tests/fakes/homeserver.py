@@ -16,7 +16,7 @@ from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.rooms.events import Events
@@ -27,6 +27,7 @@ from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.restricted_joins import RestrictedJoins
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads, StateReader
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, streams
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent

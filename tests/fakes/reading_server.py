@@ -16,7 +16,7 @@ from homeserver.protocol.events import EventDraft
 from homeserver.protocol.filters import parse_filter
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.rooms.append import NewEvent, RoomWriters, WorkingHead
+from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.events import Events
 from homeserver.rooms.history import History
@@ -29,6 +29,7 @@ from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.tokens import parse_stream_token
 from homeserver.rooms.typing import Typing
 from homeserver.rooms.visible_events import VisibleEvents
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import streams
 from homeserver.storage.account_data import put_account_data
 from homeserver.storage.database import Database

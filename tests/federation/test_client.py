@@ -266,9 +266,7 @@ async def authenticate(request: httpx.Request, signing_keys: SigningKeys) -> Non
     assert await authenticator.authenticate(request.method, uri, [request.headers["authorization"]], content) == HERE
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(CALLS) - {"send_leave", "query_profile", "get_version", "get_server_keys"})
-)
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"send_leave", "query_profile", "get_version", "get_server_keys"}))
 @pytest.mark.parametrize("change", ["nothing in it", "wrong kinds"])
 async def test_answers_of_another_shape(client: FederationClient, there: There, name: str, change: str) -> None:
     call, _, _, answer, _ = CALLS[name]

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, func, select
 from homeserver.errors import Forbidden, NotFound
 from homeserver.notifier import StateEffect, Stream
 from homeserver.protocol.events import EventDraft
-from homeserver.rooms.append import APPEND_ATTEMPTS_MAX, NewEvent, WorkingHead
+from homeserver.rooms.append import APPEND_ATTEMPTS_MAX
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import event_graph
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict

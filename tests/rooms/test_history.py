@@ -12,9 +12,9 @@ from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.filters import parse_room_event_filter
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.append import NewEvent
 from homeserver.rooms.history import PageRequest
 from homeserver.rooms.tokens import parse_token
+from homeserver.rooms.working_head import NewEvent
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from tests.factories.rooms import server_key

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from homeserver.notifier import Stream
 from homeserver.protocol.events import Event
-from homeserver.rooms.append import NewEvent, WorkingHead
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import room_state, user_rooms
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from homeserver.notifier import StateEffect, Stream
 from homeserver.rooms import other_processes
-from homeserver.rooms.append import NewEvent
+from homeserver.rooms.working_head import NewEvent
 from homeserver.storage import account_data, receipts, streams, typing
 from homeserver.storage.changes import parse_announcement
 from homeserver.storage.database import Database

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, select
 
 from homeserver.errors import NotFound
 from homeserver.protocol.events import Event, StateKey
-from homeserver.rooms.append import NewEvent, WorkingHead
 from homeserver.rooms.judgement import Judge
 from homeserver.rooms.state import RoomHead, RoomHeads, StateSnapshot
+from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import room_state
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict

@@ -21,8 +21,27 @@ HERE = Path(__file__).parent
 APIS = ("client-server", "server-server")
 METHODS = ("get", "put", "post", "delete")
 KEPT = frozenset(
-    "type properties required items additionalProperties patternProperties allOf anyOf oneOf enum const pattern "
-    "minimum maximum minItems maxItems minLength maxLength default".split()
+    [
+        "type",
+        "properties",
+        "required",
+        "items",
+        "additionalProperties",
+        "patternProperties",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "enum",
+        "const",
+        "pattern",
+        "minimum",
+        "maximum",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "default",
+    ]
 )
 
 
