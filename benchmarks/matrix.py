@@ -29,7 +29,11 @@ class User:
 
     async def call(self, method: str, path: str, body: Any = None) -> Answer:
         """A request below ``/_matrix/client``; raises RequestFailed unless the answer is 200."""
-        answer = await self._http.request(method, f"/_matrix/client{path}", body=body, headers=self._headers)
+        return await self.request(method, f"/_matrix/client{path}", body)
+
+    async def request(self, method: str, path: str, body: Any = None) -> Answer:
+        """A request with a whole path; raises RequestFailed unless the answer is 200."""
+        answer = await self._http.request(method, path, body=body, headers=self._headers)
         if answer.status != 200:
             raise RequestFailed(f"{method} {path}: {answer.status} {answer.body[:300]!r}")
         return answer

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.fake_remote import FakeRemote
+from benchmarks.governance import governance
 from benchmarks.http import Answer
 from benchmarks.matrix import Site, User, gather_some
 from benchmarks.measuring import Figure, Meter, latencies, repeat, resident_mib
@@ -276,6 +277,7 @@ PATHS: dict[str, Path] = {
         messages,
         federation_send,
         big_join,
+        governance,
         resources,
     )
 }

@@ -125,14 +125,6 @@ class UnknownPos(MatrixError):
     text = "The position is not known"
 
 
-class BadState(MatrixError):
-    """The room or the membership is not in the state that this needs: who is not banned cannot be unbanned."""
-
-    status = 403
-    errcode = "M_BAD_STATE"
-    text = "The state of the room does not allow this"
-
-
 class Conflict(MatrixError):
     """Somebody else changed the same thing first, or it is not in the state that this needs."""
 
@@ -288,6 +280,13 @@ class Forbidden(MatrixError):
     status = 403
     errcode = "M_FORBIDDEN"
     text = "You are not allowed to do this"
+
+
+class BadState(Forbidden):
+    """The room or the membership is not in the state that this needs: who is not banned cannot be unbanned."""
+
+    errcode = "M_BAD_STATE"
+    text = "The state of the room does not allow this"
 
 
 class Exclusive(MatrixError):

@@ -19,6 +19,7 @@ from homeserver.errors import (
     KeyTooLarge,
     NotFound,
     ProfileTooLarge,
+    RemoteFailed,
     RemoteRefused,
 )
 from homeserver.protocol.identifiers import is_valid_server_name, is_valid_user_id, server_of
@@ -36,6 +37,7 @@ TIME_ZONE_CHARACTERS_MAX = 100
 
 IN_MEMBER_EVENTS = frozenset({"displayname", "avatar_url"})
 """The fields whose changes go into the user's rooms."""
+_TEXTS = IN_MEMBER_EVENTS | {"m.tz"}
 
 _KEY = re.compile(r"(?:avatar_url|displayname|[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)+)\Z")
 _MXC = re.compile(r"mxc://(?P<server>[^/\s]+)/[A-Za-z0-9_-]+\Z")
@@ -129,7 +131,7 @@ class Profiles:
 
     async def _remote_profile(self, user_id: str, key: str | None) -> JsonObject:
         try:
-            return await self._remote.query_profile(server_of(user_id), user_id, key)
+            answer = await self._remote.query_profile(server_of(user_id), user_id, key)
         except RemoteRefused as refusal:
             if refusal.status == 404:
                 raise NotFound("The other server knows no such profile") from None
@@ -137,6 +139,7 @@ class Profiles:
                 # "The remote server MAY itself deny profile queries over federation"
                 raise Forbidden("The other server does not show this profile") from None
             raise
+        return usable_profile(server_of(user_id), answer)
 
 
 def check_key(key: str) -> None:
@@ -152,7 +155,7 @@ def check_key(key: str) -> None:
 
 def check_value(key: str, value: Any) -> None:
     """Raise ``BadJson`` or ``InvalidParam`` for a value that the field cannot have; own fields can have any."""
-    if key not in ("displayname", "avatar_url", "m.tz"):
+    if key not in _TEXTS:
         return
     if not isinstance(value, str):
         raise BadJson(f"'{key}' must be a string")
@@ -163,6 +166,18 @@ def check_value(key: str, value: Any) -> None:
         raise InvalidParam("'avatar_url' must be an mxc:// URI")
     if key == "m.tz" and not (len(value) <= TIME_ZONE_CHARACTERS_MAX and _TIME_ZONE.match(value)):
         raise InvalidParam("'m.tz' must be the name of a time zone")
+
+
+def usable_profile(server_name: str, answer: JsonObject) -> JsonObject:
+    """What another server says of a user, without what is not as it should be. Raises ``RemoteFailed``."""
+    usable = {key: value for key, value in answer.items() if key not in _TEXTS or isinstance(value, str)}
+    try:
+        size = len(orjson.dumps(usable))
+    except orjson.JSONEncodeError as error:  # nested too deeply to be passed on
+        raise RemoteFailed(f"{server_name} gave no usable profile") from error
+    if size > PROFILE_BYTES_MAX:
+        raise RemoteFailed(f"{server_name} gave a profile that is too large")
+    return usable
 
 
 def is_mxc_uri(text: str) -> bool:

@@ -19,11 +19,17 @@ _BEARER = b"bearer "
 
 def access_token_of(request: Request) -> str:
     """The access token that a request carries. Raises ``MissingToken``."""
+    authorization: bytes | None = None
     for name, value in request.scope["headers"]:
         if name == b"authorization":
-            if value[:7].lower() == _BEARER and (token := value[7:].strip()):
-                return str(token, "latin-1")
-            raise MissingToken("The Authorization header has no bearer token")
+            if authorization is not None:
+                # What stands between a client and us may look at one of them, and we at the other.
+                raise MissingToken("There is more than one Authorization header")
+            authorization = value
+    if authorization is not None:
+        if authorization[:7].lower() == _BEARER and (token := authorization[7:].strip()):
+            return str(token, "latin-1")
+        raise MissingToken("The Authorization header has no bearer token")
     # NOTSPEC: gone with v1.20, but all the other versions that we offer have it.
     if b"access_token=" in request.scope["query_string"] and (query := request.query_params.get("access_token")):
         return query

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
-from homeserver.errors import Forbidden
+from homeserver.errors import Forbidden, InvalidParam
+from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.state import RoomHeads
 from homeserver.web import json_response, read_json_object, required_str, service
@@ -53,6 +54,8 @@ async def get_local_aliases(
     heads: Annotated[RoomHeads, service(RoomHeads)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidaliases"""
+    if not is_valid_room_id(room_id):
+        raise InvalidParam("Not a room ID")
     head = await heads.find(room_id)
     if head is None or (requester.user_id not in head.joined and not await _is_world_readable(heads, room_id)):
         raise Forbidden("You are not in this room")

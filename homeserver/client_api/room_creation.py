@@ -14,6 +14,7 @@ from homeserver.client_api.authentication import Authenticated
 from homeserver.client_api.capabilities import Capabilities
 from homeserver.errors import BadJson, Forbidden, InvalidParam, UnsupportedRoomVersion
 from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.power_levels import check_levels
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.web import (
@@ -62,6 +63,12 @@ def _room_request(body: JsonObject, default_version: str) -> RoomRequest:
         raise InvalidParam(f"preset is one of {', '.join(PRESETS)}")
     if optional_list_of_objects(body, "invite_3pid"):
         raise InvalidParam("This server invites by Matrix user ID only")
+    power_levels = optional_object(body, "power_level_content_override")
+    initial_state = [_initial_state(event) for event in optional_list_of_objects(body, "initial_state")]
+    check_levels(power_levels or {})
+    for event_type, state_key, content in initial_state:
+        if event_type == "m.room.power_levels" and not state_key:
+            check_levels(content)
     return RoomRequest(
         version=version,
         preset=preset,
@@ -71,9 +78,9 @@ def _room_request(body: JsonObject, default_version: str) -> RoomRequest:
         topic=optional_str(body, "topic"),
         invite=optional_list_of_str(body, "invite"),
         creation_content=optional_object(body, "creation_content") or {},
-        initial_state=[_initial_state(event) for event in optional_list_of_objects(body, "initial_state")],
+        initial_state=initial_state,
         is_direct=optional_bool(body, "is_direct"),
-        power_levels=optional_object(body, "power_level_content_override"),
+        power_levels=power_levels,
     )
 
 

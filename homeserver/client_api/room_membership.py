@@ -11,12 +11,21 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
-from homeserver.errors import InvalidParam
+from homeserver.errors import Forbidden, InvalidParam
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.membership import VIA_MAX, Memberships
-from homeserver.web import json_response, optional_str, query_strs, read_json_object, required_str, service
+from homeserver.web import (
+    json_response,
+    optional_object,
+    optional_str,
+    query_strs,
+    read_json_object,
+    required_object,
+    required_str,
+    service,
+)
 
 router = APIRouter()
 
@@ -25,6 +34,18 @@ MembershipsService = Annotated[Memberships, service(Memberships)]
 
 async def _body(request: Request) -> JsonObject:
     return await read_json_object(request, empty_is_object=True)
+
+
+async def _join_reason(request: Request) -> str | None:
+    body = await _body(request)
+    reason = optional_str(body, "reason")
+    if (signed := optional_object(body, "third_party_signed")) is not None:
+        for name in ("sender", "mxid", "token"):
+            required_str(signed, name)
+        required_object(signed, "signatures")
+        # "the homeserver must verify that it matches a pending m.room.third_party_invite event in the room"
+        raise Forbidden("This server takes no invitations of third-party identifiers")
+    return reason
 
 
 @router.post("/join/{room_id_or_alias}")
@@ -36,7 +57,7 @@ async def join_room(
     aliases: Annotated[RoomAliases, service(RoomAliases)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3joinroomidoralias"""
-    body = await _body(request)
+    reason = await _join_reason(request)
     # ``server_name`` is the older name of ``via``.
     via = query_strs(request, "via") + query_strs(request, "server_name")
     room_id = room_id_or_alias
@@ -45,7 +66,6 @@ async def join_room(
         room_id, via = target.room_id, [*via, *target.servers]
     elif not is_valid_room_id(room_id_or_alias):
         raise InvalidParam("Not a room ID or room alias")
-    reason = optional_str(body, "reason")
     await memberships.join(requester.user_id, room_id, list(dict.fromkeys(via))[:VIA_MAX], reason)
     return json_response({"room_id": room_id})
 
@@ -55,10 +75,10 @@ async def join_room_by_id(
     room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidjoin"""
-    body = await _body(request)
+    reason = await _join_reason(request)
     if not is_valid_room_id(room_id):
         raise InvalidParam("Not a room ID")
-    await memberships.join(requester.user_id, room_id, (), optional_str(body, "reason"))
+    await memberships.join(requester.user_id, room_id, (), reason)
     return json_response({"room_id": room_id})
 
 

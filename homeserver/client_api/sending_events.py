@@ -15,18 +15,22 @@ from homeserver.accounts.access_tokens import Requester
 from homeserver.client_api.authentication import authenticate
 from homeserver.errors import BadAlias, BadJson, Forbidden, InvalidParam, MatrixError
 from homeserver.protocol.events import EventDraft
-from homeserver.protocol.identifiers import is_valid_user_id
+from homeserver.protocol.identifiers import is_valid_event_id, is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.power_levels import check_levels
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.membership import Memberships
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads
-from homeserver.storage.graph_writes import TransactionKey
+from homeserver.storage.appends import TransactionKey
 from homeserver.web import get_service, json_response, optional_str, read_json_object
 
 TXN_ID_BYTES_MAX = 255
 EVENT_BODY_BYTES_MAX = 256 * 1024
 """The body of an event, with room for white space and escapes; the event itself has its own limit."""
+NEW_ALIASES_MAX = 20
+"""Aliases that one m.room.canonical_alias may add: each may have to be asked of another server."""
+MEMBERSHIPS = ("join", "invite", "knock", "leave", "ban")
 
 
 async def send_message(request: Request) -> Response:
@@ -54,7 +58,9 @@ async def redact_event(request: Request) -> Response:
 
 async def _redact(request: Request, requester: Requester, target: object, content: JsonObject) -> Response:
     if not isinstance(target, str):
-        raise BadJson("'redacts' is not an event ID")
+        raise BadJson("'redacts' is not a string")
+    if not is_valid_event_id(target):
+        raise InvalidParam("What is to be redacted is not an event ID")
     room_id = request.path_params["room_id"]
     txn = transaction_key(request, requester, f"redact/{room_id}/{target}")
     draft = EventDraft("m.room.redaction", requester.user_id, content, redacts=target)
@@ -72,25 +78,32 @@ async def set_room_state_with_key(request: Request) -> Response:
     if event_type == "m.room.member":
         if not is_valid_user_id(state_key):
             raise BadJson("The state key of m.room.member is a user ID")
+        if content.get("membership") not in MEMBERSHIPS:
+            raise BadJson(f"'membership' must be one of {', '.join(MEMBERSHIPS)}")
         event_id = await get_service(request, Memberships).send_member(room_id, draft)
         return json_response({"event_id": event_id})
     if event_type == "m.room.create":
         raise Forbidden("A room is created once")
+    if event_type == "m.room.power_levels" and not state_key:
+        check_levels(content)
     if event_type == "m.room.canonical_alias" and not state_key:
-        await _check_canonical_alias(request, room_id, content)
+        await _check_canonical_alias(request, requester, room_id, content)
     stored = await get_service(request, Sender).send(room_id, draft)
     return json_response({"event_id": stored.event_id})
 
 
-async def _check_canonical_alias(request: Request, room_id: str, content: JsonObject) -> None:
+async def _check_canonical_alias(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
     """New aliases have to point to the room: M_BAD_ALIAS, or M_INVALID_PARAM for what is no alias."""
     heads = get_service(request, RoomHeads)
     head = await heads.find(room_id)
-    standing = await heads.state_event(head, "m.room.canonical_alias") if head is not None else None
-    old = standing.content if standing is not None else {}
-    for alias in _aliases_in(content):
-        if alias in _aliases_in(old, strict=False):
-            continue
+    if head is None or requester.user_id not in head.joined:
+        raise Forbidden("You are not in this room")
+    standing = await heads.state_event(head, "m.room.canonical_alias")
+    old = set(_aliases_in(standing.content, strict=False)) if standing is not None else set()
+    new = [alias for alias in dict.fromkeys(_aliases_in(content)) if alias not in old]
+    if len(new) > NEW_ALIASES_MAX:
+        raise InvalidParam(f"{NEW_ALIASES_MAX} aliases can be added at once")
+    for alias in new:
         try:
             target = await get_service(request, RoomAliases).resolve(alias)
         except InvalidParam:
@@ -103,7 +116,7 @@ async def _check_canonical_alias(request: Request, room_id: str, content: JsonOb
 
 def _aliases_in(content: JsonObject, *, strict: bool = True) -> list[str]:
     alias, others = content.get("alias"), content.get("alt_aliases")
-    found = [*([alias] if alias else []), *(others if isinstance(others, list) else [])]
+    found = [*([] if alias in (None, "") else [alias]), *(others if isinstance(others, list) else [])]
     wrong = not all(isinstance(name, str) for name in found) or not (others is None or isinstance(others, list))
     if wrong and strict:
         raise InvalidParam("alias and alt_aliases are room aliases")

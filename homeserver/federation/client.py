@@ -57,6 +57,8 @@ STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
 INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
 ERROR_TEXT_MAX = 500
 """How much of another server's words goes into ours."""
+ROOM_VERSION_MAX = 32
+"""Characters of a room version: https://spec.matrix.org/v1.19/rooms/#room-version-grammar"""
 
 
 class FederationClient:
@@ -387,7 +389,7 @@ class FederationClient:
             raise RemoteUnreachable(destination, error.message) from error
         if not 200 <= answer.status < 300:
             _refuse(destination, answer)
-        value = check(_parse_json(destination, answer.body))
+        value = check(_parse_json(destination, answer.body, limits))
         if not isinstance(value, dict):
             raise RemoteUnreachable(destination, "the answer is not a JSON object")
         return value
@@ -398,11 +400,12 @@ def _path(prefix: str, *segments: str, query: Sequence[tuple[str, str]] = ()) ->
     return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 
-def _parse_json(destination: str, body: bytes) -> Any:
+def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
+    except orjson.JSONDecodeError as error:
+        if limits not in (EVENTS, STATE):
+            raise RemoteUnreachable(destination, "the answer is not JSON") from error
     # One event among thousands may hold what only Python's parser takes, such as half of a surrogate pair: it is for
     # the event's own checks to drop that one.
     try:
@@ -423,11 +426,13 @@ def _refuse(destination: str, answer: Answer) -> NoReturn:
         body = None
     errcode = body.get("errcode") if isinstance(body, dict) else None
     text = body.get("error") if isinstance(body, dict) else None
+    room_version = body.get("room_version") if isinstance(body, dict) else None
     raise RemoteRefused(
         destination,
         answer.status,
         errcode[:ERROR_TEXT_MAX] if isinstance(errcode, str) else "M_UNKNOWN",
         text[:ERROR_TEXT_MAX] if isinstance(text, str) else "",
+        room_version=room_version[:ROOM_VERSION_MAX] if isinstance(room_version, str) else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
+from homeserver.errors import BadJson
 from homeserver.protocol.events import Event
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
@@ -24,6 +25,7 @@ LEVEL_DIGITS_MAX = 309
 """Digits that a level in a string may have: as many as the largest double has."""
 
 _NOTHING: JsonObject = {}
+_LEVELS = ("ban", "events_default", "invite", "kick", "redact", "state_default", "users_default")
 
 
 def parse_level(value: Any, version: RoomVersion) -> int | None:
@@ -54,6 +56,20 @@ def _level_in_string(text: str) -> int | None:
     if len(digits) > LEVEL_DIGITS_MAX:
         return None
     return -int(digits) if text[0] == "-" else int(digits)
+
+
+def check_levels(content: JsonObject) -> None:
+    """What a client may write into m.room.power_levels of any room version: integers. Raises ``BadJson``.
+
+    https://spec.matrix.org/v1.19/client-server-api/#mroompower_levels
+    """
+    for name in _LEVELS:
+        if name in content and type(content[name]) is not int:
+            raise BadJson(f"'{name}' must be an integer")
+    for name in ("users", "events", "notifications"):
+        levels = content.get(name, _NOTHING)
+        if not isinstance(levels, dict) or not all(type(level) is int for level in levels.values()):
+            raise BadJson(f"'{name}' must be an object of integers")
 
 
 def creators_of(version: RoomVersion, create: Event | None) -> frozenset[str]:

@@ -81,11 +81,16 @@ class RoomAliases:
         return AliasTarget(row[0], servers)
 
     async def add(self, alias: str, room_id: str, creator: str) -> None:
-        """Give a room a new alias of this server. Raises ``InvalidParam``, ``Forbidden``, ``NotFound``, ``AliasInUse``."""
-        if not is_valid_room_alias(alias):
+        """Give a room a new alias of this server.
+
+        Raises ``InvalidParam``, ``NotFound`` and ``Forbidden`` for the room, and ``AliasInUse``.
+        """
+        if not is_valid_room_alias(alias) or alias.startswith("#:"):
             raise InvalidParam("Not a valid room alias")
         if server_of(alias) != self._server_name:
             raise InvalidParam(f"Aliases on this server end in :{self._server_name}")
+        if not is_valid_room_id(room_id):
+            raise InvalidParam("Not a room ID")
         head = await self._heads.get(room_id)
         if creator not in head.joined:
             raise Forbidden("You are not in this room")

@@ -22,18 +22,10 @@ from homeserver.rooms.events import Events
 from homeserver.rooms.state import RoomHead, RoomHeads, StateReader, StateSnapshot
 from homeserver.rooms.working_head import LEVEL_KEYS, Job, SentInBatch, WorkingHead
 from homeserver.storage import event_graph
+from homeserver.storage.appends import AlreadySent, Appended, NewAlias, NewRoom, StaleHead, TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.graph_writes import (
-    AlreadySent,
-    Appended,
-    GraphWriter,
-    NewAlias,
-    NewRoom,
-    StaleHead,
-    TransactionKey,
-    event_of_transaction,
-)
+from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
 
 JOBS_PER_APPEND_MAX = 64
 """Jobs of one room that share a transaction."""

@@ -23,7 +23,7 @@ from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.send import Sender, new_event_id_localpart
 from homeserver.rooms.working_head import NewEvent, WorkingHead
-from homeserver.storage.graph_writes import AliasTaken, NewAlias, StaleHead
+from homeserver.storage.appends import AliasTaken, NewAlias, StaleHead
 
 INVITES_MAX = 100
 """Users that one request may invite."""

@@ -18,18 +18,10 @@ from homeserver.rooms.events import Events
 from homeserver.rooms.judgement import auth_events_first
 from homeserver.rooms.state import RoomHeads
 from homeserver.storage import graph_writes, streams, user_rooms
+from homeserver.storage.appends import Appended, CurrentChange, EventWrite, GroupRef, GroupWrite, NewRoom, RoomAppend
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict, events_by_id
-from homeserver.storage.graph_writes import (
-    Appended,
-    CurrentChange,
-    EventWrite,
-    GraphWriter,
-    GroupRef,
-    GroupWrite,
-    NewRoom,
-    RoomAppend,
-)
+from homeserver.storage.graph_writes import GraphWriter
 
 
 class RoomImports:

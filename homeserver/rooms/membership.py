@@ -27,8 +27,8 @@ from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, user_rooms
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
-from homeserver.storage.graph_writes import TransactionKey
 from homeserver.storage.user_rooms import Standing
 
 VOUCHER = "join_authorised_via_users_server"

@@ -20,12 +20,14 @@ from homeserver.clock import Clock
 from homeserver.errors import (
     Forbidden,
     HomeserverError,
+    IncompatibleRoomVersion,
     InvalidEvent,
     InvalidSignature,
     RemoteError,
     RemoteFailed,
     RemoteRefused,
     RemoteUnreachable,
+    UnsupportedRoomVersion,
 )
 from homeserver.federation.client import FederationClient
 from homeserver.federation.delivery import Delivery
@@ -253,7 +255,7 @@ class RemoteMembership:
     async def invite(self, working: WorkingHead, invitation: NewEvent) -> NewEvent:
         """Have the invited user's server sign an invitation.
 
-        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``IncompatibleRoomVersion``) where that server does
+        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``UnsupportedRoomVersion``) where that server does
         not agree, ``RemoteFailed`` and ``RemoteTimedOut`` where it does not answer sensibly.
         """
         event, head = invitation.event, working.head
@@ -269,7 +271,12 @@ class RemoteMembership:
                 [entry.pdu for entry in shown],
             )
         except (RemoteRefused, RemoteUnreachable) as error:
-            raise as_matrix_error(error, f"invite {event.state_key}") from error
+            answer_to_user = as_matrix_error(error, f"invite {event.state_key}")
+            if isinstance(answer_to_user, IncompatibleRoomVersion):
+                # "One or more users being invited to the room are residents of a homeserver which does not support the
+                # requested room version. The errcode will be M_UNSUPPORTED_ROOM_VERSION in these cases."
+                raise UnsupportedRoomVersion(answer_to_user.message) from error
+            raise answer_to_user from error
         return replace(invitation, event=await self._countersigned(event, server_name, answer))
 
     async def _countersigned(self, event: Event, server_name: str, answer: JsonObject) -> Event:

@@ -37,7 +37,9 @@ def as_matrix_error(error: HomeserverError, what: str) -> MatrixError:
 def _refusal(error: RemoteRefused, what: str) -> MatrixError:
     said = f"{error.destination}: {error.error}" if error.error else error.destination
     if error.errcode in _VERSION_CODES:
-        return IncompatibleRoomVersion(f"Could not {what}: {said}")
+        # "Inspect the room_version property of the error response for the room's version."
+        version = {} if error.room_version is None else {"room_version": error.room_version}
+        return IncompatibleRoomVersion(f"Could not {what}: {said}", **version)
     if error.errcode in _ELSEWHERE_CODES:
         return Forbidden(f"Could not {what}: {said}")
     if error.errcode == InviteBlocked.errcode:

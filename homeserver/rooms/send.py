@@ -16,8 +16,8 @@ from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.governed_events import GovernedEvents, refusal
 from homeserver.rooms.working_head import Job, NewEvent, WorkingHead
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.graph_writes import TransactionKey
 
 PREV_EVENTS_CITED_MAX = 10
 """Forward extremities that one of our events brings together; the protocol allows 20."""

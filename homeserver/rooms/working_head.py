@@ -16,8 +16,7 @@ from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.rooms.events import Events
 from homeserver.rooms.state import Extremity, RoomHead, StateReader, StateSnapshot
-from homeserver.storage.event_graph import Verdict
-from homeserver.storage.graph_writes import (
+from homeserver.storage.appends import (
     Appended,
     CurrentChange,
     EventWrite,
@@ -26,6 +25,7 @@ from homeserver.storage.graph_writes import (
     RoomAppend,
     TransactionKey,
 )
+from homeserver.storage.event_graph import Verdict
 
 
 @dataclass(slots=True)

@@ -8,160 +8,37 @@ event IDs by them, and writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, select, tuple_, update
 
-from homeserver.errors import HomeserverError
 from homeserver.protocol.events import Event, StateKey
-from homeserver.storage import aliases, auth_chains, invitations, room_state
-from homeserver.storage.database import in_slices, upsert
+from homeserver.storage import aliases, invitations, room_state
+from homeserver.storage.appends import (
+    AliasTaken,
+    AlreadySent,
+    Appended,
+    CurrentChange,
+    EventWrite,
+    GroupRef,
+    NewRoom,
+    RoomAppend,
+    StaleHead,
+    TransactionKey,
+)
+from homeserver.storage.database import in_slices
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
+from homeserver.storage.graph_rows import GraphRows, clear_state, write_rows
 from homeserver.storage.tables import (
-    backward_extremities,
     client_transactions,
     counters,
-    current_state,
-    current_state_changes,
-    event_edges,
-    events,
-    forward_extremities,
-    redactions,
-    rejections,
-    room_members,
     rooms,
-    state_keys,
     user_rooms,
 )
 
 STATE_KEYS_CACHED_MAX = 50_000
-
-
-class StaleHead(HomeserverError):
-    """The room went on since the append was composed; compose anew."""
-
-
-class AliasTaken(HomeserverError):
-    """Another room has the alias that a new room was to take."""
-
-
-class AlreadySent(HomeserverError):
-    """A transaction ID was used before; ``sent`` maps the new event IDs to the numeric IDs of the old events."""
-
-    def __init__(self, sent: Mapping[str, int]) -> None:
-        super().__init__("transaction ID used before")
-        self.sent = sent
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionKey:
-    """What makes a client's request harmless to repeat. ``ts`` says when it was made, and does not tell it apart."""
-
-    user_id: str
-    device_id: str
-    scope: str
-    txn_id: str
-    ts: int = field(compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRef:
-    """A state group: one that is stored (``state_group``), or the ``index``-th new one of the append."""
-
-    state_group: int | None = None
-    index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GroupWrite:
-    """A new state group: what it changes against its predecessor (None: it is a whole state)."""
-
-    predecessor: GroupRef | None
-    delta: Mapping[StateKey, str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class EventWrite:
-    """An event to be stored, judged already."""
-
-    event: Event
-    verdict: Verdict
-    state: GroupRef | None
-    """The state after the event; None for outliers."""
-    replaces: str | None = None
-    reason: str | None = None
-    txn: TransactionKey | None = None
-    backfilled: bool = False
-    awaited: bool = False
-    """Events that stand in the graph may name this one as their missing prev_event."""
-    redaction_applied: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentChange:
-    """A change of the current state, at the position of the event with this ID."""
-
-    key: StateKey
-    event: Event | None
-    at: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewAlias:
-    """An alias of this server for a new room, and who wants it."""
-
-    alias: str
-    creator: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewRoom:
-    """A room that is to be added, unless it is there already."""
-
-    room_id: str
-    version: str
-    created_ts: int
-    published: bool = False
-    alias: NewAlias | None = None
-    """What the room is to be called; it is not added where that is taken."""
-
-
-@dataclass(slots=True)
-class RoomAppend:
-    """What one room gets in one transaction."""
-
-    room_nid: int
-    """0 for a new room."""
-    generation: int
-    """The generation that this was composed on."""
-    events: list[EventWrite] = field(default_factory=list)
-    groups: list[GroupWrite] = field(default_factory=list)
-    changes: list[CurrentChange] = field(default_factory=list)
-    current: GroupRef | None = None
-    """The current state afterwards; None: as it was."""
-    extremities: tuple[frozenset[str], frozenset[str]] | None = None
-    """Forward extremities before and after; None: as they were."""
-    known: dict[str, int] = field(default_factory=dict)
-    """Numeric IDs of events that are named, as far as they are at hand; they stand in the graph."""
-    applied_redactions: list[tuple[str, str]] = field(default_factory=list)
-    """``(redacted, redaction)`` event IDs of redactions that came before their targets."""
-    new_room: NewRoom | None = None
-    replace_state: bool = False
-    """The current state is not changed but replaced, by all of ``changes`` (a join through another server)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What an append was given: numeric IDs and positions by event ID, groups by index, state keys."""
-
-    room_nid: int
-    nids: Mapping[str, int]
-    positions: Mapping[str, int]
-    groups: Sequence[int]
-    state_keys: Mapping[StateKey, int]
 
 
 _TRANSACTION_KEY = (
@@ -188,93 +65,8 @@ _TAKE = (
     )
     .returning(counters.c.event, counters.c.stream, counters.c.backfill, counters.c.state_group, counters.c.auth_chain)
 )
-_INSERT_EVENTS = insert(events)
-_INSERT_TRANSACTION = insert(client_transactions)
-_PLACE_OUTLIER = (
-    update(events)
-    .where(events.c.event_nid == bindparam("b_event_nid"))
-    .values(
-        stream_position=bindparam("b_stream_position"),
-        state_group=bindparam("b_state_group"),
-        replaces_nid=bindparam("b_replaces_nid"),
-        verdict=bindparam("b_verdict"),
-        json=bindparam("b_json"),
-    )
-)
-_MOVE_EXTREMITY = (
-    update(forward_extremities)
-    .where(
-        and_(
-            forward_extremities.c.room_nid == bindparam("b_room_nid"),
-            forward_extremities.c.event_nid == bindparam("b_old"),
-        )
-    )
-    .values(event_nid=bindparam("b_new"))
-)
-_DROP_EXTREMITY = delete(forward_extremities).where(
-    and_(
-        forward_extremities.c.room_nid == bindparam("b_room_nid"),
-        forward_extremities.c.event_nid == bindparam("b_old"),
-    )
-)
-_LEFT = (
-    update(user_rooms)
-    .where(and_(user_rooms.c.user_id == bindparam("b_user_id"), user_rooms.c.room_nid == bindparam("b_room_nid")))
-    .values(membership="leave", position=bindparam("b_position"))
-)
-_HIDE_PROFILE = (
-    update(room_members)
-    .where(
-        and_(
-            room_members.c.room_nid == bindparam("b_room_nid"),
-            room_members.c.user_id == bindparam("b_user_id"),
-            room_members.c.event_nid == bindparam("b_event_nid"),
-        )
-    )
-    .values(display_name=None, avatar_url=None)
-)
-_NEXT_GENERATION = (
-    update(rooms).where(rooms.c.room_nid == bindparam("b_room_nid")).values(generation=bindparam("b_generation"))
-)
-_NEXT_STATE = (
-    update(rooms)
-    .where(rooms.c.room_nid == bindparam("b_room_nid"))
-    .values(generation=bindparam("b_generation"), state_group=bindparam("b_state_group"))
-)
-
-
 _Numbered = list[tuple[int, RoomAppend]]
 """Appends with their place among those that share the transaction."""
-
-
-class _Rows:
-    """The rows of one transaction, by table."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.placed: list[dict[str, Any]] = []
-        self.edges: list[dict[str, Any]] = []
-        self.missing: list[dict[str, Any]] = []
-        self.awaited: list[int] = []
-        self.moved: list[dict[str, Any]] = []
-        self.dropped_extremities: list[dict[str, Any]] = []
-        self.new_extremities: list[dict[str, Any]] = []
-        self.groups: list[room_state.NewGroup] = []
-        self.auth: list[tuple[int, list[int]]] = []
-        self.current: list[dict[str, Any]] = []
-        self.removed: list[tuple[int, int]] = []
-        self.changes: list[dict[str, Any]] = []
-        self.members: list[dict[str, Any]] = []
-        self.removed_members: list[tuple[int, str]] = []
-        self.user_rooms: list[dict[str, Any]] = []
-        self.invitations: list[invitations.Step] = []
-        self.taken_over: list[invitations.Takeover] = []
-        self.removed_standings: list[dict[str, Any]] = []
-        self.redactions: list[dict[str, Any]] = []
-        self.reasons: list[dict[str, Any]] = []
-        self.txns: list[dict[str, Any]] = []
-        self.generations: list[dict[str, Any]] = []
-        self.states: list[dict[str, Any]] = []
 
 
 @dataclass(slots=True)
@@ -310,13 +102,13 @@ class GraphWriter:
             return outcomes
         state_keys = self._intern(connection, [append for _, append in todo])
         numbers = _take_numbers(connection, [append for _, append in todo], known)
-        rows = _Rows()
+        rows = GraphRows()
         for index, append in todo:
             standings = _standings(connection, append.room_nid) if append.replace_state else None
             outcomes[index] = self._collect(append, known, state_keys, numbers, rows, standings)
             if append.replace_state:
-                _clear_state(connection, append.room_nid)
-        _write(connection, rows, numbers)
+                clear_state(connection, append.room_nid)
+        write_rows(connection, rows, iter(numbers.next_chain, None))
         return outcomes
 
     def remember(self, state_keys: Mapping[StateKey, int]) -> None:
@@ -383,7 +175,7 @@ class GraphWriter:
         known: Mapping[str, tuple[int, Verdict]],
         state_keys: Mapping[StateKey, int],
         numbers: _Numbers,
-        rows: _Rows,
+        rows: GraphRows,
         standings: Mapping[str, str] | None,
     ) -> Appended:
         nids: dict[str, int] = {event_id: nid for event_id, (nid, _) in known.items()}
@@ -436,7 +228,7 @@ class GraphWriter:
         numbers: range,
         nids: Mapping[str, int],
         state_keys: Mapping[StateKey, int],
-        rows: _Rows,
+        rows: GraphRows,
     ) -> None:
         for number, group in zip(numbers, append.groups, strict=True):
             rows.groups.append(
@@ -454,7 +246,7 @@ class GraphWriter:
         positions: Mapping[str, int],
         nids: Mapping[str, int],
         state_keys: Mapping[StateKey, int],
-        rows: _Rows,
+        rows: GraphRows,
         standings: Mapping[str, str] | None,
     ) -> None:
         room_nid = append.room_nid
@@ -651,7 +443,7 @@ def _collect_event(
     nids: Mapping[str, int],
     known: Mapping[str, tuple[int, Verdict]],
     state_keys: Mapping[StateKey, int],
-    rows: _Rows,
+    rows: GraphRows,
 ) -> None:
     event = write.event
     nid = nids[event.event_id]
@@ -709,7 +501,7 @@ def _collect_event(
         )
 
 
-def _collect_edges(room_nid: int, event: Event, nids: Mapping[str, int], in_graph: set[str], rows: _Rows) -> None:
+def _collect_edges(room_nid: int, event: Event, nids: Mapping[str, int], in_graph: set[str], rows: GraphRows) -> None:
     nid = nids[event.event_id]
     for prev in dict.fromkeys(event.prev_events):
         if prev in in_graph:
@@ -718,7 +510,7 @@ def _collect_edges(room_nid: int, event: Event, nids: Mapping[str, int], in_grap
             rows.missing.append({"room_nid": room_nid, "missing_event_id": prev, "event_nid": nid})
 
 
-def _collect_extremities(append: RoomAppend, nids: Mapping[str, int], rows: _Rows) -> None:
+def _collect_extremities(append: RoomAppend, nids: Mapping[str, int], rows: GraphRows) -> None:
     if append.extremities is None:
         return
     before, after = append.extremities
@@ -758,85 +550,3 @@ def user_room_row(room_nid: int, event: Event, nid: int, position: int) -> dict[
         "forgotten": False,
         "stripped_state": None,
     }
-
-
-def _clear_state(connection: Connection, room_nid: int) -> None:
-    for table in (current_state, room_members, forward_extremities):
-        connection.execute(delete(table).where(table.c.room_nid == room_nid))
-
-
-def _write(connection: Connection, rows: _Rows, numbers: _Numbers) -> None:
-    _many(connection, _INSERT_EVENTS, rows.events)
-    _many(connection, _PLACE_OUTLIER, rows.placed)
-    if rows.auth:
-        auth_chains.assign_positions(connection, rows.auth, iter(numbers.next_chain, None))
-    room_state.store_groups(connection, rows.groups)
-    _many(connection, insert_or(connection, event_edges).on_conflict_do_nothing(), rows.edges)
-    _many(connection, insert_or(connection, backward_extremities).on_conflict_do_nothing(), rows.missing)
-    _link_those_who_waited(connection, rows.awaited)
-    _many(connection, _MOVE_EXTREMITY, rows.moved)
-    _many(connection, _DROP_EXTREMITY, rows.dropped_extremities)
-    _many(connection, insert_or(connection, forward_extremities).on_conflict_do_nothing(), rows.new_extremities)
-    upsert(connection, current_state, rows.current, ["room_nid", "state_key_nid"])
-    upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
-    upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
-    invitations.follow(connection, rows.invitations)
-    for takeover in rows.taken_over:
-        invitations.take_over(connection, takeover)
-    _many(connection, _LEFT, rows.removed_standings)
-    for room_nid, key in rows.removed:
-        connection.execute(
-            delete(current_state).where(
-                and_(current_state.c.room_nid == room_nid, current_state.c.state_key_nid == key)
-            )
-        )
-    for room_nid, user_id in rows.removed_members:
-        connection.execute(
-            delete(room_members).where(and_(room_members.c.room_nid == room_nid, room_members.c.user_id == user_id))
-        )
-    upsert(connection, current_state_changes, rows.changes, ["room_nid", "position", "state_key_nid"])
-    upsert(connection, redactions, rows.redactions, ["redacted_event_id", "redaction_nid"])
-    _redact_members(connection, [row["redacted_event_id"] for row in rows.redactions if row["applied"]])
-    upsert(connection, rejections, rows.reasons, ["event_nid"])
-    _many(connection, _INSERT_TRANSACTION, rows.txns)
-    _many(connection, _NEXT_GENERATION, rows.generations)
-    _many(connection, _NEXT_STATE, rows.states)
-
-
-def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
-    """A redacted member event shows no name, no picture and no reason any longer."""
-    for part in in_slices(redacted):
-        statement = (
-            select(events.c.room_nid, state_keys.c.state_key, events.c.event_nid, events.c.json)
-            .join_from(events, state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
-            .where(events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
-        )
-        found = connection.execute(statement).all()
-        _many(connection, _HIDE_PROFILE, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e, _ in found])
-        for room_nid, user_id, _, json in found:
-            invitations.forget_reason(connection, room_nid, user_id, orjson.loads(json)["content"])
-
-
-def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(statement, rows)
-
-
-def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> None:
-    """Where a new event is the missing one of others, their edges can be drawn now."""
-    for part in in_slices(new_nids):
-        statement = (
-            select(backward_extremities.c.missing_event_id, backward_extremities.c.event_nid, events.c.event_nid)
-            .join_from(backward_extremities, events, events.c.event_id == backward_extremities.c.missing_event_id)
-            .where(events.c.event_nid.in_(part))
-        )
-        found = connection.execute(statement).all()
-        if not found:
-            continue
-        connection.execute(
-            insert_or(connection, event_edges).on_conflict_do_nothing(),
-            [{"event_nid": waiting, "prev_nid": nid} for _, waiting, nid in found],
-        )
-        ids = list({row[0] for row in found})
-        for some in in_slices(ids):
-            connection.execute(delete(backward_extremities).where(backward_extremities.c.missing_event_id.in_(some)))

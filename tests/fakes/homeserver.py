@@ -29,9 +29,10 @@ from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, streams
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.graph_writes import GraphWriter, TransactionKey
+from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.user_rooms import Standing
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.clock import FakeClock

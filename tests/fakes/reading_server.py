@@ -32,9 +32,10 @@ from homeserver.rooms.visible_events import VisibleEvents
 from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import streams
 from homeserver.storage.account_data import put_account_data
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.graph_writes import GraphWriter, TransactionKey
+from homeserver.storage.graph_writes import GraphWriter
 from homeserver.sync.service import Sync
 from homeserver.sync.updates import SyncRequest
 from tests.factories.rooms import server_key

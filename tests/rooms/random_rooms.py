@@ -44,7 +44,7 @@ class RandomRoom:
         if not conflict.conflicted:
             return conflict.unconflicted
         # Other servers count a state's events among its auth chains, so that is what makes the difference.
-        chains = [self._with_chains(state.values()) for state in states]
+        chains = [with_chains(self.events, state.values()) for state in states]
         is_2_1 = self.version.state_resolution is StateResolution.V2_1
         return resolve(
             self.version,
@@ -54,15 +54,6 @@ class RandomRoom:
             conflicted_subgraph=conflicted_subgraph_of(conflict.conflicted_ids, self.events) if is_2_1 else frozenset(),
             rejected={event_id for event_id, verdict in self.verdicts.items() if verdict == "rejected"},
         )
-
-    def _with_chains(self, event_ids: Iterable[str]) -> set[str]:
-        found, todo = set[str](), list(event_ids)
-        while todo:
-            event_id = todo.pop()
-            if event_id not in found:
-                found.add(event_id)
-                todo.extend(self.events[event_id].auth_events)
-        return found
 
     def joined(self) -> set[str]:
         members = (self.events[event_id] for key, event_id in self.current.items() if key[0] == "m.room.member")
@@ -142,3 +133,14 @@ class RandomRoom:
         except NotAuthorized:
             return False
         return True
+
+
+def with_chains(events: Mapping[str, Event], event_ids: Iterable[str]) -> set[str]:
+    """The events themselves and all that they lead to through their auth events."""
+    found, todo = set[str](), list(event_ids)
+    while todo:
+        event_id = todo.pop()
+        if event_id not in found:
+            found.add(event_id)
+            todo.extend(events[event_id].auth_events)
+    return found

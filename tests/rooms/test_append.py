@@ -15,9 +15,9 @@ from homeserver.protocol.events import EventDraft
 from homeserver.rooms.append import APPEND_ATTEMPTS_MAX
 from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import event_graph
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
-from homeserver.storage.graph_writes import TransactionKey
 from homeserver.storage.integrity import find_problems
 from homeserver.storage.tables import backward_extremities, event_edges, events, room_members, rooms
 from tests.factories.rooms import RoomFactory

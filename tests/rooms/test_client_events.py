@@ -12,9 +12,9 @@ import pytest
 
 from homeserver.protocol.events import EventDraft
 from homeserver.rooms.client_events import ClientEvents, dumps, stripped_event
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.graph_writes import TransactionKey
 from tests.factories.rooms import RoomFactory
 from tests.fakes.homeserver import ALICE, BOB, ZOE, CoreServer, add_users
 

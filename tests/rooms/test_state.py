@@ -8,31 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 
 from homeserver.errors import NotFound
 from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.protocol.state_resolution import conflicted_subgraph_of, split_states
+from homeserver.rooms.events import Events
 from homeserver.rooms.judgement import Judge
-from homeserver.rooms.state import RoomHead, RoomHeads, StateSnapshot
+from homeserver.rooms.state import RoomHead, RoomHeads, StateReader, StateSnapshot
 from homeserver.rooms.working_head import NewEvent, WorkingHead
-from homeserver.storage import room_state
+from homeserver.storage import auth_chains, room_state, streams
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
 from homeserver.storage.integrity import find_problems
 from homeserver.storage.tables import current_state_changes, events, room_members, state_keys, user_rooms
 from tests.fakes.homeserver import ALICE, CoreServer, is_local
-from tests.rooms.random_rooms import RandomRoom
+from tests.protocol import symbolic
+from tests.rooms.random_rooms import RandomRoom, with_chains
 
 VERDICTS = {
     "accepted": Verdict.ACCEPTED,
     "rejected": Verdict.REJECTED,
     "soft-failed": Verdict.SOFT_FAILED,
 }
+V12 = ROOM_VERSIONS["12"]
 NAMES = (f"random{number}" for number in itertools.count())
 
 
@@ -181,6 +187,51 @@ def check_tables(connection: Connection, room: RandomRoom, head: RoomHead) -> No
         if is_local(user) and (user in members or user in standings)  # came and went in one transaction: nothing
     }
     assert standings == expected
+
+
+GRAPHS = st.lists(st.sets(st.integers(1, 8), max_size=4), min_size=2, max_size=22)
+"""Auth graphs: how far before each event its auth events stand."""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graph=GRAPHS, committed=st.floats(0, 1), seed=st.integers(0, 2**32))
+def test_events_that_are_not_committed_yet_count_like_all_others(
+    database: Database, graph: list[set[int]], committed: float, seed: int
+) -> None:
+    """Where branches meet within one transaction, the auth chains go through what is only about to be stored."""
+    choose, prefix = random.Random(seed), next(NAMES)
+    names = [f"${prefix}-{index}" for index in range(len(graph))]
+    made = {
+        names[index]: symbolic.event(
+            V12, "t", ALICE, state_key=names[index], event_id=names[index],
+            auth=[names[index - back] for back in sorted(backs) if back <= index],
+        )
+        for index, backs in enumerate(graph)
+    }  # fmt: skip
+    stored = names[: round(committed * len(names))]
+    with database.begin() as connection:
+        store_auth_graph(connection, [made[name] for name in stored])
+    states = [
+        {("t", name): name for index, name in enumerate(names) if choose.random() < 0.3 or index % 9 == 8}
+        for _ in range(choose.randint(2, 3))
+    ]
+    conflicted = split_states(states).conflicted_ids
+    unstored = {name: event for name, event in made.items() if name not in stored}
+    reader = StateReader(database, Events(database))
+    difference, subgraph = asyncio.run(reader._full_conflict(V12, states, conflicted, unstored))
+    chains = [with_chains(made, state.values()) for state in states]
+    assert difference == set().union(*chains) - chains[0].intersection(*chains)
+    assert subgraph == conflicted_subgraph_of(conflicted, made)
+
+
+def store_auth_graph(connection: Connection, made: Sequence[Event]) -> None:
+    """Store just so much of events that their auth chains are known."""
+    nids = {event.event_id: nid for event, nid in zip(made, streams.take(connection, "event", len(made)), strict=True)}
+    row = {"room_nid": 0, "type": "t", "depth": 1, "origin_server_ts": 0, "json": b"{}"}
+    if made:
+        connection.execute(insert(events), [{"event_nid": nid, "event_id": i, **row} for i, nid in nids.items()])
+    new = [(nids[event.event_id], [nids[cited] for cited in event.auth_events]) for event in made]
+    auth_chains.assign_positions(connection, new, iter(streams.take(connection, "auth_chain", len(made) + 1)))
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+from homeserver.storage.appends import CurrentChange, EventWrite, GroupRef, GroupWrite, NewRoom, RoomAppend
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
-from homeserver.storage.graph_writes import (
-    CurrentChange,
-    EventWrite,
-    GraphWriter,
-    GroupRef,
-    GroupWrite,
-    NewRoom,
-    RoomAppend,
-)
+from homeserver.storage.graph_writes import GraphWriter
 from tests.factories.rooms import RoomFactory
 
 

@@ -11,15 +11,12 @@ from sqlalchemy import Connection, func, select
 
 from homeserver.protocol.events import Event
 from homeserver.storage import aliases, auth_chains, event_graph, room_state, user_rooms
-from homeserver.storage.database import Database
-from homeserver.storage.event_graph import Verdict
-from homeserver.storage.graph_writes import (
+from homeserver.storage.appends import (
     AliasTaken,
     AlreadySent,
     Appended,
     CurrentChange,
     EventWrite,
-    GraphWriter,
     GroupRef,
     GroupWrite,
     NewAlias,
@@ -28,6 +25,9 @@ from homeserver.storage.graph_writes import (
     StaleHead,
     TransactionKey,
 )
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import Verdict
+from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.integrity import find_problems
 from homeserver.storage.tables import events, rooms
 from tests.factories.rooms import RoomFactory

@@ -9,8 +9,8 @@ import pytest
 
 from homeserver.errors import UnknownPos, UnknownToken
 from homeserver.protocol.json_types import JsonObject
+from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
-from homeserver.storage.graph_writes import TransactionKey
 from tests.fakes.reading_server import ReadingServer, bodies, joined, types, user
 
 LAZY: JsonObject = {"room": {"state": {"lazy_load_members": True}}}
