@@ -15,15 +15,18 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import orjson
 import structlog
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from homeserver.config import Config, ListenerConfig, Service
-from homeserver.errors import ConfigurationError, HomeserverError, Unrecognized
+from homeserver.errors import ConfigurationError, HomeserverError, MatrixError, TooLarge, Unrecognized
 from homeserver.web.edge import CORS_HEADERS
 from homeserver.web.responses import json_response
 
@@ -32,6 +35,10 @@ logger = structlog.get_logger(__name__)
 GRACEFUL_STOP_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
+REQUEST_WAIT_SECONDS = 60
+"""How long the head of a request may take to come, and how long its body may pause."""
+REQUEST_HEAD_BYTES_MAX = 64 * 1024
+"""Of a head that comes in several pieces."""
 CONNECTIONS_MAX = 20_000
 """Connections and requests under way at each listener; beyond it the answer is 503."""
 BACKLOG = 2048
@@ -106,7 +113,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         OnlyServing(app, listener.serves),
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -122,6 +129,92 @@ def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
         ssl_certfile=listener.tls_certificate,
         ssl_keyfile=listener.tls_private_key,
     )
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """HTTP/1.1 for connections that may be hostile: the head of a request has a size, and a request its time to come.
+
+    What is not HTTP is answered with a Matrix error as well.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_coming = False
+        """A request has begun and is not complete."""
+        self._head_bytes: int | None = None
+        """What has come of its head, while that is not complete."""
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class
+        """https://docs.python.org/3/library/asyncio-protocol.html"""
+        super().connection_made(transport)
+        self._wait(KEEP_ALIVE_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what comes, and give up on what takes too long or is too long."""
+        super().data_received(data)
+        if not self._is_coming:  # nearly always: a request comes in one piece
+            self._stop_waiting()
+        elif self._head_bytes is None:
+            self._stop_waiting()
+            self._wait(REQUEST_WAIT_SECONDS)
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > REQUEST_HEAD_BYTES_MAX:
+                self._refuse(431, TooLarge("The head of the request is too large"))
+            elif self._deadline is None:
+                self._wait(REQUEST_WAIT_SECONDS)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._is_coming, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is here."""
+        self._is_coming = False
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(400, Unrecognized(msg))
+
+    def _wait(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self.flow.read_paused:  # it is us who do not go on
+            self._wait(REQUEST_WAIT_SECONDS)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _refuse(self, status: int, error: MatrixError) -> None:
+        body = orjson.dumps(error.body())
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *CORS_HEADERS,
+        ]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[status], lines, body))
+        self.transport.close()
 
 
 def _check_tls(listener: ListenerConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypedDict
+from typing import NamedTuple, TypedDict
 
 from sqlalchemy import Connection
 
@@ -16,7 +16,7 @@ from homeserver.governance.roles import Role, listed_users, role_of
 from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN
 from homeserver.protocol.events import EventDraft, StateKey
 from homeserver.protocol.identifiers import server_of
-from homeserver.protocol.power_levels import PowerLevels, power_levels_of
+from homeserver.protocol.power_levels import Level, PowerLevels, power_levels_of
 from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
@@ -56,8 +56,19 @@ class RoleList(TypedDict, total=False):
     """Only there if there is more."""
 
 
-_Place: TypeAlias = tuple[int, str, str]
-"""What the list is sorted by: the rank of the role (negative: the highest goes first), display name, user ID."""
+class _Listed(NamedTuple):
+    """A joined user in its place: the first three fields are what the list is sorted by."""
+
+    order: int
+    """Of the group."""
+    name: str
+    user_id: str
+    display_name: str | None
+    avatar_url: str | None
+
+
+_GROUPS = (Role.OWNER, Role.MODERATOR, Role.MEMBER)
+"""In the order in which they are listed."""
 
 
 class Roles:
@@ -86,29 +97,39 @@ class Roles:
         state = await self._heads.state_events(head, (CREATE, POWER_LEVELS))
         power_levels = state.get(POWER_LEVELS)
         levels = power_levels_of(head.version, state.get(CREATE), power_levels)
-        places, holders = await self._database.read(
-            _role_holders, head.room_nid, levels, listed_users(power_levels), self._server_name
-        )
-        start = bisect_right(places, after) if after is not None else 0
-        end = len(places) if page.limit is None else min(len(places), start + page.limit)
+        listed = await self._database.read(_joined_in_order, head.room_nid, levels, listed_users(power_levels))
+        start = bisect_right(listed, after, key=_place) if after is not None else 0
+        end = len(listed) if page.limit is None else min(len(listed), start + page.limit)
+        groups = self._grouped(listed[start:end], levels)
         answer: RoleList = {
             "my_role": role_of(levels.of_user(user_id)).value,
-            "owners": [],
-            "moderators": [],
-            "members": [],
+            "owners": groups[0],
+            "moderators": groups[1],
+            "members": groups[2],
         }
-        groups = {
-            -Role.OWNER.rank: answer["owners"],
-            -Role.MODERATOR.rank: answer["moderators"],
-            -Role.MEMBER.rank: answer["members"],
-        }
-        for rank, _, holder in places[start:end]:
-            groups[rank].append(holders[holder])
-        if await self._is_ownerless(head, (place[2] for place in places if place[0] == -Role.OWNER.rank)):
+        if await self._is_ownerless(head, (user.user_id for user in listed if _GROUPS[user.order] is Role.OWNER)):
             answer["ownerless"] = True
-        if end < len(places):
-            answer["next"] = token_of(places[end - 1])
+        if end < len(listed):
+            answer["next"] = token_of(_place(listed[end - 1]))
         return answer
+
+    def _grouped(self, listed: Iterable[_Listed], levels: PowerLevels) -> list[list[RoleHolder]]:
+        groups: list[list[RoleHolder]] = [[] for _ in _GROUPS]
+        creators = levels.creators
+        for order, _, user_id, display_name, avatar_url in listed:
+            server = server_of(user_id)
+            groups[order].append(
+                {
+                    "user_id": user_id,
+                    "display_name": display_name,
+                    "avatar_url": avatar_url,
+                    "power_level": _shown_level(levels.of_user(user_id)),
+                    "is_remote": server != self._server_name,
+                    "server_name": server,
+                    "is_creator": user_id in creators,
+                }
+            )
+        return groups
 
     async def _is_ownerless(self, head: RoomHead, owners: Iterable[str]) -> bool:
         """Whether nobody is in charge: owners whose accounts were closed do not count."""
@@ -160,28 +181,24 @@ class Roles:
         return stored[0].event_id if stored else None
 
 
-def _role_holders(
-    connection: Connection, room_nid: int, levels: PowerLevels, listed: Iterable[str], server_name: str
-) -> tuple[list[_Place], dict[str, RoleHolder]]:
-    """The joined users by their ID, and the order in which they are listed."""
-    creators = levels.creators
-    special = {user_id: levels.of_user(user_id) for user_id in (*listed, *creators)}
-    default = levels.users_default
-    places: list[_Place] = []
-    holders: dict[str, RoleHolder] = {}
-    for user_id, display_name, avatar_url in store.joined_members(connection, room_nid):
-        level = special.get(user_id, default)
-        server = server_of(user_id)
-        holders[user_id] = {
-            "user_id": user_id,
-            "display_name": display_name,
-            "avatar_url": avatar_url,
-            # What JSON can hold: infinity cannot be written, and strings of old room versions know no bounds.
-            "power_level": int(max(INTEGER_MIN, min(level, INTEGER_MAX))),
-            "is_remote": server != server_name,
-            "server_name": server,
-            "is_creator": user_id in creators,
-        }
-        places.append((-role_of(level).rank, display_name or "", user_id))
-    places.sort()
-    return places, holders
+def _joined_in_order(connection: Connection, room_nid: int, levels: PowerLevels, named: Iterable[str]) -> list[_Listed]:
+    """The joined users by role, name and ID. ``named`` are the users whom m.room.power_levels names."""
+    groups = {user_id: _group(levels.of_user(user_id)) for user_id in (*named, *levels.creators)}
+    others = _group(levels.users_default)
+    return sorted(
+        _Listed(groups.get(user_id, others), display_name or "", user_id, display_name, avatar_url)
+        for user_id, display_name, avatar_url in store.joined_members(connection, room_nid)
+    )
+
+
+def _group(level: Level) -> int:
+    return _GROUPS.index(role_of(level))
+
+
+def _place(listed: _Listed) -> tuple[str | int, ...]:
+    return listed[:3]
+
+
+def _shown_level(level: Level) -> int:
+    """What JSON can hold: infinity cannot be written, and strings of old room versions know no bounds."""
+    return int(max(INTEGER_MIN, min(level, INTEGER_MAX)))

@@ -7,7 +7,8 @@ receipts never do, and neither does that somebody has said something since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import TypedDict
 
 from homeserver.errors import Forbidden, NotFound
@@ -20,7 +21,7 @@ from homeserver.rooms.visible_events import Viewer, VisibleEvents
 from homeserver.storage import read_receipts as store
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.read_receipts import ReceiptPast
+from homeserver.storage.read_receipts import ReadUpTo
 
 
 class ListedReceipt(TypedDict):
@@ -75,9 +76,8 @@ class WhoHasRead:
         head = await room_of_member(self._heads, user_id, room_id)
         stored = await self._seen_event(head, user_id, event_id)
         thread_ids = {UNTHREADED, event_id, await self._receipts.thread_of(stored.event)}
-        position = stored.stream_position or 0
-        found = await self._database.read(store.receipts_past, head.room_nid, position, thread_ids)
-        listed = _one_of_each_user(await self._of_those_present(stored, found))
+        found = await self._database.read(store.read_receipts_of, head.room_nid, thread_ids)
+        listed = await self._readers(head, stored, found)
         start = 0 if after is None else next((i for i, r in enumerate(listed) if (r.position,) < after), len(listed))
         end = len(listed) if page.limit is None else min(len(listed), start + page.limit)
         answer: ReceiptList = {"receipts": [self._shown(receipt) for receipt in listed[start:end]]}
@@ -92,30 +92,48 @@ class WhoHasRead:
             raise NotFound("There is no such event, or you may not see it")
         return stored
 
-    async def _of_those_present(self, stored: StoredEvent, receipts: Sequence[ReceiptPast]) -> list[ReceiptPast]:
-        """Without those of users who were not in the room at the event, unless it is this event that they name.
+    async def _readers(self, head: RoomHead, stored: StoredEvent, receipts: Iterable[ReadUpTo]) -> list[ReadUpTo]:
+        """Of the users who have read an event the receipt that says so: of several the earliest, by then it was read.
 
-        Who joins later and reads on has not read what was before, whatever the history shows.
+        Who was not in the room at the event has read it only if the receipt names it: who joins later and reads on has
+        not read what was before, whatever the history shows.
         """
-        in_doubt = {r.user_id for r in receipts if r.event_id != stored.event_id and _may_be_late(r, stored)}
-        if not in_doubt:
-            return list(receipts)
-        late = in_doubt - await self._joined_at(stored, in_doubt)
-        return [r for r in receipts if r.user_id not in late or r.event_id == stored.event_id]
+        position = stored.stream_position or 0
+        past = [r for r in receipts if r.event_position is not None and r.event_position >= position]
+        absent = await self._absent_at(stored, head, {r.user_id for r in past if r.event_position != position})
+        earliest: dict[str, ReadUpTo] = {}
+        for receipt in past:
+            user_id = receipt.user_id
+            if receipt.event_position != position and user_id in absent:
+                continue
+            known = earliest.get(user_id)
+            if known is None or receipt.ts < known.ts:
+                earliest[user_id] = receipt
+        return sorted(earliest.values(), key=attrgetter("position"), reverse=True)
 
-    async def _joined_at(self, stored: StoredEvent, user_ids: Iterable[str]) -> set[str]:
-        """Those of the users who were in the room right after an event."""
+    async def _absent_at(self, stored: StoredEvent, head: RoomHead, user_ids: Iterable[str]) -> set[str]:
+        """Those of the users who were not in the room right after an event."""
         assert stored.state_group is not None
-        state = (await self._states.snapshot(stored.state_group)).state
-        named = {user_id: event_id for user_id in user_ids if (event_id := state.get(("m.room.member", user_id)))}
-        members = await self._events.by_id(named.values())
-        return {
-            user_id
-            for user_id, event_id in named.items()
-            if (member := members.get(event_id)) is not None and member.event.membership == "join"
-        }
+        if stored.state_group == head.snapshot.group:
+            return {user_id for user_id in user_ids if user_id not in head.joined}
+        then, now = (await self._states.snapshot(stored.state_group)).state, head.state
+        absent: set[str] = set()
+        changed: dict[str, str] = {}
+        for user_id in user_ids:
+            key = ("m.room.member", user_id)
+            member_id = then.get(key)
+            if member_id is not None and member_id != now.get(key):
+                changed[user_id] = member_id
+            elif member_id is None or user_id not in head.joined:
+                absent.add(user_id)
+        members = await self._events.by_id(changed.values())
+        for user_id, member_id in changed.items():
+            member = members.get(member_id)
+            if member is None or member.event.membership != "join":
+                absent.add(user_id)
+        return absent
 
-    def _shown(self, receipt: ReceiptPast) -> ListedReceipt:
+    def _shown(self, receipt: ReadUpTo) -> ListedReceipt:
         return {
             "user_id": receipt.user_id,
             "display_name": receipt.display_name,
@@ -123,21 +141,3 @@ class WhoHasRead:
             "thread_id": receipt.thread_id or None,
             "is_remote": not is_user_of(receipt.user_id, self._server_name),
         }
-
-
-def _may_be_late(receipt: ReceiptPast, stored: StoredEvent) -> bool:
-    """Whether the user's present member event came after an event: it may have joined with it."""
-    position = stored.stream_position or 0
-    if receipt.member_position is None:
-        return position < 0  # both are from before this server joined the room
-    return receipt.member_position > position
-
-
-def _one_of_each_user(receipts: Iterable[ReceiptPast]) -> list[ReceiptPast]:
-    """Of several receipts of a user the earliest: by then the event had been read."""
-    earliest: dict[str, ReceiptPast] = {}
-    for receipt in receipts:
-        known = earliest.get(receipt.user_id)
-        if known is None or receipt.ts < known.ts:
-            earliest[receipt.user_id] = receipt
-    return sorted(earliest.values(), key=lambda receipt: receipt.position, reverse=True)

@@ -25,7 +25,8 @@ def resolve_by_the_book(
     keys = {key for state in sets for key in state}
     unconflicted = {key: sets[0][key] for key in keys if len({state.get(key) for state in sets}) == 1}
     conflicted = {state[key] for state in sets for key in keys - unconflicted.keys() if key in state}
-    chains = [set().union(*(chain(event_id, events) for event_id in state.values())) for state in sets]
+    # As other servers do, an event counts as part of its own chain.
+    chains = [set().union(*({event_id} | chain(event_id, events) for event_id in state.values())) for state in sets]
     full = conflicted | (set().union(*chains) - chains[0].intersection(*chains))
     if is_2_1:
         full |= {

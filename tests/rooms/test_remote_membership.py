@@ -17,6 +17,7 @@ from homeserver.errors import (
     MatrixError,
     NotFound,
     RemoteFailed,
+    UnsupportedRoomVersion,
 )
 from homeserver.protocol.events import Event
 from homeserver.rooms import owed_requests
@@ -419,7 +420,7 @@ def test_an_invitation_is_signed_by_the_other_server(servers: Servers) -> None:
         (403, "M_FORBIDDEN", Forbidden),
         (403, "M_INVITE_BLOCKED", InviteBlocked),
         (404, "M_NOT_FOUND", NotFound),
-        (400, "M_INCOMPATIBLE_ROOM_VERSION", IncompatibleRoomVersion),
+        (400, "M_INCOMPATIBLE_ROOM_VERSION", UnsupportedRoomVersion),
         (400, "M_INVALID_PARAM", RemoteFailed),
         (500, "M_UNKNOWN", RemoteFailed),
     ],

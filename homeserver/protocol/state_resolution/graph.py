@@ -17,17 +17,21 @@ def auth_difference_of(state_sets: Sequence[StateMap], events: Mapping[str, Even
 
     https://spec.matrix.org/v1.19/rooms/v2/#definitions
 
+    NOTSPEC: an event counts as part of its own auth chain. To the letter it does not, and a rare state comes out
+    differently for that; but other servers count it so, and to agree with them is what resolution is for.
+
     ``events`` must hold the states' events and their auth chains, otherwise it raises ``MissingEvents``.
     """
     conflict = split_states(state_sets)
     if not conflict.conflicted:
         return set()
     # The chain of what all states share is in every Cᵢ, so it can add nothing and no walk need enter it.
-    shared = _auth_chain(conflict.unconflicted.values(), events, frozenset())
+    unconflicted = set(conflict.unconflicted.values())
+    shared = _auth_chain(unconflicted, events, frozenset()) | unconflicted
     chains = []
     for state in state_sets:
-        own = [state[key] for key in conflict.conflicted if key in state]
-        chains.append(_auth_chain(own, events, shared))
+        own = {state[key] for key in conflict.conflicted if key in state} - shared
+        chains.append(_auth_chain(own, events, shared) | own)
     return set().union(*chains) - set(chains[0]).intersection(*chains)
 
 

@@ -63,9 +63,11 @@ def test_the_auth_difference_is_what_not_every_chain_has() -> None:
         simple("$shared", ["$3"]),
     )
     sets: list[StateMap] = [{A: "$x"}, {A: "$y"}]
-    assert auth_difference_of(sets, events) == {"$1", "$2", "$3"}
-    assert auth_difference_of([{A: "$x", B: "$shared"}, {A: "$y", B: "$shared"}], events) == {"$1", "$2"}
-    assert auth_difference_of([{A: "$x"}, {A: "$y"}, {A: "$2"}], events) == {"$1", "$2", "$3"}
+    # An event counts as part of its own chain.
+    assert auth_difference_of(sets, events) == {"$1", "$2", "$3", "$x", "$y"}
+    assert auth_difference_of([{A: "$x", B: "$shared"}, {A: "$y", B: "$shared"}], events) == {"$1", "$2", "$x", "$y"}
+    assert auth_difference_of([{A: "$x"}, {A: "$y"}, {A: "$2"}], events) == {"$1", "$2", "$3", "$x", "$y"}
+    assert auth_difference_of([{A: "$x"}, {A: "$2"}], events) == {"$x"}
     assert auth_difference_of([{A: "$x"}, {A: "$x"}], events) == set()
     del events["$2"]
     with pytest.raises(MissingEvents) as caught:
@@ -195,7 +197,7 @@ def test_circles_of_auth_events_end() -> None:
     events |= by_id(simple("$x", ["$p1"]), simple("$y", ["$q0"]))
     assert mainline_ordering(["$x", "$y"], events, events["$p0"]) == ["$y", "$x"]
     assert reverse_topological_power_ordering({"$p0", "$p1"}, events, create_event(V11)) == []
-    assert auth_difference_of([{A: "$x"}, {A: "$y"}], events) == {"$p0", "$p1", "$q0", "$q1"}
+    assert auth_difference_of([{A: "$x"}, {A: "$y"}], events) == {"$p0", "$p1", "$q0", "$q1", "$x", "$y"}
 
 
 def test_long_chains_are_no_recursion() -> None:
