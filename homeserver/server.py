@@ -158,6 +158,8 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what comes, and give up on what takes too long or is too long."""
         super().data_received(data)
+        if self.transport.is_closing():
+            return
         if not self._is_coming:  # nearly always: a request comes in one piece
             self._stop_waiting()
         elif self._head_bytes is None:

@@ -23,7 +23,7 @@ import structlog
 from homeserver.clock import Clock
 from homeserver.federation.destination_queue import DestinationQueue, EventSource, Means, TransactionSender
 from homeserver.federation.outbound_edus import Receipt
-from homeserver.notifier import Notifier, Stream
+from homeserver.notifier import Change, Notifier, StateEffect, Stream
 from homeserver.protocol.events import Event
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
@@ -60,6 +60,9 @@ class Rooms(Protocol):
 
     async def find(self, room_id: str) -> Room | None:
         """The room, or None where it is not known."""
+
+    def cached(self, room_id: str) -> Room | None:
+        """The room, if it is at hand."""
 
 
 class LeaseLost(Exception):
@@ -187,7 +190,7 @@ class Delivery:
         wake = self._notifier.reader()
         while True:
             wake.clear()
-            if self._nothing_but_other_streams():
+            if self._nothing_for_others():
                 self._position = self._notifier.position
                 await wake.wait()
                 continue
@@ -201,9 +204,18 @@ class Delivery:
                 if (early_s := began + READ_INTERVAL_S - self._clock.monotonic()) > 0:
                     await asyncio.sleep(early_s)
 
-    def _nothing_but_other_streams(self) -> bool:
+    def _nothing_for_others(self) -> bool:
+        """Whether all that happened is known not to concern other servers, so that there is nothing to read."""
         changes = self._notifier.changes_since(self._position)
-        return changes is not None and not any(change.stream is Stream.EVENTS for change in changes)
+        return changes is not None and not any(self._may_be_for_others(change) for change in changes)
+
+    def _may_be_for_others(self, change: Change) -> bool:
+        if change.stream is not Stream.EVENTS:
+            return False
+        if change.effect is not StateEffect.NONE or change.room_id is None:
+            return True  # a membership may be for a server that is in the room no longer
+        room = self._rooms.cached(change.room_id)
+        return room is None or any(name != self._server_name for name in room.joined_servers)
 
     async def _distribute(self, found: list[OutboundPdu]) -> None:
         stored = await self._means.events.by_nid([pdu.event_nid for pdu in found])

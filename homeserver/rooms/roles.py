@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypeAlias, TypedDict
 
 from sqlalchemy import Connection
 
@@ -56,17 +56,8 @@ class RoleList(TypedDict, total=False):
     """Only there if there is more."""
 
 
-class _Listed(NamedTuple):
-    """A joined user in its place: the first three fields are what the list is sorted by."""
-
-    order: int
-    """Of the group."""
-    name: str
-    user_id: str
-    display_name: str | None
-    avatar_url: str | None
-
-
+_Listed: TypeAlias = tuple[int, str, str, str | None, str | None]
+"""A joined user in its place: the number of its group, the name that it is sorted by, its ID, name and picture."""
 _GROUPS = (Role.OWNER, Role.MODERATOR, Role.MEMBER)
 """In the order in which they are listed."""
 
@@ -97,25 +88,28 @@ class Roles:
         state = await self._heads.state_events(head, (CREATE, POWER_LEVELS))
         power_levels = state.get(POWER_LEVELS)
         levels = power_levels_of(head.version, state.get(CREATE), power_levels)
-        listed = await self._database.read(_joined_in_order, head.room_nid, levels, listed_users(power_levels))
+        named = listed_users(power_levels)
+        listed = await self._database.read(_joined_in_order, head.room_nid, levels, named)
         start = bisect_right(listed, after, key=_place) if after is not None else 0
         end = len(listed) if page.limit is None else min(len(listed), start + page.limit)
-        groups = self._grouped(listed[start:end], levels)
+        groups = self._grouped(listed[start:end], levels, named)
         answer: RoleList = {
             "my_role": role_of(levels.of_user(user_id)).value,
             "owners": groups[0],
             "moderators": groups[1],
             "members": groups[2],
         }
-        if await self._is_ownerless(head, (user.user_id for user in listed if _GROUPS[user.order] is Role.OWNER)):
+        if await self._is_ownerless(head, (user[2] for user in listed if _GROUPS[user[0]] is Role.OWNER)):
             answer["ownerless"] = True
         if end < len(listed):
             answer["next"] = token_of(_place(listed[end - 1]))
         return answer
 
-    def _grouped(self, listed: Iterable[_Listed], levels: PowerLevels) -> list[list[RoleHolder]]:
+    def _grouped(self, listed: Iterable[_Listed], levels: PowerLevels, named: Iterable[str]) -> list[list[RoleHolder]]:
         groups: list[list[RoleHolder]] = [[] for _ in _GROUPS]
         creators = levels.creators
+        shown = {user_id: _shown_level(levels.of_user(user_id)) for user_id in (*named, *creators)}
+        others = _shown_level(levels.users_default)
         for order, _, user_id, display_name, avatar_url in listed:
             server = server_of(user_id)
             groups[order].append(
@@ -123,7 +117,7 @@ class Roles:
                     "user_id": user_id,
                     "display_name": display_name,
                     "avatar_url": avatar_url,
-                    "power_level": _shown_level(levels.of_user(user_id)),
+                    "power_level": shown.get(user_id, others),
                     "is_remote": server != self._server_name,
                     "server_name": server,
                     "is_creator": user_id in creators,
@@ -186,7 +180,7 @@ def _joined_in_order(connection: Connection, room_nid: int, levels: PowerLevels,
     groups = {user_id: _group(levels.of_user(user_id)) for user_id in (*named, *levels.creators)}
     others = _group(levels.users_default)
     return sorted(
-        _Listed(groups.get(user_id, others), display_name or "", user_id, display_name, avatar_url)
+        (groups.get(user_id, others), display_name or "", user_id, display_name, avatar_url)
         for user_id, display_name, avatar_url in store.joined_members(connection, room_nid)
     )
 

@@ -25,7 +25,9 @@ class ReadUpTo(NamedTuple):
 
 
 _named = events.alias("named")
-_BY_NAME = select(_named.c.event_nid).where(_named.c.event_id == receipts.c.event_id).scalar_subquery()
+_BY_NAME = (
+    select(_named.c.event_nid).where(_named.c.event_id == receipts.c.event_id).correlate(receipts).scalar_subquery()
+)
 """A receipt may come before its event."""
 _EVENT_POSITION = (
     select(events.c.stream_position)
@@ -34,6 +36,7 @@ _EVENT_POSITION = (
         events.c.event_nid == func.coalesce(receipts.c.event_nid, _BY_NAME),
         events.c.room_nid == receipts.c.room_nid,
     )
+    .correlate(receipts)
     .scalar_subquery()
 )
 _READ = select(

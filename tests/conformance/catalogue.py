@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,7 +71,6 @@ class Scene:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._numbers = itertools.count()
         body = {"preset": "public_chat", "room_alias_name": "scene", "name": "Scene", "invite": [BOB]}
         self.room = fine(world.ask("POST", "/createRoom", body))["room_id"]
         fine(world.ask("POST", f"/rooms/{self.room}/join", {}, "bob"))
@@ -90,7 +88,7 @@ class Scene:
         return room
 
     def number(self) -> int:
-        return next(self._numbers)
+        return self.world.number()
 
     def room_left_by_carol(self) -> str:
         room = self.fresh_room(CAROL)
@@ -135,9 +133,8 @@ class Scene:
         profile = f"{v3}{path_of('profile', ALICE)}"
         yield f"GET {v3}/profile/{{userId}}", profile, None, "alice"
         yield f"GET {v3}/profile/{{userId}}/{{keyName}}", f"{profile}/displayname", None, "alice"
-        yield (
-            f"PUT {v3}/profile/{{userId}}/{{keyName}}", f"{profile}/displayname", {"displayname": f"A{number}"}, "alice",
-        )  # fmt: skip
+        named = {"displayname": f"Alice {number}"}
+        yield f"PUT {v3}/profile/{{userId}}/{{keyName}}", f"{profile}/displayname", named, "alice"
         yield f"DELETE {v3}/profile/{{userId}}/{{keyName}}", f"{profile}/org.example.gone", None, "alice"
         yield f"PUT {v3}/user/{{userId}}{data}", f"{user}/account_data/a.type", {"a": number}, "alice"
         yield f"GET {v3}/user/{{userId}}{data}", f"{user}/account_data/a.type", None, "alice"

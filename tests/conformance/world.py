@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 import orjson
 import structlog
+from starlette.types import ASGIApp
 
 from homeserver.accounts.access_tokens import hash_token
 from homeserver.storage.database import Database
@@ -41,6 +43,7 @@ class World:
         self._runner = runner
         self.servers = servers
         self._settings = settings
+        self._numbers = itertools.count()
         self.ours: OurServer
         self.remote: RemoteServer
         self._client: httpx.AsyncClient
@@ -70,6 +73,10 @@ class World:
         await self.ours.get(Database).write(start_session, user_id, device, None, tokens, 1)
         return token
 
+    def number(self) -> int:
+        """Another one each time, for names."""
+        return next(self._numbers)
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(coroutine)
 
@@ -86,9 +93,15 @@ class World:
     ) -> httpx.Response:
         """A request of a client; ``body`` is an object, or the very bytes."""
         sent: dict[str, str] = {} if token is None else {"Authorization": f"Bearer {token}"}
-        url = path if path.startswith("/_") or path.startswith("/.") else f"/_matrix/client/v3{path}"
+        url = path if path.startswith(("/_", "/.")) else f"/_matrix/client/v3{path}"
         content = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         return await self._client.request(method, url, content=content, headers={**sent, **(headers or {})})
+
+    async def raw(
+        self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *body: bytes
+    ) -> httpx.Response:
+        """A request just as it is given: path and query as bytes, headers that may come twice, a body in pieces."""
+        return await send_raw(self.ours.app, method, target, headers, body)
 
     def ask(
         self,
@@ -113,6 +126,35 @@ class World:
         assert took < ANSWER_SECONDS_MAX, f"{took:.1f} s for {response.request.method} {response.request.url}"
         check_answer(response)
         return response
+
+
+async def send_raw(
+    app: ASGIApp, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: Sequence[bytes]
+) -> httpx.Response:
+    """What an HTTP server would hand to the application, without a client that puts it in order first."""
+    path, _, query = target.partition(b"?")
+    pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in body]
+    pieces.append({"type": "http.request", "body": b"", "more_body": False})
+    started: dict[str, Any] = {}
+    chunks: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            started.update(message)
+        else:
+            chunks.append(message.get("body", b""))
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "https",
+        "path": unquote(path.decode("latin-1")), "raw_path": path, "query_string": query, "root_path": "",
+        "headers": list(headers), "server": ("ours.test", 8448), "client": ("192.0.2.1", 1),
+    }  # fmt: skip
+    await app(scope, receive, send)
+    request = httpx.Request(method, f"https://{OURS}/")
+    return httpx.Response(started["status"], headers=started["headers"], content=b"".join(chunks), request=request)
 
 
 def check_answer(response: httpx.Response) -> None:
