@@ -5,11 +5,13 @@ Rows of ``outbound_pdus`` are only for servers that could not be reached at once
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from homeserver.storage.database import Database, in_slices, upsert
 from homeserver.storage.database import insert as insert_or
@@ -240,9 +242,12 @@ class DeliveryLease:
     def release(self) -> None:
         """Let another process deliver."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()  # with the connection itself the lock goes, whatever state it is in
-            connection.close()
+        if connection is None:
+            return
+        with contextlib.suppress(DBAPIError):  # a broken connection holds nothing any longer
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LEASE_KEY})
+        connection.invalidate()  # with the connection itself the lock goes, whatever state it is in
+        connection.close()
 
 
 # -- handshakes that are owed ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from homeserver.protocol.compose import finish_template
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from tests.conformance.catalogue import Endpoint, Scene, endpoints, quoted
+from tests.conformance.odd_events import event_id_of, next_pdu, resigned
 from tests.conformance.world import ALICE, BOB, OURS, REMOTE, V1, V2, ZOE, World, fine, path_of
 from tests.factories.rooms import RoomFactory, server_key
 
@@ -21,7 +22,9 @@ def check_shape(response: httpx.Response, endpoint: Endpoint) -> None:
     schema = endpoint.answers.get(str(response.status_code))
     assert schema is not None, f"{endpoint.name} does not know {response.status_code}: {response.text[:300]}"
     validator = jsonschema.Draft202012Validator(schema)
-    wrong = [f"{'.'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in validator.iter_errors(response.json())]
+    wrong = [
+        f"{'.'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in validator.iter_errors(response.json())
+    ]
     assert wrong == [], endpoint.name
 
 
@@ -170,18 +173,22 @@ def test_being_invited_and_told(world: World, version: str) -> None:
     room = RoomFactory(version, REMOTE, room_localpart=f"shapes{version}")
     room.create("zoe")
     shown = [event.pdu for event in room.state.values()]
-    invitation = room.member("zoe", BOB, "invite")
-    body: dict[str, Any] = {"event": invitation.pdu, "room_version": version, "invite_room_state": shown}
-    v2 = f"{V2}{path_of('invite', room.room_id, invitation.event_id)}"
+    # The endpoint shows an event of old: no room version's event format has an ``origin``.
+    pdu = {**next_pdu(room, "zoe", "m.room.member", {"membership": "invite"}, BOB), "origin": REMOTE}
+    pdu = resigned(pdu, room.version, REMOTE)
+    event_id = event_id_of(pdu, room.version)
+    assert event_id is not None
+    body: dict[str, Any] = {"event": pdu, "room_version": version, "invite_room_state": shown}
+    v2 = f"{V2}{path_of('invite', room.room_id, event_id)}"
     check_shape(world.ask_signed("PUT", v2, body), known[f"PUT {V2}/invite/{{roomId}}/{{eventId}}"])
     if version == "1":
-        old = {**invitation.pdu, "unsigned": {"invite_room_state": shown}}
-        v1 = f"{V1}{path_of('invite', room.room_id, invitation.event_id)}"
+        old = {**pdu, "unsigned": {"invite_room_state": shown}}
+        v1 = f"{V1}{path_of('invite', room.room_id, event_id)}"
         check_shape(world.ask_signed("PUT", v1, old), known[f"PUT {V1}/invite/{{roomId}}/{{eventId}}"])
-    transaction = {"origin": REMOTE, "origin_server_ts": 1, "pdus": [invitation.pdu], "edus": []}
+    transaction = {"origin": REMOTE, "origin_server_ts": 1, "pdus": [pdu], "edus": []}
     response = world.ask_signed("PUT", f"{V1}/send/shapes{version}", transaction)
     check_shape(response, known[f"PUT {V1}/send/{{txnId}}"])
-    assert response.json()["pdus"].keys() == {invitation.event_id}
+    assert response.json()["pdus"].keys() == {event_id}
 
 
 def test_keys_version_and_profiles(world: World) -> None:

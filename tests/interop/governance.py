@@ -58,7 +58,7 @@ async def soon(probe: Callable[[], Awaitable[Any]], expected: Any) -> None:
     found: Any = None
     try:
         async with asyncio.timeout(UNTIL_SECONDS_MAX):
-            while (found := await probe()) != expected:
+            while (found := await probe()) != expected:  # noqa: ASYNC110 - it is another process that knows
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise AssertionError(f"{found!r} is not {expected!r}") from None
