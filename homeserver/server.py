@@ -314,5 +314,4 @@ def _allow_many_files() -> None:
 
 def _settle_garbage_collector() -> None:
     """What start-up made (modules, routes, schemas) lives as long as the process: leave it out of every collection."""
-    gc.collect()
     gc.freeze()

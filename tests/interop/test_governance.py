@@ -259,6 +259,7 @@ async def test_bans(pair: Pair, alice: MatrixClient, bob: MatrixClient, connect:
     await alice.unban(room_id, carol.user_id)
     for client in ours(pair, alice, bob):
         await soon(told(client), expected[:1])
+    await bob.until(lambda: bob.room(room_id).member(carol.user_id) == "leave")
     await alice.invite(room_id, carol.user_id)
     await invited(carol, room_id)
     await carol.join(room_id)
