@@ -43,10 +43,46 @@ _BY_STATUS: dict[int, type[MatrixError]] = {404: Unrecognized, 405: MethodNotAll
 
 def install(app: FastAPI) -> None:
     """Make an application find its routes, answer errors and offer CORS as the specification asks."""
-    app.router.middleware_stack = RouteIndex(app.router)
+    index = RouteIndex(app.router)
+    app.router.middleware_stack = index
     for kind in (MatrixError, RemoteError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Edge)
+    app.middleware_stack = FrontDoor(app, index)
+
+
+class FrontDoor:
+    """Where requests come in. Those for plain routes go straight to their endpoint.
+
+    All others pass what FastAPI puts around every endpoint (telemetry, exit stacks, three layers of error handling),
+    which costs as much as answering a long poll does.
+    """
+
+    def __init__(self, app: FastAPI, index: RouteIndex) -> None:
+        self._app = app
+        self._index = index
+        self._long_way: ASGIApp | None = None
+        self._short_way = Edge(_run_plain)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application, in the place of FastAPI's own stack."""
+        if scope["type"] == "http":
+            endpoint = self._index.plain_endpoint(scope)
+            if endpoint is not None:
+                scope[_ENDPOINT] = endpoint
+                await self._short_way(scope, receive, send)
+                return
+        if self._long_way is None:
+            self._long_way = self._app.build_middleware_stack()
+        await self._long_way(scope, receive, send)
+
+
+_ENDPOINT = "homeserver.endpoint"
+
+
+async def _run_plain(scope: Scope, receive: Receive, send: Send) -> None:
+    response: Response = await scope[_ENDPOINT](Request(scope, receive, send))
+    await response(scope, receive, send)
 
 
 class Edge:

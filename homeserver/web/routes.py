@@ -7,15 +7,18 @@ the first route and for the three hundredth.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from fastapi.routing import APIRouter, RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Host, Mount, Router, WebSocketRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from homeserver.errors import InvalidParam, Unrecognized
@@ -34,6 +37,8 @@ class _Endpoint:
     endpoint: Any
     route: BaseRoute
     names: tuple[str, ...]
+    is_plain: bool = False
+    """A Starlette route whose endpoint is a coroutine function that takes the request."""
 
 
 @dataclass(slots=True)
@@ -86,6 +91,22 @@ class RouteIndex:
         scope["endpoint"] = found.endpoint
         scope["path_params"] = dict(zip(found.names, search.values, strict=True))
         await found.app(scope, receive, send)
+
+    def plain_endpoint(self, scope: Scope) -> Callable[[Request], Awaitable[Response]] | None:
+        """The endpoint of a request if it is a plain Starlette one, with ``path_params`` set; None for all else."""
+        if self._built_from != len(self._router.routes):
+            self._build()
+        try:
+            search = _Search(path_segments(scope), scope["method"])
+        except InvalidParam:
+            return None
+        found = search.below(self._root, 0)
+        if found is None or not found.is_plain:
+            return None
+        scope["route"] = found.route
+        scope["path_params"] = dict(zip(found.names, search.values, strict=True))
+        endpoint: Callable[[Request], Awaitable[Response]] = found.endpoint
+        return endpoint
 
     def _build(self) -> None:
         routes = list(self._router.routes)
@@ -185,6 +206,8 @@ def _insert(root: _Node, context: RouteContext) -> None:
 
 
 def _add(endpoints: dict[str, _Endpoint], context: RouteContext, names: Iterable[str]) -> None:
-    endpoint = _Endpoint(context.app, context.endpoint, context.original_route, tuple(names))
+    route = context.original_route
+    is_plain = type(route) is Route and inspect.iscoroutinefunction(context.endpoint)
+    endpoint = _Endpoint(context.app, context.endpoint, route, tuple(names), is_plain)
     for method in context.methods or ("GET",):
         endpoints.setdefault(method, endpoint)

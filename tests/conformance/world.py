@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from urllib.parse import quote, unquote
 import httpx
 import orjson
 import structlog
+from hypothesis import HealthCheck, settings
 from starlette.types import ASGIApp
 
 from homeserver.accounts.access_tokens import hash_token
@@ -28,6 +30,14 @@ ALICE, BOB, CAROL = (f"@{name}:{OURS}" for name in ("alice", "bob", "carol"))
 ZOE = f"@zoe:{REMOTE}"
 ANSWER_SECONDS_MAX = 10.0
 """No request may take longer, whatever is in it. (Most take milliseconds; the machine may be busy.)"""
+
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+"""The same examples each time; ``FUZZ_EXAMPLES=10000`` looks for new ones."""
 
 CORS = {
     "access-control-allow-origin": "*",

@@ -260,8 +260,11 @@ async def test_bans(pair: Pair, alice: MatrixClient, bob: MatrixClient, connect:
     for client in ours(pair, alice, bob):
         await soon(told(client), expected[:1])
     await bob.until(lambda: bob.room(room_id).member(carol.user_id) == "leave")
+    await carol.sync()  # Synapse forgets an invitation that comes while it tells of the end of the ban
     await alice.invite(room_id, carol.user_id)
     await invited(carol, room_id)
+    # Synapse cannot make a join of an invitation that it was asked to sign, but that has not come to the room yet.
+    await bob.until(lambda: bob.room(room_id).member(carol.user_id) == "invite")
     await carol.join(room_id)
     await joined(alice, room_id, carol)
 
