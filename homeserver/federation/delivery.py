@@ -32,7 +32,7 @@ from homeserver.storage.delivery import Checkpoint, DeliveryLease, OutboundPdu, 
 logger = structlog.get_logger(__name__)
 
 EVENTS_PER_READ_MAX = 500
-READ_INTERVAL_S = 0.004
+READ_INTERVAL_S = 0.015
 """Two reads of the stream are this far apart at least: when much happens, each finds more."""
 CHECKPOINT_INTERVAL_S = 1.0
 PATIENCE_S = 5.0

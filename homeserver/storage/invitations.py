@@ -61,7 +61,7 @@ _END = (
     .values(
         status=bindparam("b_status"),
         updated_ts=func.coalesce(bindparam("b_updated_ts"), invitations.c.updated_ts),
-        reason=func.coalesce(bindparam("b_reason"), invitations.c.reason),
+        reason=func.coalesce(bindparam("b_reason", type_=invitations.c.reason.type), invitations.c.reason),
     )
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,20 +97,6 @@ class SharedRoom:
         fine(self.world.ask("GET", f"{path}{path_of('event', message.event_id)}"))
         fine(self.world.ask("GET", "/sync"))
         fine(self.world.ask("PUT", f"{path}/send/m.room.message/{self.world.number()}", {"body": "still here"}))
-
-
-@pytest.fixture(autouse=True)
-def _remote_that_fails_quietly(world: World) -> Iterator[None]:
-    """Asked for what it does not have, the fake answers 500, as any server may."""
-    app = world.servers.network.apps[REMOTE]
-
-    async def quiet(scope: Any, receive: Any, send: Any) -> None:
-        with contextlib.suppress(KeyError, AssertionError):  # it has sent its 500 by then
-            await app(scope, receive, send)
-
-    world.servers.network.apps[REMOTE] = quiet
-    yield
-    world.servers.network.apps[REMOTE] = app
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
