@@ -11,6 +11,7 @@ from sqlalchemy import select
 from homeserver.federation import delivery, destination_queue
 from homeserver.federation.delivery import Delivery
 from homeserver.federation.outbound_edus import Receipt
+from homeserver.notifier import Notifier
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.membership import Memberships
 from homeserver.storage import delivery as store
@@ -119,6 +120,8 @@ def test_one_transaction_at_a_time_with_all_that_came_meanwhile(servers: Servers
             await eventually(lambda: _true(servers.network.requests(REMOTE, "/send/")))
             await at.send(*(str(number) for number in range(2, 61)))
             assert len(servers.network.requests(REMOTE, "/send/")) == 1
+            delivery, notifier = at.ours.get(Delivery), at.ours.get(Notifier)
+            await eventually(lambda: _true(delivery._position == notifier.position))
             held.set()
             await at.until(*(str(number) for number in range(1, 61)))
             sizes = [len(body["pdus"]) for body in at.remote.received]
