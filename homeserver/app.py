@@ -401,17 +401,18 @@ def build_app(config: Config) -> FastAPI:
         for module in federation_api.MODULES:
             app.include_router(module.router)
         app.router.routes.extend(federation_api.routes)
-    web.install(app)
+    v3, r0 = CLIENT_PREFIXES
+    web.install(app, {r0: v3})
     return app
 
 
 def _include_client_module(app: FastAPI, module: ModuleType) -> None:
-    """A module's ``router`` and plain ``routes`` under both prefixes, its ``v1`` and ``unversioned`` ones once."""
-    for prefix in CLIENT_PREFIXES:
-        if router := getattr(module, "router", None):
-            app.include_router(router, prefix=prefix)
-        for route in getattr(module, "routes", ()):
-            app.router.routes.append(Route(prefix + route.path, route.endpoint, methods=list(route.methods)))
+    """A module's ``router`` and plain ``routes`` below v3, its ``v1`` and ``unversioned`` ones where they belong."""
+    prefix = CLIENT_PREFIXES[0]
+    if router := getattr(module, "router", None):
+        app.include_router(router, prefix=prefix)
+    for route in getattr(module, "routes", ()):
+        app.router.routes.append(Route(prefix + route.path, route.endpoint, methods=list(route.methods)))
     if router := getattr(module, "v1", None):
         app.include_router(router, prefix="/_matrix/client/v1")
     if router := getattr(module, "unversioned", None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -15,6 +16,12 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from homeserver import server as server_module
+from homeserver.server import BoundedHttp
 
 SERVER = """
 import asyncio, sys
@@ -22,7 +29,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from homeserver import server
+from homeserver import server as server_module
 from homeserver.config import Config
 from homeserver.logging import configure_logging
 
@@ -197,3 +204,58 @@ def test_unusable_tls_files_are_said(tmp_path: Path) -> None:
     message = refusal(tmp_path, 'port = 0\ntls_certificate = "cert.pem"\ntls_private_key = "key.pem"')
     assert "ConfigurationError" in message
     assert "listeners.tls_certificate" in message
+
+
+# -- connections that take their time ----------------------------------------------------------------------------------
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message["more_body"]:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": body})
+            return
+
+
+async def tell_slowly(pieces: list[bytes], pause_s: float) -> bytes:
+    """What is answered until the connection is closed."""
+    config = uvicorn.Config(echo, http=BoundedHttp, lifespan="off", log_config=None)
+    config.load()
+    state, loop = ServerState(), asyncio.get_running_loop()
+    listening = await loop.create_server(
+        lambda: BoundedHttp(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    async with listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+    return answer
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_answered"),
+    [
+        ([], False),
+        ([HEAD], False),
+        ([HEAD + b"\r\n", b"{"], False),
+        ([HEAD + b"\r\n{}", HEAD], True),
+        ([HEAD, b"Connection: close\r\n", b"\r\n", b"{", b"}"], True),
+    ],
+    ids=["nothing", "half a head", "half a body", "half of a second request", "slow, but not too slow"],
+)
+def test_who_does_not_go_on_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], is_answered: bool
+) -> None:
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "REQUEST_WAIT_SECONDS", 0.5)
+    answer = asyncio.run(tell_slowly(pieces, 0.02))
+    assert answer.startswith(b"HTTP/1.1 200") if is_answered else answer == b""

@@ -5,7 +5,7 @@ https://spec.matrix.org/v1.19/client-server-api/#web-browser-clients
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -41,9 +41,12 @@ CORS_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 _BY_STATUS: dict[int, type[MatrixError]] = {404: Unrecognized, 405: MethodNotAllowed, 413: TooLarge}
 
 
-def install(app: FastAPI) -> None:
-    """Make an application find its routes, answer errors and offer CORS as the specification asks."""
-    index = RouteIndex(app.router)
+def install(app: FastAPI, aliases: Mapping[str, str] | None = None) -> None:
+    """Make an application find its routes, answer errors and offer CORS as the specification asks.
+
+    ``aliases`` are other names for prefixes of paths.
+    """
+    index = RouteIndex(app.router, aliases)
     app.router.middleware_stack = index
     for kind in (MatrixError, RemoteError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)

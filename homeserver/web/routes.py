@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -58,11 +58,13 @@ class RouteIndex:
     """The ASGI application inside the router: hands each request to its route.
 
     Routes with plain parameters (``{name}``, and ``{name:path}`` at the end) are in the tree. Mounted applications
-    come after them, in Starlette's way. The tree is built at the first request, and again when a route was added.
+    come after them, in Starlette's way. An alias is another name for a prefix of paths: all routes below the one are
+    below the other. The tree is built at the first request, and again when a route was added.
     """
 
-    def __init__(self, router: APIRouter) -> None:
+    def __init__(self, router: APIRouter, aliases: Mapping[str, str] | None = None) -> None:
         self._router = router
+        self._aliases = aliases or {}
         self._built_from = -1
         self._root = _Node()
         self._mounted: Router | None = None
@@ -117,8 +119,20 @@ class RouteIndex:
                 mounted.append(context.route)
             else:
                 _insert(self._root, context)
+        for alias, prefix in self._aliases.items():
+            *parents, last = alias.split("/")
+            node = self._root
+            for segment in parents:
+                node = node.literals.setdefault(segment, _Node())
+            node.literals[last] = _descend(self._root, prefix)
         self._mounted = Router(mounted, redirect_slashes=False) if mounted else None
         self._built_from = len(routes)
+
+
+def _descend(node: _Node, prefix: str) -> _Node:
+    for segment in prefix.split("/"):
+        node = node.literals.setdefault(segment, _Node())
+    return node
 
 
 def path_segments(scope: Scope) -> list[str]:

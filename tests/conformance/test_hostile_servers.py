@@ -142,7 +142,7 @@ def test_templates_and_rooms_with_odd_values(world: World, answers: Answers, ver
             fine(world.ask("GET", f"{path_of('rooms', other.room_id)}/state"))
             fine(world.ask("POST", f"{path_of('rooms', other.room_id)}/leave", {}))
 
-    for field, value in ((field, value) for field in template["event"] for value in SMALL[::2]):
+    for field, value in ((field, value) for field in template["event"] for value in SMALL[::3]):
         answers.give("make_join", {**template, "event": {**template["event"], field: value}})
         kept = list(other.extremities)
         join()
@@ -152,11 +152,11 @@ def test_templates_and_rooms_with_odd_values(world: World, answers: Answers, ver
         join()
     state = [event.pdu for event in other.state.values()]
     whole: JsonObject = {"state": state, "auth_chain": state, "event": None, "members_omitted": False}
-    for field, value in ((field, value) for field in whole for value in SMALL):
+    for field, value in ((field, value) for field in whole for value in SMALL[::2]):
         answers.give("send_join", {**whole, field: value})
         join()
     for number, pdu in enumerate(state):
-        for field, value in ((field, value) for field in pdu for value in SMALL[number::4]):
+        for field, value in ((field, value) for field in pdu for value in SMALL[number::6]):
             odd = resigned({**pdu, field: value}, other.version, REMOTE)
             answers.give("send_join", {**whole, "state": [*state[:number], odd, *state[number + 1 :]]})
             join()
