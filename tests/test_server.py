@@ -29,7 +29,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from homeserver import server as server_module
+from homeserver import server
 from homeserver.config import Config
 from homeserver.logging import configure_logging
 

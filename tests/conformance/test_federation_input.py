@@ -31,6 +31,8 @@ from tests.factories.rooms import START_TS, RoomFactory, ServerKey, server_key
 VERSIONS = pytest.mark.parametrize("version", ["1", "11", "12"])
 PDUS_AT_ONCE = 50
 EDUS_AT_ONCE = 100
+FORKS_AT_ONCE = 12
+"""So many branches of a room are a bother already: they are brought together before there are more."""
 SMALL = tuple(value for value in ODD_VALUES if value != ["$" + A_HASH] * 25)
 
 
@@ -153,9 +155,9 @@ def test_odd_values_in_the_content_of_every_kind_of_event(world: World, version:
         shared.pdu(kind, changed, key)
         for kind, content, key in CONTENTS[:-2]
         for path in paths_in(content)
-        for changed in (with_value(content, path, value) for value in SMALL[:: 2 if len(path) > 2 else 1])
+        for changed in (with_value(content, path, value) for value in SMALL[:: 3 if len(path) > 1 else 2])
     ]
-    for batch in in_batches(odd, PDUS_AT_ONCE):
+    for batch in in_batches(odd, FORKS_AT_ONCE):
         transaction(world, batch)
         shared.merge()
     shared.check_alive()

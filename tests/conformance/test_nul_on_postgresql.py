@@ -12,9 +12,16 @@ from tests.conformance.catalogue import Scene
 from tests.conformance.conftest import running
 from tests.conformance.odd_events import next_pdu, paths_in, resigned, with_value
 from tests.conformance.test_client_input import FREE_CONTENT, NAMES_THAT_ARE_TAKEN, examples_with_body
-from tests.conformance.test_federation_input import CONTENTS, EDUS, V1
-from tests.conformance.world import ALICE, REMOTE, World, fine, path_of
-from tests.factories.rooms import RoomFactory
+from tests.conformance.test_federation_input import (
+    CONTENTS,
+    EDUS,
+    EDUS_AT_ONCE,
+    FORKS_AT_ONCE,
+    SharedRoom,
+    in_batches,
+    transaction,
+)
+from tests.conformance.world import REMOTE, V1, World, fine, path_of
 from tests.postgresql import PostgresqlServer
 
 NULS: tuple[Any, ...] = ("\0", "a\0b", "@a\0:b", "!a\0:b", "$a\0", "#a\0:b", ["\0"], ["$\0"], {"\0": "\0"})
@@ -43,10 +50,8 @@ def test_in_what_clients_send(postgresql_world: World) -> None:
 
 def test_in_what_servers_send(postgresql_world: World) -> None:
     world = postgresql_world
-    room = RoomFactory("11", REMOTE)
-    room.create("zoe")
-    world.remote.room = room
-    fine(world.ask("POST", f"{path_of('join', room.room_id)}?via={REMOTE}", {}))
+    shared = SharedRoom(world, "11")
+    room = shared.room
     pdus: list[Any] = []
     for kind, content, key in CONTENTS[:-2]:
         pdu = next_pdu(room, "zoe", kind, {"membership": "join"} if kind == "m.room.member" else {}, key)
@@ -60,10 +65,11 @@ def test_in_what_servers_send(postgresql_world: World) -> None:
         for name, value in content.items()
     ]
     edus = [with_value(edu, path, nul) for edu in whole for path in paths_in(edu) for nul in NULS]
-    for start in range(0, max(len(pdus), len(edus)), 50):
-        body = {"origin": REMOTE, "pdus": pdus[start : start + 50], "edus": edus[start : start + 50]}
-        fine(world.ask_signed("PUT", f"{V1}/send/nul{start}", body))
-        world.run(world.ours.send(ALICE, room.room_id))
+    for batch in in_batches(pdus, FORKS_AT_ONCE):
+        transaction(world, batch)
+        shared.merge()
+    for batch in in_batches(edus, EDUS_AT_ONCE):
+        transaction(world, (), batch)
     for path in paths_in({"server_keys": {REMOTE: {"ed25519:1": {"minimum_valid_until_ts": 1}}}}):
         for nul in NULS:
             wanted = with_value({"server_keys": {REMOTE: {"ed25519:1": {"minimum_valid_until_ts": 1}}}}, path, nul)

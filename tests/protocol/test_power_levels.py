@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from homeserver.protocol.power_levels import PowerLevels, creators_of, parse_level, power_levels_of
+from homeserver.errors import BadJson
+from homeserver.protocol.power_levels import PowerLevels, check_levels, creators_of, parse_level, power_levels_of
 from homeserver.protocol.room_versions import RoomVersion
 from tests.protocol.symbolic import ALICE, BOB, CAROL, VERSIONS, create_event, event, versions
 
@@ -120,3 +121,20 @@ def test_what_cannot_be_read_counts_as_absent(version: RoomVersion, odd: Any) ->
     assert power.to_send("m.x", False) == 0
     assert power.notification("room") == 50
     assert power.ban == 50
+
+
+@pytest.mark.parametrize("wrong", ["50", 50.0, True, None, [], {}])
+def test_clients_write_integers(wrong: Any) -> None:
+    whole = {
+        "ban": 50, "events_default": 0, "invite": 0, "kick": 50, "redact": 50, "state_default": 50, "users_default": -1,
+        "users": {ALICE: 100}, "events": {"m.room.name": 50}, "notifications": {"room": 50}, "org.example": "anything",
+    }  # fmt: skip
+    check_levels(whole)
+    check_levels({})
+    for name, value in whole.items():
+        if isinstance(value, dict):
+            with pytest.raises(BadJson, match=name):
+                check_levels({**whole, name: {"x": wrong}})
+        if name != "org.example" and not (isinstance(value, dict) and wrong == {}):
+            with pytest.raises(BadJson, match=name):
+                check_levels({**whole, name: wrong})
