@@ -97,6 +97,7 @@ async def test_last_owner(pair: Pair, alice: MatrixClient, bob: MatrixClient) ->
         await bob.set_state(room_id, "m.room.power_levels", {**levels, "users": users})
         await has_role(bob, room_id, bob.user_id, "members")
         if isinstance(pair.home, OurServer):
+            await has_role(alice, room_id, bob.user_id, "members")
             await refused(alice.leave(room_id), "last_owner")
 
 
