@@ -32,6 +32,7 @@ from homeserver.clock import SystemClock
 from homeserver.config import Config
 from homeserver.federation.client import FederationClient
 from homeserver.federation.delivery import Delivery
+from homeserver.federation.destinations import Destinations
 from homeserver.federation.key_ring import KeyRing
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import RequestAuthenticator
@@ -164,6 +165,7 @@ class Homeserver:
         self.database = Database(config.database.url)
         self.events = Events(self.database)
         self.heads = RoomHeads(self.database, self.events, self._is_local)
+        self.states = StateReader(self.database, self.events)
         position = self.database.read_now(streams.current_position)
         self.others = OtherProcesses(self.database, self.heads, self.events)
         self.notifier = Notifier(position, self.others.load_changes)
@@ -189,11 +191,10 @@ class Homeserver:
             trusted_key_servers=federation.trusted_key_servers,
         )
         self.delivery = Delivery(
-            server_name=config.server_name,
             database=self.database,
             notifier=self.notifier,
             events=self.events,
-            rooms=self.heads,
+            destinations=Destinations(config.server_name, self.database, self.heads, self.states, self.events),
             sender=self.federation,
             clock=self.clock,
             enabled=federation.enabled,
@@ -204,8 +205,7 @@ class Homeserver:
     def _build_rooms(self) -> None:
         """What rooms are made of, and what our own users do in them."""
         config, database, heads, events, clock = self.config, self.database, self.heads, self.events, self.clock
-        server_name, keys = config.server_name, self.signing_keys
-        self.states = states = StateReader(database, events)
+        server_name, keys, states = config.server_name, self.signing_keys, self.states
         graph = GraphWriter(self._is_local)
         self.writers = writers = RoomWriters(database, heads, events, states, self.notifier, graph, self._is_local)
         imports = RoomImports(database, heads, events, self.notifier, writers, graph, clock, self._is_local)

@@ -15,16 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Mapping
-from typing import Protocol
 
 import structlog
 
 from homeserver.clock import Clock
 from homeserver.federation.destination_queue import DestinationQueue, EventSource, Means, TransactionSender
+from homeserver.federation.destinations import Destinations
 from homeserver.federation.outbound_edus import Receipt
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
-from homeserver.protocol.events import Event
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
 from homeserver.storage.delivery import Checkpoint, DeliveryLease, OutboundPdu, Reachability
@@ -47,24 +45,6 @@ GIVE_UP_AFTER_MS = 90 * 24 * 3600 * 1000
 NOT_TO_SEND_MAX = 1000
 
 
-class Room(Protocol):
-    """A room as it is now."""
-
-    @property
-    def joined_servers(self) -> Mapping[str, int]:
-        """The servers with joined users, ours included, and how many each has."""
-
-
-class Rooms(Protocol):
-    """Finds rooms."""
-
-    async def find(self, room_id: str) -> Room | None:
-        """The room, or None where it is not known."""
-
-    def cached(self, room_id: str) -> Room | None:
-        """The room, if it is at hand."""
-
-
 class LeaseLost(Exception):
     """Another process may deliver now."""
 
@@ -75,19 +55,17 @@ class Delivery:
     def __init__(
         self,
         *,
-        server_name: str,
         database: Database,
         notifier: Notifier,
         events: EventSource,
-        rooms: Rooms,
+        destinations: Destinations,
         sender: TransactionSender,
         clock: Clock,
         enabled: bool = True,
     ) -> None:
-        self._server_name = server_name
         self._database = database
         self._notifier = notifier
-        self._rooms = rooms
+        self._destinations = destinations
         self._clock = clock
         self._enabled = enabled
         self._lease = DeliveryLease(database)
@@ -214,47 +192,17 @@ class Delivery:
             return False
         if change.effect is not StateEffect.NONE or change.room_id is None:
             return True  # a membership may be for a server that is in the room no longer
-        room = self._rooms.cached(change.room_id)
-        return room is None or any(name != self._server_name for name in room.joined_servers)
+        return self._destinations.may_have_some(change.room_id)
 
     async def _distribute(self, found: list[OutboundPdu]) -> None:
         stored = await self._means.events.by_nid([pdu.event_nid for pdu in found])
         for pdu in found:
             if (event := stored.get(pdu.event_nid)) is None:
                 continue
-            for server_name in await self._destinations(event.event):
-                self._queue_for(server_name).add(pdu)
+            if event.event.event_id not in self._not_to_send:
+                for server_name in await self._destinations.of_event(event):
+                    self._queue_for(server_name).add(pdu)
             self._position = pdu.stream_position
-
-    async def _destinations(self, event: Event) -> set[str]:
-        """The servers that an event goes to, if it is for us to send it."""
-        if event.sender_domain != self._server_name and not self._was_accepted_for_others(event):
-            return set()
-        if event.event_id in self._not_to_send:
-            return set()
-        destinations = await self._joined_servers(event.room_id)
-        # Whoever is removed must hear of it, though its server may not be in the room, or no longer: the state before
-        # the event counts. (An invitation has been there already, to be signed.)
-        if event.type == "m.room.member" and event.membership in ("leave", "ban"):
-            destinations.add((event.state_key or "").partition(":")[2])
-        destinations -= {self._server_name, event.sender_domain, ""}
-        return destinations
-
-    async def _joined_servers(self, room_id: str) -> set[str]:
-        room = await self._rooms.find(room_id)
-        return set(room.joined_servers) if room is not None else set()
-
-    def _was_accepted_for_others(self, event: Event) -> bool:
-        """Whether we, as a resident server, took this into the room by send_join, send_leave or send_knock.
-
-        "The resident server must also send the event to other servers participating in the room." Only such member
-        events bear our signature beside that of the user's own server.
-        """
-        return (
-            event.type == "m.room.member"
-            and event.state_key == event.sender
-            and self._server_name in event.pdu["signatures"]
-        )
 
     def do_not_send(self, event_id: str) -> None:
         """An event of ours that is on its way already: the server through which we join sends our join on."""
@@ -289,7 +237,7 @@ class Delivery:
     async def _queues_for_room(self, room_id: str) -> list[DestinationQueue]:
         if not self._delivers:
             return []
-        others = await self._joined_servers(room_id) - {self._server_name}
+        others = await self._destinations.of_room(room_id)
         return [self._queue_for(server_name) for server_name in others] if self._delivers else []
 
     def sign_of_life(self, server_name: str) -> None:

@@ -6,6 +6,7 @@ https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acl
 from __future__ import annotations
 
 from homeserver.errors import Forbidden, NotFound
+from homeserver.protocol.events import StateKey
 from homeserver.protocol.server_acls import server_acl_allows
 from homeserver.rooms.state import RoomHead, RoomHeads
 
@@ -33,9 +34,15 @@ class ServerAccess:
             raise Forbidden("Your server is not allowed in this room")
         return head
 
-    async def shared_room(self, room_id: str, server_name: str) -> RoomHead:
-        """A room that both this server and the asking one are in. Raises ``NotFound``, ``Forbidden``."""
+    async def known_room(self, room_id: str, server_name: str) -> RoomHead:
+        """A room that this server is in, for a server that is or was in it. Raises ``NotFound``, ``Forbidden``."""
         head = await self.resident_room(room_id, server_name)
-        if server_name not in head.joined_servers:
+        if server_name not in head.joined_servers and not member_keys(head, server_name):
             raise Forbidden("Your server is not in this room")
         return head
+
+
+def member_keys(head: RoomHead, server_name: str) -> list[StateKey]:
+    """The keys of the members of a server. Whoever was ever a member has an entry in the current state."""
+    suffix = ":" + server_name
+    return [key for key in head.state if key[0] == "m.room.member" and key[1].endswith(suffix)]

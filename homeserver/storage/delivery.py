@@ -17,6 +17,7 @@ from homeserver.storage.database import Database, in_slices, upsert
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.streams import current_position
 from homeserver.storage.tables import (
+    current_state_changes,
     destinations,
     events,
     outbound_pdus,
@@ -91,6 +92,18 @@ def events_after(connection: Connection, position: int, limit: int) -> tuple[lis
     )
     found = [OutboundPdu(*row) for row in connection.execute(statement)]
     return found, (found[-1].stream_position if len(found) == limit else upto)
+
+
+def members_changed_since(connection: Connection, room_nid: int, position: int) -> set[str]:
+    """The users whose membership in a room changed at a position or later."""
+    table = current_state_changes.c
+    statement = (
+        select(state_keys.c.state_key)
+        .join_from(current_state_changes, state_keys, state_keys.c.state_key_nid == table.state_key_nid)
+        .where(table.room_nid == room_nid, table.position >= position, state_keys.c.type == "m.room.member")
+        .distinct()
+    )
+    return set(connection.execute(statement).scalars())
 
 
 # -- what is owed ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,44 @@ def test_only_servers_in_the_room_may_ask(servers: Servers) -> None:
     ask(servers, story)
 
 
+def test_a_server_whose_last_user_was_removed_may_fetch_what_it_was_there_for(servers: Servers) -> None:
+    async def story(at: Asking) -> None:
+        room_id, before, after = await room_with_messages(at)
+        await at.ours.get(Memberships).ban(at.alice, room_id, BOB)
+        ban = (await at.ours.head(room_id)).state["m.room.member", BOB]
+        later = await at.ours.send(at.alice, room_id, "later")
+        question = {"earliest_events": [after[1]], "latest_events": [ban], "limit": 20}
+        missing = await at.post(question, "get_missing_events", room_id)
+        assert [id_of(pdu) for pdu in missing.json()["events"]] == after[2:]
+        backfill = (await at.get("backfill", room_id, query=f"v={later}&limit=100")).json()
+        assert [id_of(pdu) for pdu in backfill["pdus"][:6]] == [ban, *after[::-1]]
+        assert not {id_of(pdu) for pdu in backfill["pdus"]} & {later, *before}
+        for event_id, status in ((ban, 200), (after[0], 200), (later, 403), (before[0], 403)):
+            for answer in (
+                await at.get("state", room_id, query=f"event_id={event_id}"),
+                await at.get("state_ids", room_id, query=f"event_id={event_id}"),
+                await at.get("event_auth", room_id, event_id),
+            ):
+                assert answer.status_code == status, answer.text
+            single = await at.get("event", event_id)
+            assert single.status_code == (200 if status == 200 else 404)
+
+    ask(servers, story)
+
+
+def test_who_was_never_inside_learns_nothing_of_the_room(servers: Servers) -> None:
+    async def story(at: Asking) -> None:
+        room_id = await at.ours.room(at.alice)
+        await at.ours.get(Memberships).ban(at.alice, room_id, BOB)
+        ban = (await at.ours.head(room_id)).state["m.room.member", BOB]
+        refused(await at.get("state", room_id, query=f"event_id={ban}"), 403, "M_FORBIDDEN")
+        refused(await at.get("event_auth", room_id, ban), 403, "M_FORBIDDEN")
+        question = {"earliest_events": [], "latest_events": [ban], "limit": 20}
+        assert (await at.post(question, "get_missing_events", room_id)).json() == {"events": []}
+
+    ask(servers, story)
+
+
 def test_events_of_other_rooms_are_not_given_away(servers: Servers) -> None:
     async def story(at: Asking) -> None:
         secret = await at.ours.room(at.alice, preset="private_chat")
