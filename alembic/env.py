@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from alembic import context
 
-from homeserver.storage.tables import FreeText, metadata
+from homeserver.storage.tables import FreeText, Name, metadata
 
 
 def render_item(kind: str, item: Any, _autogenerate: Any) -> str | Literal[False]:
     """Migrations stand on their own: a type of ours is written as what it is in the database."""
-    return "sa.Text()" if kind == "type" and isinstance(item, FreeText) else False
+    return "sa.Text()" if kind == "type" and isinstance(item, FreeText | Name) else False
 
 
 context.configure(

@@ -117,10 +117,9 @@ class FakeRemote:
 class _Request(asyncio.Protocol):
     def __init__(self, remote: FakeRemote) -> None:
         self._remote = remote
-        self._begin()
-
-    def _begin(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
+
+    def on_message_begin(self) -> None:
         self._target = b""
         self._body = b""
 
@@ -141,4 +140,3 @@ class _Request(asyncio.Protocol):
         status, body = self._remote.answer(method, path, self._body)
         head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)
-        asyncio.get_running_loop().call_soon(self._begin)

@@ -50,6 +50,7 @@ from homeserver.rooms.bans import Bans
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import RoomCreation
 from homeserver.rooms.doubtful_revocations import DoubtfulRevocations
+from homeserver.rooms.ephemeral_relay import EphemeralRelay
 from homeserver.rooms.events import Events
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.history import History
@@ -61,8 +62,10 @@ from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.missing_events import Backfiller
 from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.out_of_band import OutOfBand
-from homeserver.rooms.owed_requests import OwedRequests
+from homeserver.rooms.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
+from homeserver.rooms.personal_settings import PersonalSettings
 from homeserver.rooms.placement import Placer
+from homeserver.rooms.policy_servers import PolicyServers
 from homeserver.rooms.receipts import Receipts
 from homeserver.rooms.receive import Receiver
 from homeserver.rooms.received_transactions import ReceivedTransactions
@@ -76,6 +79,8 @@ from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.shared_history import SharedHistory
 from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.typing import Typing
+from homeserver.rooms.unhelpful_servers import UnhelpfulServers
+from homeserver.rooms.upgrades import RoomUpgrades
 from homeserver.rooms.visible_events import VisibleEvents
 from homeserver.rooms.who_has_read import WhoHasRead
 from homeserver.signing import SigningKeys
@@ -122,11 +127,11 @@ class Homeserver:
 
     async def start(self) -> None:
         """Begin the background work."""
-        self.others.start(self.notifier)
+        self.others.start(self.notifier, self.relay)
         await self.typing.start()
         await self.transactions.start()
         await self.delivery.start()
-        await self.owed.start(self.remote.finish_leave)
+        await self.owed.start({LEAVE: self.remote.finish_leave, UNDO_JOIN: self.remote.undo_join})
         self.housekeeping.start()
 
     def begin_shutdown(self) -> None:
@@ -210,12 +215,14 @@ class Homeserver:
         self.writers = writers = RoomWriters(database, heads, events, states, self.notifier, graph, self._is_local)
         imports = RoomImports(database, heads, events, self.notifier, writers, graph, clock, self._is_local)
         governed = GovernedEvents(config.governance.last_owner_protection, database)
-        sender = Sender(writers, keys, clock, governed)
+        judge = Judge(events, states)
+        self.policy = policy = PolicyServers(self.federation, events, judge, clock)
+        sender = Sender(writers, keys, clock, governed, policy)
         self.restricted = RestrictedJoins(heads, self._is_local)
         self.server_access = ServerAccess(heads)
         self.incoming = incoming = IncomingEvents(self.key_ring)
         self.ancestors = Ancestors(self.federation, incoming, events, writers, database)
-        self.placer = placer = Placer(database, heads, events, writers, Judge(events, states), self.ancestors)
+        self.placer = placer = Placer(database, heads, events, writers, judge, self.ancestors, policy)
         self.owed = OwedRequests(database, clock)
         self.remote = RemoteMembership(
             server_name,
@@ -233,15 +240,17 @@ class Homeserver:
             clock,
         )
         profiles = MemberProfiles(database, self._is_local)
+        settings = PersonalSettings(database, heads, self.notifier)
         self.memberships = Memberships(
-            database, heads, writers, sender, profiles, self.restricted, self.remote, server_name
+            database, heads, writers, sender, profiles, self.restricted, self.remote, server_name, settings.take_along
         )
         aliases = RoomAliases(database, heads, self.federation, server_name)
         creation = RoomCreation(writers, sender, self.memberships, aliases, profiles, keys, clock)
-        self._add(states, writers, imports, sender, self.memberships, aliases, creation)
+        self._add(states, writers, imports, sender, policy, self.memberships, aliases, creation)
         self._add(
-            Roles(database, heads, writers, sender, governed, server_name),
-            Invitations(database, heads, writers, sender, server_name),
+            RoomUpgrades(database, heads, writers, sender, governed, profiles, settings, keys, clock),
+            Roles(database, heads, sender, server_name),
+            Invitations(database, heads, sender, server_name),
             Bans(database, heads, server_name),
         )
 
@@ -265,6 +274,7 @@ class Homeserver:
             enabled=self.config.read_receipts.enabled,
         )
         self.typing = Typing(database, self.notifier, heads, self.delivery, clock)
+        self.relay = EphemeralRelay(database, self.delivery, self.receipts, self._is_local)
         sync = Sync(
             database,
             self.notifier,
@@ -297,7 +307,16 @@ class Homeserver:
             self.signing_keys,
             self._is_local,
         )
-        receiver = Receiver(heads, events, self.incoming, self.ancestors, self.placer, out_of_band, self.server_access)
+        receiver = Receiver(
+            heads,
+            events,
+            self.incoming,
+            self.ancestors,
+            self.placer,
+            out_of_band,
+            self.server_access,
+            UnhelpfulServers(self.clock),
+        )
         resident = Resident(
             config.server_name,
             database,
@@ -309,6 +328,7 @@ class Homeserver:
             self.incoming,
             self.server_access,
             self.restricted,
+            self.policy,
             self.signing_keys,
             self.clock,
         )

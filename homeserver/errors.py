@@ -59,7 +59,14 @@ class RemoteRefused(RemoteError):
     """The other server answered with an HTTP error."""
 
     def __init__(
-        self, destination: str, status: int, errcode: str, message: str, *, room_version: str | None = None
+        self,
+        destination: str,
+        status: int,
+        errcode: str,
+        message: str,
+        *,
+        room_version: str | None = None,
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(destination, f"{status} {errcode} {message}")
         self.status = status
@@ -67,13 +74,15 @@ class RemoteRefused(RemoteError):
         self.error = message
         self.room_version = room_version
         """The version of the room, where that is what it is about."""
+        self.retry_after_ms = retry_after_ms
+        """When to come back, where too much was asked."""
 
 
 class MatrixError(HomeserverError):
     """Answers a request: ``status`` and a body ``{"errcode", "error", **extra}``."""
 
-    status: ClassVar[int] = 400
-    errcode: ClassVar[str] = "M_UNKNOWN"
+    status: int = 400
+    errcode: str = "M_UNKNOWN"
     text: ClassVar[str] = "The request could not be carried out"
 
     def __init__(self, message: str | None = None, **extra: Any) -> None:
@@ -287,6 +296,20 @@ class BadState(Forbidden):
 
     errcode = "M_BAD_STATE"
     text = "The state of the room does not allow this"
+
+
+class NotRecommended(Forbidden):
+    """The room's policy server refuses an event, in its own words: status, code and text are what it answered.
+
+    https://spec.matrix.org/v1.19/server-server-api/#validating-policy-server-signatures
+    """
+
+    text = "The policy server of the room does not let this pass"
+
+    def __init__(self, status: int, errcode: str, message: str) -> None:
+        super().__init__(message or None)
+        self.status = status
+        self.errcode = errcode
 
 
 class Exclusive(MatrixError):

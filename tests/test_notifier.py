@@ -9,6 +9,7 @@ import pytest
 
 from homeserver import notifier as notifier_module
 from homeserver.notifier import Change, Notifier, Stream
+from tests.waiting import WAIT_S
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 ROOM = "!room:example.org"
@@ -78,7 +79,7 @@ def test_a_gap_is_read_from_the_database() -> None:
         theirs = [change(1, ALICE), change(3, ALICE)]  # nothing is left of what was at 2
         other = OtherProcess(*theirs)
         notifier = Notifier(0, other.load)
-        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, 5))
+        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S))
         await asyncio.sleep(0)
         notifier.publish([change(4, BOB)])
         assert notifier.position == 0
@@ -176,14 +177,14 @@ def test_only_so_many_changes_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
 def test_those_concerned_are_woken_once() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
-        waiting = [asyncio.create_task(notifier.wait_for_user(user, 5)) for user in (ALICE, ALICE, BOB)]
+        waiting = [asyncio.create_task(notifier.wait_for_user(user, WAIT_S)) for user in (ALICE, ALICE, BOB)]
         await asyncio.sleep(0)
         notifier.publish([change(1, ALICE), change(2, ALICE)])
         assert await waiting[0]
         assert await waiting[1]
         assert not waiting[2].done()
         # Who waits anew is woken by what comes then, not by what was.
-        again = asyncio.create_task(notifier.wait_for_user(ALICE, 5))
+        again = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not again.done()
@@ -198,7 +199,7 @@ def test_a_large_audience_and_many_who_wait() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
         users = [f"@u{number}:example.org" for number in range(100)]
-        waiting = {user: asyncio.create_task(notifier.wait_for_user(user, 5)) for user in users}
+        waiting = {user: asyncio.create_task(notifier.wait_for_user(user, WAIT_S)) for user in users}
         await asyncio.sleep(0)
         notifier.publish([change(1, *users[:10])])
         assert all([await waiting[user] for user in users[:10]])
@@ -223,7 +224,7 @@ def test_a_change_between_the_look_and_the_wait_is_not_missed() -> None:
                     seen = notifier.position
                     await asyncio.sleep(0)
                     continue
-                assert await notifier.wait_for_user(ALICE, 5)
+                assert await notifier.wait_for_user(ALICE, WAIT_S)
 
         async def write() -> None:
             for number in range(1, total + 1):
@@ -231,7 +232,7 @@ def test_a_change_between_the_look_and_the_wait_is_not_missed() -> None:
                 for _ in range(number % 4):
                     await asyncio.sleep(0)
 
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(WAIT_S):
             await asyncio.gather(read(), write())
         assert seen == total
 
@@ -252,7 +253,7 @@ def test_time_runs_out() -> None:
 def test_who_goes_away_is_forgotten() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
-        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, 5))
+        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -265,7 +266,7 @@ def test_who_goes_away_is_forgotten() -> None:
 def test_a_user_is_woken_without_a_change() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
-        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, 5))
+        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S))
         await asyncio.sleep(0)
         notifier.wake_user(ALICE)
         notifier.wake_user(BOB)
@@ -292,11 +293,11 @@ def test_closing_lets_everybody_go() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
         reader = notifier.reader()
-        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, 5))
+        waiting = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S))
         await asyncio.sleep(0)
         notifier.close()
         assert not await waiting
         assert reader.is_set()
-        assert not await notifier.wait_for_user(ALICE, 5)
+        assert not await notifier.wait_for_user(ALICE, WAIT_S)
 
     asyncio.run(story())

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from homeserver import server as server_module
 from homeserver.server import BoundedHttp
+from tests.waiting import WAIT_S
 
 SERVER = """
 import asyncio, sys
@@ -91,7 +92,7 @@ class Running:
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=WAIT_S)
         return self.process.returncode, out
 
 
@@ -127,7 +128,7 @@ def test_each_listener_serves_what_it_should(start: Start) -> None:
     server = start("", 'serves = ["federation"]', 'serves = ["client", "metrics"]')
 
     def status(path: str, listener: int) -> int:
-        return httpx.get(server.url(path, listener)).status_code
+        return httpx.get(server.url(path, listener), timeout=WAIT_S).status_code
 
     table: dict[str, tuple[int, int, int]] = {
         "/_matrix/client/versions": (200, 404, 200),
@@ -143,7 +144,7 @@ def test_each_listener_serves_what_it_should(start: Start) -> None:
         "/_homeserver/console/": (200, 404, 404),
     }
     assert {path: tuple(status(path, n) for n in range(3)) for path in table} == table
-    refused = httpx.get(server.url("/_matrix/client/versions", 1))
+    refused = httpx.get(server.url("/_matrix/client/versions", 1), timeout=WAIT_S)
     assert refused.json()["errcode"] == "M_UNRECOGNIZED"
     assert refused.headers["access-control-allow-origin"] == "*"
     assert "server" not in refused.headers
@@ -153,7 +154,7 @@ def test_each_listener_serves_what_it_should(start: Start) -> None:
 def test_a_stop_lets_open_requests_finish(start: Start, number: int) -> None:
     server = start("", 'serves = ["client"]')
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(httpx.get, server.url("/_matrix/client/wait", n), timeout=20) for n in (0, 1)]
+        waiting = [pool.submit(httpx.get, server.url("/_matrix/client/wait", n), timeout=WAIT_S) for n in (0, 1)]
         for _ in waiting:
             server.read_until("waiting")
         status, out = server.stop(number)
@@ -164,7 +165,7 @@ def test_a_stop_lets_open_requests_finish(start: Start, number: int) -> None:
 
 def test_an_idle_connection_does_not_hold_up_the_stop(start: Start) -> None:
     server = start("")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=WAIT_S) as client:
         assert client.get(server.url("/_matrix/client/versions")).status_code == 200
         assert server.stop()[0] == 0
 
@@ -177,8 +178,10 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     server = start("", 'tls_certificate = "cert.pem"\ntls_private_key = "key.pem"')
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-    assert httpx.get(server.url("/_matrix/key/v2/server", 1, "https"), verify=context).status_code == 200
-    assert httpx.get(server.url("/_matrix/key/v2/server", 0)).status_code == 200
+    assert (
+        httpx.get(server.url("/_matrix/key/v2/server", 1, "https"), verify=context, timeout=WAIT_S).status_code == 200
+    )
+    assert httpx.get(server.url("/_matrix/key/v2/server", 0), timeout=WAIT_S).status_code == 200
 
 
 def refusal(tmp_path: Path, listener: str) -> str:
@@ -232,7 +235,7 @@ async def tell_slowly(pieces: list[bytes], pause_s: float) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(pause_s)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             answer = await reader.read()
         writer.close()
     return answer
@@ -242,20 +245,20 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
 
 
 @pytest.mark.parametrize(
-    ("pieces", "is_answered"),
+    ("pieces", "wait_s", "is_answered"),
     [
-        ([], False),
-        ([HEAD], False),
-        ([HEAD + b"\r\n", b"{"], False),
-        ([HEAD + b"\r\n{}", HEAD], True),
-        ([HEAD, b"Connection: close\r\n", b"\r\n", b"{", b"}"], True),
+        ([], 0.5, False),
+        ([HEAD], 0.5, False),
+        ([HEAD + b"\r\n", b"{"], 0.5, False),
+        ([HEAD + b"\r\n{}", HEAD], 2.0, True),
+        ([HEAD, b"Connection: close\r\n", b"\r\n", b"{", b"}"], 20.0, True),
     ],
     ids=["nothing", "half a head", "half a body", "half of a second request", "slow, but not too slow"],
 )
 def test_who_does_not_go_on_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], is_answered: bool
+    monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], wait_s: float, is_answered: bool
 ) -> None:
-    monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", 0.5)
-    monkeypatch.setattr(server_module, "REQUEST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", wait_s)
+    monkeypatch.setattr(server_module, "REQUEST_WAIT_SECONDS", wait_s)
     answer = asyncio.run(tell_slowly(pieces, 0.02))
     assert answer.startswith(b"HTTP/1.1 200") if is_answered else answer == b""

@@ -211,11 +211,11 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("event_nid", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.PrimaryKeyConstraint("room_nid", "user_id"),
-        comment="The latest invitation of each user: pending, accepted, rejected or revoked. event_nid is the invitation's event, the order in which they came.",
+        comment="The latest invitation of each user: pending, accepted, rejected or revoked. event_nid is the invitation's event.",
         sqlite_with_rowid=False,
     )
     with op.batch_alter_table("invitations", schema=None) as batch_op:
-        batch_op.create_index("invitations_by_room", ["room_nid", "event_nid"], unique=False)
+        batch_op.create_index("invitations_by_room", ["room_nid", "invited_ts", "event_nid"], unique=False)
 
     op.create_table(
         "outbound_edus",
@@ -274,7 +274,7 @@ def upgrade() -> None:
         sa.Column("ts", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.PrimaryKeyConstraint("room_nid", "receipt_type", "user_id", "thread_id"),
-        comment="thread_id is '' for an unthreaded receipt.",
+        comment="thread_id is '' for an unthreaded receipt. event_nid is NULL where the event was not here yet.",
         sqlite_with_rowid=False,
     )
     with op.batch_alter_table("receipts", schema=None) as batch_op:
@@ -342,13 +342,29 @@ def upgrade() -> None:
         sa.Column("event_nid", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("display_name", sa.Text(), nullable=True),
         sa.Column("avatar_url", sa.Text(), nullable=True),
+        sa.Column("event_ts", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("sort_name", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("room_nid", "user_id"),
-        comment="The m.room.member events of current_state, to be asked by user and by membership.",
+        comment="The m.room.member events of current_state, to be asked by user and by membership. event_ts is the time of the event; sort_name the beginning of the display name, '' without one, as long as an index can hold.",
         sqlite_with_rowid=False,
     )
     with op.batch_alter_table("room_members", schema=None) as batch_op:
+        batch_op.create_index(
+            "room_members_banned",
+            ["room_nid", "event_ts", "event_nid"],
+            unique=False,
+            sqlite_where=sa.text("membership = 'ban'"),
+            postgresql_where=sa.text("membership = 'ban'"),
+        )
         batch_op.create_index("room_members_by_membership", ["room_nid", "membership", "event_nid"], unique=False)
         batch_op.create_index("room_members_by_user", ["user_id", "membership"], unique=False)
+        batch_op.create_index(
+            "room_members_joined",
+            ["room_nid", "sort_name", "user_id"],
+            unique=False,
+            sqlite_where=sa.text("membership = 'join'"),
+            postgresql_where=sa.text("membership = 'join'"),
+        )
 
     op.create_table(
         "rooms",

@@ -7,43 +7,27 @@ paths. An endpoint has the name of its ``operationId``; it takes the request apa
 https://spec.matrix.org/v1.19/client-server-api/
 """
 
-from homeserver.client_api import (
-    account_data,
-    capabilities,
-    filters,
-    getting_events,
-    login,
-    profiles,
-    receipts,
-    registration,
-    room_aliases,
-    room_creation,
-    room_membership,
-    sending_events,
-    syncing,
-    typing_notifications,
-    versions,
-    well_known,
-    whoami,
-)
+from importlib import import_module
 
-MODULES = (
-    account_data,
-    capabilities,
-    filters,
-    getting_events,
-    login,
-    profiles,
-    receipts,
-    registration,
-    room_aliases,
-    room_creation,
-    room_membership,
-    sending_events,
-    syncing,
-    typing_notifications,
-    versions,
-    well_known,
-    whoami,
+SECTIONS = (
+    "account_data",
+    "capabilities",
+    "filters",
+    "getting_events",
+    "login",
+    "profiles",
+    "receipts",
+    "registration",
+    "room_aliases",
+    "room_creation",
+    "room_membership",
+    "room_upgrades",
+    "sending_events",
+    "syncing",
+    "typing_notifications",
+    "versions",
+    "well_known",
+    "whoami",
 )
+MODULES = tuple(import_module(f"{__name__}.{section}") for section in SECTIONS)
 """Every section that is there."""

@@ -29,13 +29,13 @@ from homeserver.web import (
 
 router = APIRouter()
 
-PASSWORD = "m.login.password"  # noqa: S105  # the name of a login type
+LOGIN_TYPE = "m.login.password"
 
 
 @router.get("/login")
 async def get_login_flows() -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3login"""
-    return json_response({"flows": [{"type": PASSWORD}]})
+    return json_response({"flows": [{"type": LOGIN_TYPE}]})
 
 
 @router.post("/login")
@@ -46,7 +46,7 @@ async def login(
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3login"""
     body = await read_json_object(request, CREDENTIALS_BYTES_MAX)
-    if required_str(body, "type") != PASSWORD:
+    if required_str(body, "type") != LOGIN_TYPE:
         raise UnknownError("This login type is not offered")
     session_request = SessionRequest.checked(
         optional_str(body, "device_id"),

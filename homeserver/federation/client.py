@@ -33,6 +33,7 @@ from homeserver.signing import SigningKeys
 _MIB = 1024 * 1024
 _V1 = "/_matrix/federation/v1"
 _V2 = "/_matrix/federation/v2"
+_POLICY_V1 = "/_matrix/policy/v1"
 
 PDUS_PER_TRANSACTION_MAX = 50
 EDUS_PER_TRANSACTION_MAX = 100
@@ -55,8 +56,12 @@ EVENTS: Final = Limits(16 * _MIB, Timeouts(connect=10, read=60, total=120))
 STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
 """The state of a room with its auth chain: some 50,000 members at most."""
 INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
+SIGNATURE: Final = Limits(64 * 1024, Timeouts(connect=5, read=10, total=10))
+"""One signature; somebody waits for it to have an event sent or shown."""
 ERROR_TEXT_MAX = 500
 """How much of another server's words goes into ours."""
+RETRY_AFTER_MS_MAX = 60_000
+"""How long another server can have us, or our users, wait."""
 ROOM_VERSION_MAX = 32
 """Characters of a room version: https://spec.matrix.org/v1.19/rooms/#room-version-grammar"""
 
@@ -290,6 +295,17 @@ class FederationClient:
             raise RemoteUnreachable(destination, "the answer does not hold one event")
         return pdus[0]
 
+    # -- policy servers ------------------------------------------------------------------------------------------------
+
+    async def ask_policy_server_to_sign(self, destination: str, event: bytes) -> JsonObject:
+        """The signature of a policy server for an event, as a ``signatures`` object; ``event`` is canonical JSON.
+
+        https://spec.matrix.org/v1.19/server-server-api/#post_matrixpolicyv1sign
+        """
+        path = _path(_POLICY_V1, "sign")
+        # A policy server may share our name: another program that answers behind the same proxy.
+        return await self._request("POST", destination, path, content=event, limits=SIGNATURE, may_be_ours=True)
+
     # -- queries -------------------------------------------------------------------------------------------------------
 
     async def query_profile(self, destination: str, user_id: str, field: str | None = None) -> JsonObject:
@@ -356,9 +372,10 @@ class FederationClient:
         is_signed: bool = True,
         limits: Limits = SMALL,
         check: Callable[[Any], Any] = lambda answer: answer,
+        may_be_ours: bool = False,
     ) -> JsonObject:
         """The JSON object that is answered; ``content`` is canonical JSON, ``check`` unwraps what is wrapped."""
-        if destination == self._server_name:
+        if destination == self._server_name and not may_be_ours:
             raise RemoteUnreachable(destination, "this is our own server")
         if not self._permitted.permits(destination):
             raise RemoteRefused(
@@ -427,12 +444,14 @@ def _refuse(destination: str, answer: Answer) -> NoReturn:
     errcode = body.get("errcode") if isinstance(body, dict) else None
     text = body.get("error") if isinstance(body, dict) else None
     room_version = body.get("room_version") if isinstance(body, dict) else None
+    retry_after_ms = body.get("retry_after_ms") if isinstance(body, dict) else None
     raise RemoteRefused(
         destination,
         answer.status,
         errcode[:ERROR_TEXT_MAX] if isinstance(errcode, str) else "M_UNKNOWN",
         text[:ERROR_TEXT_MAX] if isinstance(text, str) else "",
         room_version=room_version[:ROOM_VERSION_MAX] if isinstance(room_version, str) else None,
+        retry_after_ms=max(0, min(retry_after_ms, RETRY_AFTER_MS_MAX)) if type(retry_after_ms) is int else None,
     )
 
 

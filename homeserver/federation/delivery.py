@@ -30,7 +30,7 @@ from homeserver.storage.delivery import Checkpoint, DeliveryLease, OutboundPdu, 
 logger = structlog.get_logger(__name__)
 
 EVENTS_PER_READ_MAX = 500
-READ_INTERVAL_S = 0.015
+READ_INTERVAL_S = 0.025
 """Two reads of the stream are this far apart at least: when much happens, each finds more."""
 CHECKPOINT_INTERVAL_S = 1.0
 PATIENCE_S = 5.0
@@ -169,11 +169,16 @@ class Delivery:
         while True:
             wake.clear()
             if self._nothing_for_others():
-                self._position = self._notifier.position
+                # What was read may be ahead of what has been made known: never go back.
+                self._position = max(self._position, self._notifier.position)
                 await wake.wait()
                 continue
             began = self._clock.monotonic()
-            found, upto = await self._database.read(store.events_after, self._position, EVENTS_PER_READ_MAX)
+            at_hand = self._at_hand()
+            if at_hand is not None:
+                found, upto = at_hand
+            else:
+                found, upto = await self._database.read(store.events_after, self._position, EVENTS_PER_READ_MAX)
             if found:
                 await self._distribute(found)
             self._position = max(self._position, upto)
@@ -186,6 +191,21 @@ class Delivery:
         """Whether all that happened is known not to concern other servers, so that there is nothing to read."""
         changes = self._notifier.changes_since(self._position)
         return changes is not None and not any(self._may_be_for_others(change) for change in changes)
+
+    def _at_hand(self) -> tuple[list[OutboundPdu], int] | None:
+        """What ``events_after`` would read, where memory holds all of it."""
+        changes = self._notifier.changes_since(self._position)
+        if not changes or len(changes) >= EVENTS_PER_READ_MAX:
+            return None
+        found: list[OutboundPdu] = []
+        for change in changes:
+            if change.stream is Stream.EVENTS:
+                stored = self._means.events.cached(change.event_id) if change.event_id is not None else None
+                if stored is None or stored.stream_position != change.position:
+                    return None
+                if stored.visible:
+                    found.append(OutboundPdu(change.position, stored.room_nid, stored.event_nid))
+        return found, changes[-1].position
 
     def _may_be_for_others(self, change: Change) -> bool:
         if change.stream is not Stream.EVENTS:
@@ -221,6 +241,11 @@ class Delivery:
             del self._queues[queue.server_name]
 
     # -- receipts and typing -------------------------------------------------------------------------------------------
+
+    @property
+    def delivers(self) -> bool:
+        """Whether it is this process of all on the database that delivers."""
+        return self._delivers
 
     async def send_receipt(self, receipt: Receipt) -> None:
         """Tell the other servers in the room that one of our users has read up to an event. Best effort."""

@@ -49,6 +49,9 @@ class EventSource(Protocol):
     async def by_nid(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by numeric ID; missing ones are left out."""
 
+    def cached(self, event_id: str) -> StoredEvent | None:
+        """The event if it is at hand."""
+
 
 class TransactionSender(Protocol):
     """Sends a transaction to another server."""

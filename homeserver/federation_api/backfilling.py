@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from homeserver.errors import MissingParam
 from homeserver.federation_api.answers import PduAnswers
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin, Signed
 from homeserver.rooms.shared_history import BACKFILL_MAX, MISSING_EVENTS_MAX, SharedHistory
 from homeserver.web import bytes_response, optional_int, query_int, query_strs, required_list_of_str, service
 
@@ -26,12 +26,11 @@ MISSING_EVENTS_DEFAULT = 10
 async def backfill_room(
     room_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
     answers: Annotated[PduAnswers, service(PduAnswers)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid"""
-    origin = await gate.origin(request)
     event_ids = query_strs(request, "v", most=EVENT_IDS_MAX)
     if not event_ids or "limit" not in request.query_params:
         raise MissingParam("The query parameters 'v' and 'limit' must be there")
@@ -42,15 +41,14 @@ async def backfill_room(
 @router.post("/_matrix/federation/v1/get_missing_events/{room_id}")
 async def get_missing_previous_events(
     room_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     history: Annotated[SharedHistory, service(SharedHistory)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid"""
-    origin, body = await gate.origin_and_body(request)
+    body = signed.content
     limit = optional_int(body, "limit", minimum=0)
     events = await history.missing_events(
-        origin,
+        signed.origin,
         room_id,
         earliest=required_list_of_str(body, "earliest_events"),
         latest=required_list_of_str(body, "latest_events"),

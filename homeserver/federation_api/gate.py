@@ -1,17 +1,21 @@
-"""Who makes a federation request.
+"""Who makes a federation request, and what it has signed.
+
+An endpoint that takes no body asks for the ``origin: Origin``, one that does for the ``signed: Signed`` request.
 
 https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
 
+from fastapi import Depends
 from starlette.requests import Request
 
 from homeserver.federation.request_authentication import RequestAuthenticator
 from homeserver.protocol.json_types import JsonObject
-from homeserver.web import BODY_BYTES_MAX, read_json_object
+from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
 
 
 class SignsOfLife(Protocol):
@@ -51,3 +55,34 @@ class Gate:
         )
         self._delivery.sign_of_life(origin)
         return origin
+
+
+async def _origin(request: Request) -> str:
+    return await get_service(request, Gate).origin(request)
+
+
+Origin = Annotated[str, Depends(_origin)]
+"""The server that makes a request without a body."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request with a body."""
+
+    origin: str
+    """The server that makes it."""
+    content: JsonObject
+    """The body, which that server has signed."""
+
+
+def signed_request(limit: int) -> Any:
+    """A dependency: a ``SignedRequest`` whose body has at most so many bytes."""
+
+    async def dependency(request: Request) -> SignedRequest:
+        return SignedRequest(*await get_service(request, Gate).origin_and_body(request, limit))
+
+    return Depends(dependency)
+
+
+Signed = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX)]
+"""A request with a body of the usual size at most."""

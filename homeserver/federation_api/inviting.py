@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import SignedRequest, signed_request
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.out_of_band import OutOfBand
 from homeserver.web import (
@@ -28,41 +28,39 @@ router = APIRouter()
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """An invitation with the state that describes the room, each event of which may have 64 KiB."""
 
+SignedInvitation = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX)]
+
 
 @router.put("/_matrix/federation/v2/invite/{room_id}/{event_id}")
 async def send_invite_v2(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: SignedInvitation,
     out_of_band: Annotated[OutOfBand, service(OutOfBand)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2inviteroomideventid"""
-    origin, body = await gate.origin_and_body(request, BODY_BYTES_MAX)
-    event = required_object(body, "event")
-    version = required_str(body, "room_version")
-    room_state = optional_list_of_objects(body, "invite_room_state")
-    signed = await out_of_band.receive_invite(origin, room_id, event_id, event, version, room_state)
-    return json_response({"event": orjson.Fragment(signed.json)})
+    pdu = required_object(signed.content, "event")
+    version = required_str(signed.content, "room_version")
+    room_state = optional_list_of_objects(signed.content, "invite_room_state")
+    event = await out_of_band.receive_invite(signed.origin, room_id, event_id, pdu, version, room_state)
+    return json_response({"event": orjson.Fragment(event.json)})
 
 
 @router.put("/_matrix/federation/v1/invite/{room_id}/{event_id}")
 async def send_invite_v1(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: SignedInvitation,
     out_of_band: Annotated[OutOfBand, service(OutOfBand)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1inviteroomideventid"""
-    origin, event = await gate.origin_and_body(request, BODY_BYTES_MAX)
-    unsigned: JsonObject = optional_object(event, "unsigned") or {}
+    unsigned: JsonObject = optional_object(signed.content, "unsigned") or {}
     room_state = optional_list_of_objects(unsigned, "invite_room_state")
     # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"": both have the
     # same event format, and which of the two it is the create event says, if it came along.
     version = _version_of(room_state)
-    signed = await out_of_band.receive_invite(origin, room_id, event_id, event, version, room_state)
-    return json_response([200, {"event": orjson.Fragment(signed.json)}])
+    event = await out_of_band.receive_invite(signed.origin, room_id, event_id, signed.content, version, room_state)
+    return json_response([200, {"event": orjson.Fragment(event.json)}])
 
 
 def _version_of(room_state: list[JsonObject]) -> str:

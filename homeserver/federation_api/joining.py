@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin, Signed
 from homeserver.rooms.resident import Resident
 from homeserver.web import bytes_response, json_response, query_bool, query_strs, service
 
@@ -24,11 +24,10 @@ async def make_join(
     room_id: str,
     user_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid"""
-    origin = await gate.origin(request)
     # "The room versions the sending server has support for. Defaults to [1]."
     versions = query_strs(request, "ver", most=VERSIONS_MAX) or ["1"]
     return json_response(await resident.make_join(origin, room_id, user_id, versions))
@@ -38,13 +37,11 @@ async def make_join(
 async def send_join_v1(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_joinroomideventid"""
-    origin, event = await gate.origin_and_body(request)
-    return bytes_response(b"[200,%s]" % await resident.send_join(origin, room_id, event_id, event))
+    return bytes_response(b"[200,%s]" % await resident.send_join(signed.origin, room_id, event_id, signed.content))
 
 
 @router.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}")
@@ -52,10 +49,9 @@ async def send_join_v2(
     room_id: str,
     event_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid"""
-    origin, event = await gate.origin_and_body(request)
-    omit_members = query_bool(request, "omit_members")
-    return bytes_response(await resident.send_join(origin, room_id, event_id, event, omit_members=omit_members))
+    omit = query_bool(request, "omit_members")
+    return bytes_response(await resident.send_join(signed.origin, room_id, event_id, signed.content, omit_members=omit))

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.errors import MissingParam
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin, Signed
 from homeserver.rooms.resident import Resident
 from homeserver.web import bytes_response, json_response, query_strs, service
 
@@ -25,11 +25,10 @@ async def make_knock(
     room_id: str,
     user_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_knockroomiduserid"""
-    origin = await gate.origin(request)
     versions = query_strs(request, "ver", most=VERSIONS_MAX)
     if not versions:
         raise MissingParam("The query parameter 'ver' is missing")
@@ -40,10 +39,8 @@ async def make_knock(
 async def send_knock(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_knockroomideventid"""
-    origin, event = await gate.origin_and_body(request)
-    return bytes_response(await resident.send_knock(origin, room_id, event_id, event))
+    return bytes_response(await resident.send_knock(signed.origin, room_id, event_id, signed.content))

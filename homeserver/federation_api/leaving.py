@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin, Signed
 from homeserver.rooms.resident import Resident
 from homeserver.web import json_response, service
 
@@ -21,12 +21,10 @@ router = APIRouter()
 async def make_leave(
     room_id: str,
     user_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid"""
-    origin = await gate.origin(request)
     return json_response(await resident.make_leave(origin, room_id, user_id))
 
 
@@ -34,13 +32,11 @@ async def make_leave(
 async def send_leave_v1(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_leaveroomideventid"""
-    origin, event = await gate.origin_and_body(request)
-    await resident.send_leave(origin, room_id, event_id, event)
+    await resident.send_leave(signed.origin, room_id, event_id, signed.content)
     return json_response([200, {}])
 
 
@@ -48,11 +44,9 @@ async def send_leave_v1(
 async def send_leave_v2(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    signed: Signed,
     resident: Annotated[Resident, service(Resident)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_leaveroomideventid"""
-    origin, event = await gate.origin_and_body(request)
-    await resident.send_leave(origin, room_id, event_id, event)
+    await resident.send_leave(signed.origin, room_id, event_id, signed.content)
     return json_response({})

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from homeserver.accounts.profiles import Profiles
 from homeserver.errors import InvalidParam, NotFound
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_id
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.web import json_response, query_str, required_query_str, service
@@ -23,11 +23,10 @@ router = APIRouter()
 @router.get("/_matrix/federation/v1/query/profile")
 async def query_profile(
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    _: Origin,
     profiles: Annotated[Profiles, service(Profiles)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1queryprofile"""
-    await gate.origin(request)
     user_id = required_query_str(request, "user_id")
     field = query_str(request, "field")
     if not is_valid_user_id(user_id):
@@ -44,11 +43,10 @@ async def query_profile(
 @router.get("/_matrix/federation/v1/query/directory")
 async def query_room_directory(
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    _: Origin,
     aliases: Annotated[RoomAliases, service(RoomAliases)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1querydirectory"""
-    await gate.origin(request)
     alias = required_query_str(request, "room_alias")
     if not is_valid_room_alias(alias):
         raise InvalidParam("Not a valid room alias")

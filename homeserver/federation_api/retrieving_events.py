@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.federation_api.answers import PduAnswers
-from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.gate import Origin
 from homeserver.rooms.shared_history import SharedHistory
 from homeserver.web import bytes_response, json_response, required_query_str, service
 
@@ -22,13 +22,11 @@ router = APIRouter()
 @router.get("/_matrix/federation/v1/event/{event_id}")
 async def get_event(
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
     answers: Annotated[PduAnswers, service(PduAnswers)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1eventeventid"""
-    origin = await gate.origin(request)
     return answers.transaction([await history.event(origin, event_id)])
 
 
@@ -36,11 +34,10 @@ async def get_event(
 async def get_room_state(
     room_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid"""
-    origin = await gate.origin(request)
     state, chain = await history.state(origin, room_id, required_query_str(request, "event_id"))
     return bytes_response(b'{"auth_chain":[%s],"pdus":[%s]}' % (b",".join(chain), b",".join(state)))
 
@@ -49,11 +46,10 @@ async def get_room_state(
 async def get_room_state_ids(
     room_id: str,
     request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid"""
-    origin = await gate.origin(request)
     state_ids, chain_ids = await history.state_ids(origin, room_id, required_query_str(request, "event_id"))
     return json_response({"auth_chain_ids": chain_ids, "pdu_ids": state_ids})
 
@@ -62,10 +58,8 @@ async def get_room_state_ids(
 async def get_event_auth(
     room_id: str,
     event_id: str,
-    request: Request,
-    gate: Annotated[Gate, service(Gate)],
+    origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1event_authroomideventid"""
-    origin = await gate.origin(request)
     return bytes_response(b'{"auth_chain":[%s]}' % b",".join(await history.event_auth(origin, room_id, event_id)))

@@ -11,6 +11,7 @@ LIMIT_MAX = 10_000
 
 
 def page_request(request: Request) -> PageRequest:
-    """Which part of a list a request asks for; without ``limit`` all of it. Raises ``InvalidParam``."""
-    limit = query_int(request, "limit", 0, minimum=1, maximum=LIMIT_MAX)
-    return PageRequest(limit or None, query_str(request, "from"))
+    """Which part of a list a request asks for; without ``limit`` and ``from`` all of it. Raises ``InvalidParam``."""
+    after = query_str(request, "from")
+    limit = query_int(request, "limit", 0 if after is None else LIMIT_MAX, minimum=1, maximum=LIMIT_MAX)
+    return PageRequest(limit or None, after)

@@ -71,6 +71,9 @@ def compose_event(
         pdu["room_id"] = room_id
     elif not (version.room_id_is_create_hash and draft.type == "m.room.create"):
         raise ValueError("only the create event of a room version with hashes as room IDs has no room ID yet")
+    if draft.type == "m.room.member" and draft.content.get("membership") == "invite":
+        # /invite asks for it, though the event format does not.
+        pdu["origin"] = signer.server_name
     if draft.redacts is not None:
         if version.redacts_in_content:
             pdu["content"] = {**draft.content, "redacts": draft.redacts}

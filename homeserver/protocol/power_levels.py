@@ -25,7 +25,8 @@ LEVEL_DIGITS_MAX = 309
 """Digits that a level in a string may have: as many as the largest double has."""
 
 _NOTHING: JsonObject = {}
-_LEVELS = ("ban", "events_default", "invite", "kick", "redact", "state_default", "users_default")
+NAMED_LEVELS = ("ban", "events_default", "invite", "kick", "redact", "state_default", "users_default")
+"""The keys of m.room.power_levels that hold one level each."""
 
 
 def parse_level(value: Any, version: RoomVersion) -> int | None:
@@ -63,7 +64,7 @@ def check_levels(content: JsonObject) -> None:
 
     https://spec.matrix.org/v1.19/client-server-api/#mroompower_levels
     """
-    for name in _LEVELS:
+    for name in NAMED_LEVELS:
         if name in content and type(content[name]) is not int:
             raise BadJson(f"'{name}' must be an integer")
     for name in ("users", "events", "notifications"):

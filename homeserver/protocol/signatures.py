@@ -23,6 +23,8 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import EventIdFormat
 
 ALGORITHM = "ed25519"
+POLICY_SERVER_KEY_ID = "ed25519:policy_server"
+"""The ID of every policy server's key. It stands in the room's state and is no key of the server itself."""
 _KEY_ID_PREFIX = ALGORITHM + ":"
 _SIGNATURE_BYTES = 64
 
@@ -136,7 +138,10 @@ def required_signers(event: Event) -> frozenset[str]:
 
 def event_signatures(event: Event, server_name: str) -> dict[str, str]:
     """Key ID to signature, of one server, for the algorithms that we know: what to fetch keys for."""
-    return signatures_of(event.pdu, server_name)
+    signatures = signatures_of(event.pdu, server_name)
+    # "the policy server key is not expected to be published and therefore should be skipped at this stage"
+    signatures.pop(POLICY_SERVER_KEY_ID, None)
+    return signatures
 
 
 def verify_event_signature(event: Event, server_name: str, keys: Mapping[str, VerifyKeyData]) -> None:

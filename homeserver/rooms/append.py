@@ -33,6 +33,13 @@ APPEND_ATTEMPTS_MAX = 20
 """How often jobs are run anew because another process was faster."""
 
 
+ReplacementJob = Callable[[WorkingHead], Awaitable[WorkingHead | None]]
+"""Takes in, one by one, the last events of a room, and those of the new room that it returns, made on ``empty``.
+
+It may run more than once. None: nothing is to be written.
+"""
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A job in line, or something that wants the room for itself."""
@@ -96,25 +103,44 @@ class RoomWriters:
 
         Raises ``AliasTaken`` where another room has the alias that it was to get.
         """
-        head = RoomHead(
-            room_id=room_id,
-            room_nid=0,
-            version=version,
-            generation=0,
-            extremities=(),
-            snapshot=StateSnapshot.whole({}),
-            joined=Map(),
-            joined_local=frozenset(),
-            joined_servers=Map(),
-            invited=frozenset(),
-        )
-        working = WorkingHead(head, self._events, self._states, self._is_local)
+        working = self.empty(room_id, version)
         composed = await working.run(job)
         append, groups = working.to_append()
         append.new_room = NewRoom(room_id, version.identifier, now_ms, published, alias)
         appended = await self._database.write_batched(self._graph.append, append)
         stored = self._committed(working, appended, groups)
         return [stored[event.event_id] for event in composed]
+
+    async def replace(self, room_id: str, job: ReplacementJob) -> None:
+        """Write what a job composes for a room together with the new room that takes its place: both or neither.
+
+        The new room gets the aliases that this server has for the old one. Raises ``NotFound`` where this server has
+        no part in the room, and what the job raises.
+        """
+        await self.alone(room_id, lambda: self._replace(room_id, job))
+
+    async def _replace(self, room_id: str, job: ReplacementJob) -> None:
+        for _ in range(APPEND_ATTEMPTS_MAX):
+            old = self.look_at(await self._heads.get(room_id))
+            new = await job(old)
+            if new is None:
+                return
+            # In this order they get their positions: who hears of the end of a room finds the next one.
+            workings = (new, old)
+            composed = [working.to_append() for working in workings]
+            create = new.written[0].new.event
+            composed[0][0].new_room = NewRoom(
+                create.room_id, create.version.identifier, create.origin_server_ts, replaces=room_id
+            )
+            try:
+                appended = await self._database.write(self._graph.append_together, [append for append, _ in composed])
+            except StaleHead:
+                self._heads.forget(room_id)
+                continue
+            for working, done, (_, groups) in zip(workings, appended, composed, strict=True):
+                self._committed(working, done, groups)
+            return
+        raise RuntimeError(f"cannot replace {room_id}: other processes are always faster")
 
     async def alone(self, room_id: str, action: Callable[[], Awaitable[Any]]) -> Any:
         """Run something while nobody else in this process writes to the room."""
@@ -263,6 +289,23 @@ class RoomWriters:
     def look_at(self, head: RoomHead) -> WorkingHead:
         """A head to compose on outside of the room's turn; what is composed so becomes a branch of its own."""
         return WorkingHead(head, self._events, self._states, self._is_local)
+
+    def empty(self, room_id: str, version: RoomVersion) -> WorkingHead:
+        """A room in which nothing has happened, to compose its first events on."""
+        return self.look_at(
+            RoomHead(
+                room_id=room_id,
+                room_nid=0,
+                version=version,
+                generation=0,
+                extremities=(),
+                snapshot=StateSnapshot.whole({}),
+                joined=Map(),
+                joined_local=frozenset(),
+                joined_servers=Map(),
+                invited=frozenset(),
+            )
+        )
 
     async def stored(self, event_id: str) -> StoredEvent:
         """An event that is known to be here."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from collections.abc import Iterable
+from typing import TypedDict
 
-from homeserver.rooms.ephemeral import is_user_of
-from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
+from homeserver.rooms.listings import PageRequest, newest_first, room_of_member
 from homeserver.rooms.state import RoomHeads
 from homeserver.storage import listings as store
 from homeserver.storage.database import Database
@@ -39,23 +39,18 @@ class Bans:
 
     async def of_room(self, user_id: str, room_id: str, page: PageRequest) -> BanList:
         """Who is banned, for a member of the room. Raises ``Forbidden``, ``InvalidParam``."""
-        after = cast("store.Place", place_of(page.after, (int, int))) if page.after is not None else None
         head = await room_of_member(self._heads, user_id, room_id)
-        limit = None if page.limit is None else page.limit + 1
-        found = await self._database.read(store.bans_of, head.room_nid, limit, after)
-        shown = found if page.limit is None else found[: page.limit]
-        answer: BanList = {
-            "bans": [
-                {
-                    "user_id": ban.user_id,
-                    "banned_by": ban.banned_by,
-                    "banned_at": ban.banned_ts,
-                    "reason": ban.reason,
-                    "is_remote": not is_user_of(ban.user_id, self._server_name),
-                }
-                for ban in shown
-            ]
-        }
-        if len(shown) < len(found):
-            answer["next"] = token_of((shown[-1].banned_ts, shown[-1].event_nid))
-        return answer
+        bans, following = await newest_first(self._database, head, page, store.bans_of, self._shown)
+        return {"bans": bans} if following is None else {"bans": bans, "next": following}
+
+    def _shown(self, bans: Iterable[store.Ban]) -> list[ListedBan]:
+        return [
+            {
+                "user_id": ban.user_id,
+                "banned_by": ban.banned_by,
+                "banned_at": ban.banned_ts,
+                "reason": ban.reason,
+                "is_remote": ban.user_id.partition(":")[2] != self._server_name,
+            }
+            for ban in bans
+        ]

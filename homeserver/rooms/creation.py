@@ -166,40 +166,57 @@ class RoomCreation:
         return alias
 
     def _create_event(self, creator: str, request: RoomRequest, now_ms: int) -> Event:
-        version = request.version
-        content: JsonObject = {**request.creation_content, "room_version": version.identifier}
-        content.pop("creator", None)
-        if not version.creator_is_sender:
-            content["creator"] = creator
-        if version.creators_have_infinite_power:
-            named = content.get("additional_creators", [])
-            if not isinstance(named, list) or not all(isinstance(u, str) and is_valid_user_id(u) for u in named):
-                raise InvalidParam("additional_creators is not a list of user IDs")
-            if request.preset.invitees_own:
-                named = [*named, *request.invite]
-            named = [user for user in dict.fromkeys(named) if user != creator]
-            if named or "additional_creators" in content:
-                content["additional_creators"] = named
-        room_id = None
-        if not version.room_id_is_create_hash:
-            room_id = f"!{secrets.token_urlsafe(18)}:{self._signer.server_name}"
-        return compose_event(
-            EventDraft("m.room.create", creator, content, ""),
-            version,
-            room_id=room_id,
-            prev_events=[],
-            auth_events=[],
-            depth=1,
-            origin_server_ts=now_ms,
-            signer=self._signer,
-            event_id_localpart=new_event_id_localpart(version),
-        )
+        version, content = request.version, dict(request.creation_content)
+        if version.creators_have_infinite_power and request.preset.invitees_own and request.invite:
+            content["additional_creators"] = [*_additional_creators(content), *request.invite]
+        room_id = None if version.room_id_is_create_hash else new_room_id(self._signer.server_name)
+        return compose_create(creator, version, content, now_ms, self._signer, room_id)
 
     async def _invitation(self, creator: str, user_id: str, is_direct: bool) -> EventDraft:
         content = await self._profiles.member_content(user_id, "invite")
         if is_direct:
             content["is_direct"] = True
         return EventDraft("m.room.member", creator, content, user_id)
+
+
+def new_room_id(server_name: str) -> str:
+    """An ID for a new room, in the room versions where servers choose them."""
+    return f"!{secrets.token_urlsafe(18)}:{server_name}"
+
+
+def compose_create(
+    creator: str, version: RoomVersion, content: JsonObject, now_ms: int, signer: Signer, room_id: str | None
+) -> Event:
+    """The event that a room begins with.
+
+    ``content`` is completed by what the version asks for. ``room_id`` is None where it follows from this event.
+    Raises ``InvalidParam`` where ``additional_creators`` counts and is no list of user IDs.
+    """
+    content = {**content, "room_version": version.identifier}
+    content.pop("creator", None)
+    if not version.creator_is_sender:
+        content["creator"] = creator
+    if version.creators_have_infinite_power and "additional_creators" in content:
+        named = dict.fromkeys(_additional_creators(content))
+        content["additional_creators"] = [user_id for user_id in named if user_id != creator]
+    return compose_event(
+        EventDraft("m.room.create", creator, content, ""),
+        version,
+        room_id=room_id,
+        prev_events=[],
+        auth_events=[],
+        depth=1,
+        origin_server_ts=now_ms,
+        signer=signer,
+        event_id_localpart=new_event_id_localpart(version),
+    )
+
+
+def _additional_creators(content: JsonObject) -> list[str]:
+    named = content.get("additional_creators", [])
+    if not isinstance(named, list) or not all(isinstance(u, str) and is_valid_user_id(u) for u in named):
+        raise InvalidParam("additional_creators is not a list of user IDs")
+    return named
 
 
 def _opening_state(creator: str, request: RoomRequest, alias: str | None) -> list[EventDraft]:

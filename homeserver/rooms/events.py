@@ -86,6 +86,14 @@ class Events:
                 found[stored.event_nid] = self._keep_read(stored, began)
         return found
 
+    async def by_nid_anew(self, outdated: Iterable[StoredEvent]) -> dict[int, StoredEvent]:
+        """Events by numeric ID as the database has them now: another process may have given them their places."""
+        nids: list[int] = []
+        for stored in outdated:
+            nids.append(stored.event_nid)
+            self.forget(stored.event_id)
+        return await self.by_nid(nids)
+
     def _keep_read(self, stored: StoredEvent, began: int) -> StoredEvent:
         """What a read that ``began`` after so many changes has found: kept, unless it may be out of date by now."""
         known = self._cache.peek(stored.event_id)

@@ -12,10 +12,11 @@ from typing import Literal
 import structlog
 
 from homeserver.errors import Forbidden, NotAuthorized
-from homeserver.governance import last_owner, role_changes
+from homeserver.governance import last_owner, role_changes, room_upgrades
 from homeserver.governance.roles import Role, changed_roles, listed_users, role_of
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.power_levels import creators_of, power_levels_of
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.working_head import WorkingHead
 from homeserver.storage import accounts
 from homeserver.storage.database import Database
@@ -50,10 +51,28 @@ class GovernedEvents:
         closed = await self.closed_among(working.head.joined_local)
         if not last_owner.leaves_ownerless(event, state, joined, closed):
             return
-        if self._protection == "warn":
-            logger.warning("room loses its last owner", room_id=event.room_id, sender=event.sender)
-            return
-        raise Forbidden(last_owner.MESSAGE, reason="last_owner")
+        self._protect(event.room_id, event.sender)
+
+    async def check_upgrade(self, working: WorkingHead, tombstone: Event, version: RoomVersion) -> None:
+        """Raise ``Forbidden`` where the end of a room in favour of a new one of this version breaks a rule. For jobs.
+
+        ``reason`` in the error is ``last_owner`` where the new room would be without one, and ``not_owner`` where the
+        sender would become one.
+        """
+        joined = working.head.joined
+        state = await working.state_events((last_owner.CREATE, last_owner.POWER_LEVELS))
+        owners = last_owner.owners_in(tombstone, state, joined)
+        closed = await self.closed_among(working.head.joined_local)
+        reason = room_upgrades.refusal_of_upgrade(version, tombstone.sender, owners, joined, closed)
+        if reason == "not_owner":
+            raise Forbidden(room_upgrades.NOT_OWNER, reason=reason)
+        if reason == "last_owner" and self._protection != "off":
+            self._protect(tombstone.room_id, tombstone.sender)
+
+    def _protect(self, room_id: str, sender: str) -> None:
+        if self._protection == "enforce":
+            raise Forbidden(last_owner.MESSAGE, reason="last_owner")
+        logger.warning("room loses its last owner", room_id=room_id, sender=sender)
 
     async def closed_among(self, user_ids: Collection[str]) -> set[str]:
         """Those of our users whose accounts were closed."""

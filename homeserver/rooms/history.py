@@ -184,7 +184,7 @@ class History:
     async def _see(
         self, access: Access, event_filter: RoomEventFilter, batch: Sequence[PagedEvent]
     ) -> list[tuple[PagedEvent, SeenEvent | None]]:
-        stored = await self._events.by_nid(paged.event_nid for paged in batch)
+        stored = await self._placed(batch)
         room_id = access.head.room_id
         wanted = [
             event
@@ -194,6 +194,14 @@ class History:
         ]
         seen = {s.stored.event_nid: s for s in await self._visible.of(wanted, access.viewer)}
         return [(paged, seen.get(paged.event_nid)) for paged in batch]
+
+    async def _placed(self, batch: Sequence[PagedEvent]) -> dict[int, StoredEvent]:
+        stored = await self._events.by_nid(paged.event_nid for paged in batch)
+        # What another process backfills nobody is told. It stands where the page says, not outside as it did.
+        outdated = [event for event in stored.values() if event.stream_position is None]
+        if outdated:
+            stored.update(await self._events.by_nid_anew(outdated))
+        return stored
 
     async def _senders_members(self, found: Sequence[SeenEvent]) -> list[StoredEvent]:
         """The member events of the senders, as of the first event."""
@@ -237,6 +245,8 @@ class History:
         stored = await self._events.get(event_id)
         if stored is None or stored.room_nid != access.head.room_nid:
             raise NotFound("There is no such event, or you may not see it")
+        if stored.stream_position is None:
+            stored = (await self._events.by_nid_anew([stored]))[stored.event_nid]
         seen = await self._visible.of([stored], access.viewer)
         if not seen:
             raise NotFound("There is no such event, or you may not see it")

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from homeserver.errors import InvalidEvent, InvalidSignature
+from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import has_intact_content
 from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.signatures import VerifyKeyData, event_signatures, verify_event_signature
+from homeserver.rooms.stumbles import as_outcome
 
 logger = structlog.get_logger(__name__)
 
@@ -58,8 +59,11 @@ class IncomingEvents:
             except InvalidEvent as error:
                 logger.info("event dropped", room_id=room_id, reason=str(error)[:200])
                 continue
+            except Exception as error:
+                as_outcome(error, room_id=room_id, event_id=None)
+                continue
             parsed.setdefault(event.event_id, event)
-        outcomes = await self.verify(list(parsed.values()))
+        outcomes = await self.verify_each(list(parsed.values()))
         return [outcome for outcome in outcomes if isinstance(outcome, Event)]
 
     async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
@@ -75,6 +79,20 @@ class IncomingEvents:
             else:
                 outcomes.append(intact_or_redacted(event))
         return outcomes
+
+    async def verify_each(self, events: Sequence[Event]) -> Sequence[Event | HomeserverError]:
+        """The same, where one event that this server stumbles over keeps no other one out."""
+        try:
+            return await self.verify(events)
+        except Exception:
+            return [await self._verify_alone(event) for event in events]
+
+    async def _verify_alone(self, event: Event) -> Event | HomeserverError:
+        try:
+            (outcome,) = await self.verify([event])
+        except Exception as error:
+            return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
+        return outcome
 
     async def check_signature_of(self, event: Event, server_name: str) -> None:
         """Check that a server has signed an event, beside those who must. Raises ``InvalidSignature``."""

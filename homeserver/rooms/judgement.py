@@ -111,7 +111,7 @@ class Judge:
         head = working.head
         if not event.prev_events and head.state.get(("m.room.create", "")) == event.event_id:
             return StateSnapshot.whole({})  # where the room begins, which history leads back to
-        if follows_all(head, event):
+        if head.is_exact and follows_all(head, event):
             return head.snapshot
         snapshots: list[StateSnapshot] = []
         missing: list[str] = []

@@ -5,14 +5,17 @@ https://spec.matrix.org/v1.19/client-server-api/#room-membership
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
+
+import structlog
 
 from homeserver.errors import (
     BadState,
     Forbidden,
     InvalidParam,
+    MatrixError,
     NotFound,
     UnableToAuthoriseJoin,
     UnableToGrantJoin,
@@ -30,6 +33,8 @@ from homeserver.storage import accounts, user_rooms
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.user_rooms import Standing
+
+logger = structlog.get_logger(__name__)
 
 VOUCHER = "join_authorised_via_users_server"
 """The key of a join into a restricted room that names who lets the user in. Only this server may set it."""
@@ -85,7 +90,9 @@ class Memberships:
         restricted: RestrictedJoins,
         remote: RemoteRooms,
         server_name: str,
+        on_joined: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
+        """``on_joined`` is called with user and room when a user of ours has joined a room."""
         self._database = database
         self._heads = heads
         self._writers = writers
@@ -94,6 +101,7 @@ class Memberships:
         self._restricted = restricted
         self._remote = remote
         self._server_name = server_name
+        self._on_joined = on_joined
 
     def _is_resident(self, head: RoomHead | None) -> bool:
         return head is not None and self._server_name in head.joined_servers
@@ -109,6 +117,13 @@ class Memberships:
         head = await self._heads.find(room_id)
         if head is not None and user_id in head.joined:
             return
+        await self._join(head, user_id, room_id, via, reason)
+        if self._on_joined is not None:
+            await self._on_joined(user_id, room_id)
+
+    async def _join(
+        self, head: RoomHead | None, user_id: str, room_id: str, via: Iterable[str], reason: str | None
+    ) -> None:
         content = await self._profiles.member_content(user_id, "join", reason)
         if head is None or not self._is_resident(head):
             await self._remote.join(room_id, user_id, content, list(via)[:VIA_MAX])
@@ -155,8 +170,8 @@ class Memberships:
         for room_id in await self._database.read(user_rooms.rooms_of, user_id, "join"):
             try:
                 await self._sender.send(room_id, await self._with_standing_keys(room_id, user_id, content))
-            except Forbidden:
-                continue  # the room does not let them; the profile itself has changed
+            except MatrixError:
+                continue  # the room or its policy server does not let them; the profile itself has changed
 
     async def _with_standing_keys(self, room_id: str, user_id: str, content: JsonObject) -> EventDraft:
         head = await self._heads.get(room_id)
@@ -172,8 +187,8 @@ class Memberships:
             for room_id in await self._database.read(user_rooms.rooms_of, user_id, membership):
                 try:
                     await self.leave(user_id, room_id, is_governed=False)
-                except (Forbidden, NotFound):
-                    continue
+                except MatrixError as error:
+                    logger.info("room not left", room_id=room_id, user_id=user_id, reason=error.message)
 
     async def leave_for_closed_accounts(self) -> None:
         """Take out of all rooms whose account was closed by the command line, or while the server stopped."""
@@ -211,7 +226,9 @@ class Memberships:
             return
         await self._check_federated(head, user_id)
         working = self._writers.look_at(head)
-        invitation = await self._remote.invite(working, await self._sender.compose(working, draft))
+        # The invited user's server is sent the event before the room is: the policy server is asked before both.
+        composed = await self._sender.recommended(working, await self._sender.compose(working, draft))
+        invitation = await self._remote.invite(working, composed)
 
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
             await self._check_not_banned(working.head, user_id)
@@ -285,7 +302,10 @@ class Memberships:
             await self._check_not_banned(await self._joined_head(draft.sender, room_id), user_id)
         if draft.content.get("membership") == "ban":
             return await self._ban(room_id, draft)
-        return (await self._sender.send(room_id, await self._vouched(room_id, draft), txn)).event_id
+        event_id = (await self._sender.send(room_id, await self._vouched(room_id, draft), txn)).event_id
+        if draft.content.get("membership") == "join" and self._on_joined is not None:
+            await self._on_joined(user_id, room_id)
+        return event_id
 
     async def _vouched(self, room_id: str, draft: EventDraft) -> EventDraft:
         """The draft with the voucher that it needs, and without the one that a client may have written itself."""

@@ -57,9 +57,9 @@ class Backfiller:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def backfill(self, room_id: str, before_depth: int) -> bool:
-        """Fetch history from where it is missing at or before a depth. Returns whether there is anything new.
+        """Fetch history from where it was seen to be missing at or before a depth.
 
-        Never fails: a server that does not answer is passed over.
+        Returns whether there may be more now than was seen. Never fails: a server that does not answer is passed over.
         """
         try:
             async with asyncio.timeout(BACKFILL_SECONDS_MAX):
@@ -69,21 +69,21 @@ class Backfiller:
             return False
 
     async def _backfill(self, room_id: str, before_depth: int) -> bool:
-        lock = self._locks.setdefault(room_id, asyncio.Lock())
-        waited = lock.locked()
-        async with lock:
+        async with self._locks.setdefault(room_id, asyncio.Lock()):
             head = await self._heads.find(room_id)
             if head is None or not head.joined_local:
                 return False
-            gaps = await self._database.read(
-                federation_queries.gaps_below, head.room_nid, before_depth, GAPS_PER_BACKFILL_MAX
-            )
-            if not gaps:
-                return waited  # whoever was before us may have filled it
-            for server_name in (await self._candidates(head, gaps))[:SERVERS_TRIED_MAX]:
+            gaps = await self._gaps(head, before_depth)
+            for server_name in (await self._candidates(head, gaps))[:SERVERS_TRIED_MAX] if gaps else ():
                 if await self._backfill_from(server_name, head, gaps):
                     return True
-        return False
+            # Whoever asks has seen a gap: if it is another one by now, another request, or process, was faster.
+            return not gaps or await self._gaps(head, before_depth) != gaps
+
+    async def _gaps(self, head: RoomHead, before_depth: int) -> list[Gap]:
+        return await self._database.read(
+            federation_queries.gaps_below, head.room_nid, before_depth, GAPS_PER_BACKFILL_MAX
+        )
 
     async def _backfill_from(self, server_name: str, head: RoomHead, gaps: Sequence[Gap]) -> bool:
         wanted = [gap.missing_event_id for gap in gaps]

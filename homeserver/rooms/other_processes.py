@@ -11,6 +11,7 @@ import asyncio
 import structlog
 
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
+from homeserver.rooms.ephemeral_relay import EphemeralRelay
 from homeserver.rooms.events import Events
 from homeserver.rooms.state import RoomHeads
 from homeserver.storage import changes, streams
@@ -34,6 +35,7 @@ class OtherProcesses:
         self._database = database
         self._heads = heads
         self._events = events
+        self._relay: EphemeralRelay | None = None
         self._following: asyncio.Task[None] | None = None
 
     async def load_changes(self, after: int, upto: int) -> list[Change]:
@@ -47,6 +49,8 @@ class OtherProcesses:
             cached = self._events.cached(change.event_id) if change.event_id is not None else None
             if cached is not None and cached.stream_position is None:
                 self._events.forget(cached.event_id)  # an outlier has found its place
+        if self._relay is not None:
+            self._relay.note(written.changes)
         return [
             Change(
                 change.position,
@@ -60,8 +64,9 @@ class OtherProcesses:
             for change in written.changes
         ]
 
-    def start(self, notifier: Notifier) -> None:
-        """Begin to follow what is written, and to tell the notifier."""
+    def start(self, notifier: Notifier, relay: EphemeralRelay | None = None) -> None:
+        """Begin to follow what is written, and to tell the notifier; and the relay, of what is for other servers."""
+        self._relay = relay
         self._following = asyncio.get_running_loop().create_task(self._follow(notifier))
 
     async def stop(self) -> None:
@@ -71,6 +76,9 @@ class OtherProcesses:
             # Again if need be: before Python 3.12, asyncio.wait_for, which waits for announcements, may swallow it.
             following.cancel()
             await asyncio.wait([following], timeout=STOP_AGAIN_S)
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            await relay.stop()
 
     async def _follow(self, notifier: Notifier) -> None:
         while True:

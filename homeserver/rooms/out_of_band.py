@@ -33,6 +33,7 @@ from homeserver.rooms.doubtful_revocations import DoubtfulRevocations
 from homeserver.rooms.events import Events
 from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
+from homeserver.rooms.resident import shown_to_outsiders
 from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.state import RoomHeads
 from homeserver.storage import accounts, room_state, user_rooms
@@ -107,9 +108,12 @@ class OutOfBand:
                 raise Forbidden("The user is in the room already")
             return signed
         await self._check_known_version(room_id, version)
-        await self._imports.out_of_band(version, signed, shown)
-        await self._database.write(store.cancel_requests, room_id, user_id)
+        await self._take_in(signed, shown)
         return signed
+
+    async def _take_in(self, invitation: Event, shown: Sequence[JsonObject]) -> None:
+        await self._imports.out_of_band(invitation.version, invitation, shown)
+        await self._database.write(store.cancel_requests, invitation.room_id, invitation.state_key or "")
 
     async def _check_invite(
         self, origin: str, room_id: str, event_id: str, pdu: JsonObject, version: RoomVersion
@@ -186,8 +190,13 @@ class OutOfBand:
         Raises ``HomeserverError`` where it changes nothing.
         """
         user_id = event.state_key
-        is_end = event.type == "m.room.member" and event.membership in ("leave", "ban")
-        if not is_end or user_id is None or not is_valid_user_id(user_id) or not self._is_local(user_id):
+        is_ours = user_id is not None and is_valid_user_id(user_id) and self._is_local(user_id)
+        if event.type != "m.room.member" or user_id is None or not is_ours:
+            raise HomeserverError("This server is not in the room")
+        if event.membership == "invite":
+            await self._receive_late(origin, event)
+            return
+        if event.membership not in ("leave", "ban"):
             raise HomeserverError("This server is not in the room")
         standing = await self._database.read(user_rooms.standing_of, user_id, event.room_id)
         if standing is None or standing.version != event.version.identifier:
@@ -200,6 +209,21 @@ class OutOfBand:
             self._doubtful.settle(standing, user_id, lambda: self._end(event, standing))
         else:
             raise NotAuthorized("The event does not end how the user stands to the room")
+
+    async def _receive_late(self, origin: str, invitation: Event) -> None:
+        """An invitation that we signed while we were in the room, and that comes when the last of our users has left.
+
+        What its user is shown of the room is what we knew of it in the end.
+        """
+        head = await self._heads.find(invitation.room_id)
+        is_signed = add_signature(invitation, self._signer).pdu == invitation.pdu
+        # From elsewhere, or a second time, it may be an old one that the user has long answered.
+        if head is None or not is_signed or origin != invitation.sender_domain:
+            raise HomeserverError("This server is not in the room")
+        if await self._events.get(invitation.event_id) is not None:
+            return
+        shown = await shown_to_outsiders(self._heads, head, invitation.sender)
+        await self._take_in(invitation, [stripped_event(event) for event in shown])
 
     async def _end(self, event: Event, standing: Standing) -> None:
         stored = await self._imports.out_of_band(event.version, event, ends=standing.event_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import orjson
@@ -29,9 +29,15 @@ GIVE_UP_AFTER_MS = 30 * 24 * 3600 * 1000
 REQUESTS_AT_ONCE = 10
 SLEEP_S_MAX = 300.0
 LEAVE = "leave"
+"""A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
+UNDO_JOIN = "undo_join"
+"""A user is to leave again whose join another server has accepted, but in vain; see ``RemoteMembership.undo_join``."""
 
-Leave: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[None]]
-"""Tells a server that our user leaves: ``(server_name, room_id, user_id, content)``; raises ``RemoteError``."""
+Handshake: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[bool]]
+"""Carries a request out with one server: ``(server_name, room_id, user_id, details)``.
+
+Whether that settles it; False where this server has nothing to be told. Raises ``RemoteError``, ``UnusableAnswer``.
+"""
 
 
 class OwedRequests:
@@ -40,13 +46,13 @@ class OwedRequests:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._leave: Leave | None = None
+        self._handshakes: Mapping[str, Handshake] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, leave: Leave) -> None:
-        """Begin to work off what is owed; ``leave`` carries it out."""
-        self._leave = leave
+    async def start(self, handshakes: Mapping[str, Handshake]) -> None:
+        """Begin to work off what is owed; ``handshakes`` has for each kind what carries it out."""
+        self._handshakes = handshakes
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -57,16 +63,25 @@ class OwedRequests:
                 await self._task
             self._task = None
 
-    async def owe_leave(self, room_id: str, user_id: str, candidates: Sequence[str], content: JsonObject) -> None:
-        """Owe one of these servers the news that our user leaves."""
+    async def owe(
+        self,
+        kind: str,
+        room_id: str,
+        user_id: str,
+        candidates: Iterable[str],
+        details: JsonObject,
+        *,
+        delay_ms: int = 0,
+    ) -> None:
+        """Owe one of these servers a handshake of some kind; it replaces an earlier one for the user and the room."""
         await self._database.write(
             store.owe_request,
-            LEAVE,
+            kind,
             room_id,
             user_id,
             orjson.dumps(list(candidates)),
-            orjson.dumps(content),
-            self._clock.now_ms(),
+            orjson.dumps(details),
+            self._clock.now_ms() + delay_ms,
         )
         self._wake.set()
 
@@ -105,16 +120,16 @@ class OwedRequests:
 
     async def _is_settled(self, request: OwedRequest) -> bool:
         """Whether a server was told, or all of them say that there is nothing to tell."""
-        assert self._leave is not None
-        is_refused = True
+        handshake = self._handshakes[request.kind]
+        details = orjson.loads(request.content)
+        nothing_to_tell = True
         for server_name in orjson.loads(request.candidates):
             try:
-                await self._leave(server_name, request.room_id, request.user_id, orjson.loads(request.content))
+                if await handshake(server_name, request.room_id, request.user_id, details):
+                    return True
             except RemoteRefused as error:
-                is_refused = is_refused and error.status in (400, 403, 404)
+                nothing_to_tell = nothing_to_tell and error.status in (400, 403, 404)
             except (RemoteError, UnusableAnswer) as error:
                 logger.info("leave not sent", room_id=request.room_id, server=server_name, reason=str(error))
-                is_refused = False
-            else:
-                return True
-        return is_refused
+                nothing_to_tell = False
+        return nothing_to_tell

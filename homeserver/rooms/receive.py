@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
-from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature
+from homeserver.errors import HomeserverError, InvalidEvent, RemoteError
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import event_id_of
@@ -23,10 +23,12 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.rooms.ancestors import Ancestors
 from homeserver.rooms.events import Events
 from homeserver.rooms.incoming_events import IncomingEvents
-from homeserver.rooms.judgement import prev_events_first
+from homeserver.rooms.judgement import MissingAncestors, prev_events_first
 from homeserver.rooms.placement import Outcome, Placer
 from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.state import RoomHead, RoomHeads
+from homeserver.rooms.stumbles import as_outcome
+from homeserver.rooms.unhelpful_servers import UnhelpfulServers
 from homeserver.storage.event_graph import Verdict
 
 Results: TypeAlias = dict[str, JsonObject]
@@ -66,6 +68,7 @@ class Receiver:
         placer: Placer,
         outside: OutsideEvents,
         access: ServerAccess,
+        unhelpful: UnhelpfulServers,
     ) -> None:
         self._heads = heads
         self._events = events
@@ -74,20 +77,31 @@ class Receiver:
         self._placer = placer
         self._outside = outside
         self._access = access
+        self._unhelpful = unhelpful
         self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, pdus: Sequence[Any]) -> Results:
         """Receive the PDUs of a transaction. Returns what became of each that could be told by an event ID.
+
+        An event that this server stumbles over is answered for like any other, and keeps none of the others out.
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid
         """
         results: Results = {}
         batches: dict[str, _Batch] = {}
         for pdu in pdus:
-            await self._sort_in(origin, pdu, batches, results)
+            try:
+                await self._sort_in(origin, pdu, batches, results)
+            except Exception as error:
+                _stumble_over(pdu, batches, error, results)
         await self._check_signatures(batches.values(), results)
-        rooms = [batch for batch in batches.values() if batch.events]
-        for outcomes in await asyncio.gather(*(self._receive_in_room(origin, batch) for batch in rooms)):
+        rooms = {room_id: batch for room_id, batch in batches.items() if batch.events}
+        received = (self._receive_in_room(origin, batch) for batch in rooms.values())
+        answers = await asyncio.gather(*received, return_exceptions=True)
+        for (room_id, batch), outcomes in zip(rooms.items(), answers, strict=True):
+            if isinstance(outcomes, BaseException):
+                failure = as_outcome(outcomes, room_id=room_id, event_id=None)
+                outcomes = dict.fromkeys(batch.events, failure)
             results.update((event_id, _result(outcome)) for event_id, outcome in outcomes.items())
         return results
 
@@ -126,13 +140,13 @@ class Receiver:
     async def _check_signatures(self, batches: Iterable[_Batch], results: Results) -> None:
         """Checks 2 and 3, for the whole transaction at once."""
         waiting = [(batch, event) for batch in batches for event in batch.events.values()]
-        outcomes = await self._incoming.verify([event for _, event in waiting])
+        outcomes = await self._incoming.verify_each([event for _, event in waiting])
         for (batch, event), outcome in zip(waiting, outcomes, strict=True):
-            if isinstance(outcome, InvalidSignature):
-                del batch.events[event.event_id]
-                results[event.event_id] = {"error": str(outcome)[:ERROR_TEXT_MAX]}
-            else:
+            if isinstance(outcome, Event):
                 batch.events[event.event_id] = outcome
+            else:
+                del batch.events[event.event_id]
+                results[event.event_id] = _result(outcome)
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +158,8 @@ class Receiver:
         known = {event_id: None for event_id in events if self._is_known(event_id)}
         new = {event_id: event for event_id, event in events.items() if event_id not in known}
         if new and self._is_connected(head, new):
-            return {**known, **await self._placer.place(origin, head.room_id, list(new.values()))}
+            may_ask = self._unhelpful.may_ask(head.room_id, origin)
+            return {**known, **await self._place(origin, head.room_id, list(new.values()), may_ask)}
         if new:
             return {**known, **await self._receive_with_gap(origin, head.room_id, new)}
         return known
@@ -174,24 +189,46 @@ class Receiver:
             new = {event_id: event for event_id, event in events.items() if event_id not in placed}
             if not new:
                 return known
-            between = await self._ancestors.close_gap(origin, head, list(new.values()))
+            may_ask = self._unhelpful.may_ask(room_id, origin)
+            between = await self._ancestors.close_gap(origin, head, list(new.values())) if may_ask else []
             ordered = prev_events_first({**{event.event_id: event for event in between}, **new})
-            outcomes = await self._placer.place(origin, room_id, ordered)
+            outcomes = await self._place(origin, room_id, ordered, may_ask)
+            if may_ask and not any(map(_lacks_something, outcomes.values())):
+                self._unhelpful.helped(room_id, origin)
         return {**known, **{event_id: outcomes.get(event_id) for event_id in new}}
+
+    async def _place(self, origin: str, room_id: str, events: Sequence[Event], may_ask: bool) -> dict[str, Outcome]:
+        outcomes = await self._placer.place(origin, room_id, events, may_ask=may_ask)
+        if may_ask and any(map(_lacks_something, outcomes.values())):
+            self._unhelpful.did_not_help(room_id, origin)
+        return outcomes
 
     async def _receive_outside(self, origin: str, event: Event) -> Outcome:
         try:
             await self._outside.receive(origin, event)
-        except HomeserverError as error:
-            return error
+        except Exception as error:
+            return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
         return None
+
+
+def _lacks_something(outcome: Outcome) -> bool:
+    """Whether an event stays outside for want of what its origin should have given."""
+    return isinstance(outcome, (MissingAncestors, RemoteError))
+
+
+def _stumble_over(pdu: Any, batches: Mapping[str, _Batch], error: Exception, results: Results) -> None:
+    """Answer for a PDU that we could not even read."""
+    room_id = pdu.get("room_id")
+    batch = batches.get(room_id)
+    failure = as_outcome(error, room_id=room_id, event_id=None)
+    _refuse(pdu, batch.version if batch is not None else None, str(failure), results)
 
 
 def _refuse(pdu: JsonObject, version: RoomVersion | None, reason: str, results: Results) -> None:
     """Answer for a PDU that is no event, as far as its event ID can be told."""
     try:
         event_id = pdu.get("event_id") if version is None else event_id_of(pdu, version)
-    except (InvalidEvent, KeyError, TypeError, AttributeError):
+    except Exception:  # whatever is wrong with it, there is no event ID
         return
     if isinstance(event_id, str) and event_id.startswith("$"):
         results[event_id] = {"error": reason[:ERROR_TEXT_MAX]}

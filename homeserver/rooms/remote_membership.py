@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 import structlog
@@ -44,7 +44,7 @@ from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.join_answers import JoinAnswers, UnusableAnswer
 from homeserver.rooms.out_of_band import servers_in
-from homeserver.rooms.owed_requests import OwedRequests
+from homeserver.rooms.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
 from homeserver.rooms.placement import Placer
 from homeserver.rooms.remote_refusals import Attempts, as_matrix_error
 from homeserver.rooms.resident import shown_to_outsiders
@@ -54,6 +54,7 @@ from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import delivery as store
 from homeserver.storage import user_rooms
 from homeserver.storage.database import Database
+from homeserver.storage.event_graph import Verdict
 from homeserver.storage.user_rooms import Standing
 
 logger = structlog.get_logger(__name__)
@@ -61,6 +62,25 @@ logger = structlog.get_logger(__name__)
 CANDIDATES_MAX = 10
 """Servers that are asked one after the other."""
 KNOCK_STATE_MAX = 100
+UNDO_UNCERTAIN_JOIN_MS = 60_000
+"""A server that did not answer to a join in time may be about to accept it yet."""
+
+
+@dataclass(slots=True)
+class _VainJoins:
+    """Joins that servers have accepted, or may have, whose answers we cannot build on."""
+
+    event_ids: dict[str, str] = field(default_factory=dict)
+    """Of each server the join that it got."""
+    is_uncertain: bool = False
+    """Whether a server may have accepted one without saying so."""
+
+    def failed(self, server_name: str, error: RemoteError) -> None:
+        """A server did not answer to a join as it should."""
+        if isinstance(error, RemoteRefused) and error.status < 500:
+            del self.event_ids[server_name]
+        else:
+            self.is_uncertain = True
 
 
 class RemoteMembership:
@@ -116,15 +136,20 @@ class RemoteMembership:
                 return
             standing = await self._standing(user_id, room_id)
             attempts = Attempts("join the room")
-            for server_name in self._candidates(room_id, servers, standing):
-                try:
-                    await self._join_through(server_name, room_id, user_id, content, was_resident)
-                except (RemoteError, UnusableAnswer) as error:
-                    logger.info("join not possible", room_id=room_id, server=server_name, reason=str(error))
-                    attempts.failed(server_name, error)
-                else:
-                    await self._database.write(store.cancel_requests, room_id, user_id)
-                    return
+            vain = _VainJoins()
+            try:
+                for server_name in self._candidates(room_id, servers, standing):
+                    try:
+                        await self._join_through(server_name, room_id, user_id, content, was_resident, vain)
+                    except (RemoteError, UnusableAnswer) as error:
+                        logger.info("join not possible", room_id=room_id, server=server_name, reason=str(error))
+                        attempts.failed(server_name, error)
+                    else:
+                        vain.event_ids.clear()
+                        await self._database.write(store.cancel_requests, room_id, user_id)
+                        return
+            finally:
+                await self._owe_leave_after(vain, room_id, user_id)
         if (
             standing is not None
             and standing.membership == "invite"
@@ -139,11 +164,22 @@ class RemoteMembership:
         return head is not None and self._server_name in head.joined_servers
 
     async def _join_through(
-        self, server_name: str, room_id: str, user_id: str, content: JsonObject, is_resident: bool
+        self,
+        server_name: str,
+        room_id: str,
+        user_id: str,
+        content: JsonObject,
+        is_resident: bool,
+        vain: _VainJoins,
     ) -> None:
         answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
         version, event = self._finish(server_name, answer, room_id, user_id, content)
-        joined = await self._client.send_join(server_name, room_id, event.event_id, event.pdu)
+        vain.event_ids[server_name] = event.event_id
+        try:
+            joined = await self._client.send_join(server_name, room_id, event.event_id, event.pdu)
+        except RemoteError as error:
+            vain.failed(server_name, error)
+            raise
         # The server through which we join sends the join on to the others.
         self._delivery.do_not_send(event.event_id)
         if is_resident:
@@ -151,6 +187,8 @@ class RemoteMembership:
             outcome = (await self._placer.place(server_name, room_id, [signed])).get(event.event_id)
             if isinstance(outcome, HomeserverError):
                 raise UnusableAnswer(server_name, str(outcome)) from outcome
+            if outcome is not None and outcome.verdict & Verdict.REJECTED:
+                raise UnusableAnswer(server_name, "by what we know of the room, the join is not allowed")
             return
         room = await self._join_answers.check(server_name, version, event, joined)
         await self._imports.import_room(version, room.join, room.state, room.auth_chain)
@@ -222,7 +260,7 @@ class RemoteMembership:
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
         candidates = self._candidates(standing.room_id, (), standing)
         if candidates:
-            await self._owed.owe_leave(standing.room_id, user_id, candidates, content)
+            await self._owed.owe(LEAVE, standing.room_id, user_id, candidates, content)
         await self._leave_here(standing, user_id, reason)
 
     async def _leave_here(self, standing: Standing, user_id: str, reason: str | None) -> None:
@@ -244,11 +282,45 @@ class RemoteMembership:
         )
         await self._imports.out_of_band(version, event)
 
-    async def finish_leave(self, server_name: str, room_id: str, user_id: str, content: JsonObject) -> None:
-        """Tell a server that our user leaves. Raises ``RemoteError``, ``UnusableAnswer``."""
+    async def finish_leave(self, server_name: str, room_id: str, user_id: str, content: JsonObject) -> bool:
+        """Tell a server that our user leaves (a ``Handshake``). Raises ``RemoteError``, ``UnusableAnswer``."""
+        event = await self._leave_event(server_name, room_id, user_id, content)
+        await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
+        return True
+
+    async def _leave_event(self, server_name: str, room_id: str, user_id: str, content: JsonObject) -> Event:
         answer = await self._client.make_leave(server_name, room_id, user_id)
         _, event = self._finish(server_name, answer, room_id, user_id, content)
-        await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
+        return event
+
+    async def _owe_leave_after(self, vain: _VainJoins, room_id: str, user_id: str) -> None:
+        """Other servers must not take our user for a member who is none here."""
+        if vain.event_ids:
+            await self._owed.owe(
+                UNDO_JOIN,
+                room_id,
+                user_id,
+                vain.event_ids,
+                {"joins": list(vain.event_ids.values())},
+                delay_ms=UNDO_UNCERTAIN_JOIN_MS if vain.is_uncertain else 0,
+            )
+
+    async def undo_join(self, server_name: str, room_id: str, user_id: str, details: JsonObject) -> bool:
+        """Have our user leave again whose join came to nothing here (a ``Handshake``).
+
+        Only one of those ``joins`` is undone. Where none was accepted, or it is past, there is nothing to tell: an
+        invitation, for instance, stays open. Raises ``RemoteError``, ``UnusableAnswer``.
+        """
+        async with self._joining.setdefault(room_id, asyncio.Lock()):
+            standing = await self._standing(user_id, room_id)
+            if standing is not None and standing.membership == "join":
+                return True
+            event = await self._leave_event(server_name, room_id, user_id, {"membership": "leave"})
+            # The leave cites the membership that it ends.
+            if not set(details["joins"]).intersection(event.auth_events):
+                return False
+            await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
+            return True
 
     # -- inviting ------------------------------------------------------------------------------------------------------
 
@@ -285,8 +357,10 @@ class RemoteMembership:
             given = parse_event(answer, event.version, room_id=event.room_id)
             if {**given.pdu, "signatures": {}} != {**event.pdu, "signatures": {}}:
                 raise InvalidEvent("the server changed the event")
-            theirs = given.pdu["signatures"].get(server_name, {})
-            signatures = {**event.pdu["signatures"], server_name: theirs}
+            # The server may be the room's policy server too, and has signed as such before.
+            ours = event.pdu["signatures"]
+            theirs = {**given.pdu["signatures"].get(server_name, {}), **ours.get(server_name, {})}
+            signatures = {**ours, server_name: theirs}
             signed = parse_event({**event.pdu, "signatures": signatures}, event.version, room_id=event.room_id)
             await self._incoming.check_signature_of(signed, server_name)
         except (InvalidEvent, InvalidSignature) as error:

@@ -32,14 +32,15 @@ from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import STRIPPED_STATE_TYPES
 from homeserver.rooms.events import Events
+from homeserver.rooms.forward_extremities import cited_in_template
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.judgement import MissingAncestors
 from homeserver.rooms.placement import Placer
+from homeserver.rooms.policy_servers import Opinions, PolicyServers, Unasked
 from homeserver.rooms.restricted_joins import RestrictedJoins
-from homeserver.rooms.send import PREV_EVENTS_CITED_MAX
 from homeserver.rooms.server_access import ServerAccess
 from homeserver.rooms.state import RoomHead, RoomHeads, StateReader, StateSnapshot
-from homeserver.rooms.working_head import NewEvent, WorkingHead
+from homeserver.rooms.working_head import Job, NewEvent, WorkingHead
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
@@ -70,6 +71,7 @@ class Resident:
         incoming: IncomingEvents,
         access: ServerAccess,
         restricted: RestrictedJoins,
+        policy: PolicyServers,
         signer: Signer,
         clock: Clock,
     ) -> None:
@@ -83,6 +85,7 @@ class Resident:
         self._incoming = incoming
         self._access = access
         self._restricted = restricted
+        self._policy = policy
         self._signer = signer
         self._clock = clock
 
@@ -130,7 +133,7 @@ class Resident:
         keys = auth_event_keys("m.room.member", user_id, user_id, content, version)
         state = await self._heads.state_events(head, [*keys, CREATE])
         auth = {key: state[key] for key in keys if key in state}
-        extremities = sorted(head.extremities, key=lambda e: e.depth, reverse=True)[:PREV_EVENTS_CITED_MAX]
+        extremities = cited_in_template(head)
         pdu: JsonObject = {
             "auth_events": await self._references(version, [event.event_id for event in auth.values()]),
             "content": content,
@@ -210,7 +213,7 @@ class Resident:
         """Append a member event of another server's user with our signature beside its own.
 
         Raises ``InvalidParam`` for a bad signature or an unknown place in the graph, ``Forbidden`` where it is not
-        allowed, now or at its place.
+        allowed, now or at its place, and what else keeps the room's policy server from signing it.
         """
         # "The resident homeserver then adds its signature to this event and accepts it into the room's event graph."
         signed = add_signature(event, self._signer)
@@ -220,28 +223,38 @@ class Resident:
         if isinstance(outcome, InvalidSignature):
             raise InvalidParam(f"The event is not properly signed: {outcome}")
         runs = 0
-        before: list[StateSnapshot] = []
+        opinions = Opinions()
+        taken: list[NewEvent] = []
 
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
             nonlocal runs
             runs += 1
-            before.clear()
+            taken.clear()
             if await self._placer.is_placed(working, signed, ask_database=runs > 1):
                 return ()
-            new = await self._placer.compose(working, signed)
+            new = await self._placer.compose(working, signed, opinions)
             if new.verdict != Verdict.ACCEPTED:
-                raise Forbidden(_sentence(new.reason or "The event is not allowed"))
-            assert new.before is not None
-            before.append(new.before)
+                raise opinions.objection_to(signed) or Forbidden(_sentence(new.reason or "The event is not allowed"))
+            taken.append(new)
             return (new,)
 
-        try:
-            await self._writers.submit(signed.room_id, job)
-        except MissingAncestors as error:
-            raise InvalidParam("The event does not follow events of the room that are known here") from error
-        if before:
-            return _Accepted(signed, before[0])
+        await self._submit(signed, job, opinions)
+        for new in taken:
+            assert new.before is not None
+            return _Accepted(new.event, new.before)
         return await self._accepted_before(signed.event_id)
+
+    async def _submit(self, signed: Event, job: Job, opinions: Opinions) -> None:
+        while True:
+            try:
+                await self._writers.submit(signed.room_id, job)
+            except MissingAncestors as error:
+                raise InvalidParam("The event does not follow events of the room that are known here") from error
+            except Unasked as unasked:
+                # What we take into the room, we send to the others: it needs the policy server's signature first.
+                await self._policy.ask_about(unasked.server, [signed], opinions)
+            else:
+                return
 
     async def _accepted_before(self, event_id: str) -> _Accepted:
         """A retry: the event has been accepted already."""

@@ -5,9 +5,8 @@ Rules 1 to 3 of the governance API; see ``homeserver.governance.role_changes``.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias, TypedDict, cast
 
 from sqlalchemy import Connection
 
@@ -15,14 +14,12 @@ from homeserver.governance.role_changes import is_change, with_role
 from homeserver.governance.roles import Role, listed_users, role_of
 from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN
 from homeserver.protocol.events import EventDraft, StateKey
-from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import Level, PowerLevels, power_levels_of
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
-from homeserver.rooms.send import Sender
+from homeserver.rooms.send import Recommended, Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.rooms.working_head import NewEvent, WorkingHead
+from homeserver.storage import accounts
 from homeserver.storage import listings as store
 from homeserver.storage.database import Database
 
@@ -56,10 +53,10 @@ class RoleList(TypedDict, total=False):
     """Only there if there is more."""
 
 
-_Listed: TypeAlias = tuple[int, str, str, str | None, str | None]
-"""A joined user in its place: the number of its group, the name that it is sorted by, its ID, name and picture."""
 _GROUPS = (Role.OWNER, Role.MODERATOR, Role.MEMBER)
 """In the order in which they are listed."""
+_Place: TypeAlias = tuple[int, str, str]
+"""Where a joined user stands in the list: the number of its group, the name that it is sorted by, its ID."""
 
 
 class Roles:
@@ -69,68 +66,25 @@ class Roles:
         self,
         database: Database,
         heads: RoomHeads,
-        writers: RoomWriters,
         sender: Sender,
-        governed: GovernedEvents,
         server_name: str,
     ) -> None:
         self._database = database
         self._heads = heads
-        self._writers = writers
         self._sender = sender
-        self._governed = governed
         self._server_name = server_name
 
     async def of_room(self, user_id: str, room_id: str, page: PageRequest) -> RoleList:
         """The joined users of a room, for one of them. Raises ``Forbidden``, ``InvalidParam``."""
-        after = place_of(page.after, (int, str, str)) if page.after is not None else None
+        after = cast("_Place", place_of(page.after, (int, str, str))) if page.after is not None else None
         head = await room_of_member(self._heads, user_id, room_id)
         state = await self._heads.state_events(head, (CREATE, POWER_LEVELS))
         power_levels = state.get(POWER_LEVELS)
         levels = power_levels_of(head.version, state.get(CREATE), power_levels)
-        named = listed_users(power_levels)
-        listed = await self._database.read(_joined_in_order, head.room_nid, levels, named)
-        start = bisect_right(listed, after, key=_place) if after is not None else 0
-        end = len(listed) if page.limit is None else min(len(listed), start + page.limit)
-        groups = self._grouped(listed[start:end], levels, named)
-        answer: RoleList = {
-            "my_role": role_of(levels.of_user(user_id)).value,
-            "owners": groups[0],
-            "moderators": groups[1],
-            "members": groups[2],
-        }
-        if await self._is_ownerless(head, (user[2] for user in listed if _GROUPS[user[0]] is Role.OWNER)):
-            answer["ownerless"] = True
-        if end < len(listed):
-            answer["next"] = token_of(_place(listed[end - 1]))
+        ranks = _Ranks(head, levels, listed_users(power_levels), self._server_name)
+        answer: RoleList = {"my_role": role_of(levels.of_user(user_id)).value}
+        answer.update(await self._database.read(_read_list, ranks, page.limit, after))
         return answer
-
-    def _grouped(self, listed: Iterable[_Listed], levels: PowerLevels, named: Iterable[str]) -> list[list[RoleHolder]]:
-        groups: list[list[RoleHolder]] = [[] for _ in _GROUPS]
-        creators = levels.creators
-        shown = {user_id: _shown_level(levels.of_user(user_id)) for user_id in (*named, *creators)}
-        others = _shown_level(levels.users_default)
-        for order, _, user_id, display_name, avatar_url in listed:
-            server = server_of(user_id)
-            groups[order].append(
-                {
-                    "user_id": user_id,
-                    "display_name": display_name,
-                    "avatar_url": avatar_url,
-                    "power_level": shown.get(user_id, others),
-                    "is_remote": server != self._server_name,
-                    "server_name": server,
-                    "is_creator": user_id in creators,
-                }
-            )
-        return groups
-
-    async def _is_ownerless(self, head: RoomHead, owners: Iterable[str]) -> bool:
-        """Whether nobody is in charge: owners whose accounts were closed do not count."""
-        for user_id in owners:
-            if user_id not in head.joined_local or not await self._governed.closed_among([user_id]):
-                return False
-        return True
 
     async def give(
         self,
@@ -152,7 +106,7 @@ class Roles:
         """
         await room_of_member(self._heads, sender, room_id)
 
-        async def job(working: WorkingHead) -> Sequence[NewEvent]:
+        async def job(working: WorkingHead, recommended: Recommended) -> Sequence[NewEvent]:
             head = working.head
             state = await working.state_events((CREATE, POWER_LEVELS))
             power_levels = state.get(POWER_LEVELS)
@@ -168,29 +122,102 @@ class Roles:
             ):
                 return []
             content = with_role(head.version, levels, power_levels, user_id, role)
-            new = await self._sender.compose(working, EventDraft("m.room.power_levels", sender, content, ""))
-            return [] if is_rehearsal else [new]
+            draft = EventDraft("m.room.power_levels", sender, content, "")
+            if is_rehearsal:
+                await self._sender.compose(working, draft)
+                return []
+            return [await self._sender.compose_recommended(working, draft, recommended)]
 
-        stored = await self._writers.submit(room_id, job)
+        stored = await self._sender.submit(room_id, job)
         return stored[0].event_id if stored else None
 
 
-def _joined_in_order(connection: Connection, room_nid: int, levels: PowerLevels, named: Iterable[str]) -> list[_Listed]:
-    """The joined users by role, name and ID. ``named`` are the users whom m.room.power_levels names."""
-    groups = {user_id: _group(levels.of_user(user_id)) for user_id in (*named, *levels.creators)}
-    others = _group(levels.users_default)
-    return sorted(
-        (groups.get(user_id, others), display_name or "", user_id, display_name, avatar_url)
-        for user_id, display_name, avatar_url in store.joined_members(connection, room_nid)
+class _Ranks:
+    """How the users of a room stand: most alike, by the level that is everybody's, and those named apart."""
+
+    def __init__(self, head: RoomHead, levels: PowerLevels, named: Iterable[str], server_name: str) -> None:
+        self.head = head
+        self._server_name = server_name
+        self._creators = levels.creators
+        self._level = _shown_level(levels.users_default)
+        known = {user_id: levels.of_user(user_id) for user_id in (*named, *levels.creators)}
+        self._levels = {user_id: _shown_level(level) for user_id, level in known.items()}
+        self.group = _group(levels.users_default)
+        """The number of the group that everybody is in who is not in ``apart``."""
+        self.apart = {user_id: group for user_id, level in known.items() if (group := _group(level)) != self.group}
+        """Users, joined or not, with the numbers of their groups."""
+
+    def place(self, member: store.JoinedMember) -> _Place:
+        """Where a member stands in the list."""
+        return self.apart.get(member[0], self.group), *store.name_place(member)
+
+    def joined_owners(self) -> Iterator[str]:
+        """The joined Owners, one after the other: in some rooms that is everybody."""
+        owners = _GROUPS.index(Role.OWNER)
+        joined = self.head.joined
+        if self.group == owners:
+            return (user_id for user_id in joined if user_id not in self.apart)
+        return (user_id for user_id, group in self.apart.items() if group == owners and user_id in joined)
+
+    def grouped(self, members: Iterable[store.JoinedMember]) -> RoleList:
+        """What is answered of members, in the order in which they come."""
+        groups: list[list[RoleHolder]] = [[] for _ in _GROUPS]
+        for user_id, display_name, avatar_url, _ in members:
+            server = user_id.partition(":")[2]
+            groups[self.apart.get(user_id, self.group)].append(
+                {
+                    "user_id": user_id,
+                    "display_name": display_name,
+                    "avatar_url": avatar_url,
+                    "power_level": self._levels.get(user_id, self._level),
+                    "is_remote": server != self._server_name,
+                    "server_name": server,
+                    "is_creator": user_id in self._creators,
+                }
+            )
+        return {"owners": groups[0], "moderators": groups[1], "members": groups[2]}
+
+
+def _read_list(connection: Connection, ranks: _Ranks, limit: int | None, after: _Place | None) -> RoleList:
+    """The list or, with a limit, a part of it, and whether nobody is in charge."""
+    if limit is None:
+        answer = ranks.grouped(store.joined_members(connection, ranks.head.room_nid))
+    else:
+        found = _members_after(connection, ranks, after or (0, *store.FIRST), limit + 1)
+        answer = ranks.grouped(found[:limit])
+        if len(found) > limit:
+            answer["next"] = token_of(ranks.place(found[limit - 1]))
+    if _is_ownerless(connection, ranks):
+        answer["ownerless"] = True
+    return answer
+
+
+def _members_after(connection: Connection, ranks: _Ranks, after: _Place, most: int) -> list[store.JoinedMember]:
+    """So many at most of the members who follow a place, group by group."""
+    room_nid = ranks.head.room_nid
+    found: list[store.JoinedMember] = []
+    for group in range(len(_GROUPS)):
+        if group < after[0] or len(found) == most:
+            continue
+        place = after[1:] if group == after[0] else store.FIRST
+        if group == ranks.group:
+            found.extend(store.joined_after(connection, room_nid, place, most - len(found), ranks.apart))
+        elif apart := [user_id for user_id, its_group in ranks.apart.items() if its_group == group]:
+            members = store.joined_among(connection, room_nid, apart)
+            found.extend([member for member in members if store.name_place(member) > place][: most - len(found)])
+    return found
+
+
+def _is_ownerless(connection: Connection, ranks: _Ranks) -> bool:
+    """Whether nobody is in charge: owners whose accounts were closed do not count."""
+    return all(
+        user_id in ranks.head.joined_local and accounts.closed_among(connection, [user_id])
+        for user_id in ranks.joined_owners()
     )
 
 
 def _group(level: Level) -> int:
     return _GROUPS.index(role_of(level))
-
-
-def _place(listed: _Listed) -> tuple[str | int, ...]:
-    return listed[:3]
 
 
 def _shown_level(level: Level) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from immutables import Map
@@ -21,6 +20,7 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, StateR
 from homeserver.protocol.state_resolution import MissingEvents, resolve, split_states
 from homeserver.rooms.caches import WeightedCache
 from homeserver.rooms.events import Events
+from homeserver.rooms.full_conflicts import cited_keys, full_conflict
 from homeserver.storage import auth_chains, event_graph, room_state
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
@@ -33,6 +33,11 @@ OUTDATED_MAX = 10_000
 """Rooms of which it is remembered that other processes went on, for reads that are under way meanwhile."""
 LOOKUPS_MAX = 50_000
 """Answers to questions for single entries of historic states that are remembered."""
+RESOLVED_ENTRIES_MAX = 200_000
+"""State entries of all resolutions together that are remembered."""
+RESOLVED_TOGETHER_MAX = 10
+"""Forward extremities whose states are resolved with each other (see ``RoomHead.is_exact``), and that one of our events
+brings together; the protocol allows 20."""
 RESOLUTION_ROUNDS_MAX = 50
 """How often a resolution may ask for more events before it is given up as broken."""
 
@@ -102,6 +107,13 @@ class Extremity:
     after: StateSnapshot | int
     """The state after it, or its state group."""
 
+    @property
+    def state_identity(self) -> StateSnapshot | int:
+        """What is equal where two extremities share a stored state, or one that is still to be stored."""
+        if isinstance(self.after, int) or self.after.group is None:
+            return self.after
+        return self.after.group
+
 
 @dataclass(frozen=True, slots=True)
 class RoomHead:
@@ -126,6 +138,16 @@ class RoomHead:
     def state(self) -> Map[StateKey, str]:
         """The current state: ``(type, state_key)`` to event ID."""
         return self.snapshot.state
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the current state is that of the forward extremities, resolved with each other.
+
+        Where there are many of them, which takes a faulty server or a hostile one, each new event would cost as much
+        as there are. There the state of the room stands for all of them, as if an event had brought them together, and
+        a state event, which has passed authorization by that state, is resolved with what it would take the place of.
+        """
+        return len(self.extremities) <= RESOLVED_TOGETHER_MAX
 
 
 def _weigh_head(head: RoomHead) -> int:
@@ -259,6 +281,9 @@ class StateReader:
             SNAPSHOT_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
         )
         self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(LOOKUPS_MAX, lambda _: 1)
+        self._resolved: WeightedCache[frozenset[int], StateSnapshot] = WeightedCache(
+            RESOLVED_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
+        )
 
     async def snapshot(self, state_group: int) -> StateSnapshot:
         """A whole state."""
@@ -325,13 +350,30 @@ class StateReader:
         distinct = _distinct(snapshots)
         if len(distinct) == 1:
             return distinct[0]
-        unstored = unstored or {}
+        groups = frozenset(snapshot.group for snapshot in distinct if snapshot.group is not None)
+        is_stored = len(groups) == len(distinct)
+        known = self._resolved.get(groups) if is_stored else None
+        if known is None:
+            known = await self._resolve(version, distinct, unstored or {})
+            if is_stored:
+                self._resolved.put(groups, known)
+        return known
+
+    async def _resolve(
+        self, version: RoomVersion, distinct: Sequence[StateSnapshot], unstored: Mapping[str, Event]
+    ) -> StateSnapshot:
         states = [snapshot.state for snapshot in distinct]
         _, conflicted = split_states(states)
         conflicted_ids = {event_id for ids in conflicted.values() for event_id in ids}
-        difference, subgraph = await self._full_conflict(version, states, conflicted_ids, unstored)
         rejected: set[str] = set()
-        events = await self._gather(conflicted_ids | difference | subgraph, unstored, rejected)
+        events = await self._gather(conflicted_ids, unstored, rejected)
+        difference = subgraph = set[str]()
+        if version.state_resolution is not StateResolution.V1:
+            likely = cited_keys(events.values())
+            difference, subgraph = await full_conflict(
+                self._database, version, states, conflicted_ids, likely, unstored
+            )
+        events.update(await self._gather((difference | subgraph) - events.keys(), unstored, rejected))
         for round_ in range(RESOLUTION_ROUNDS_MAX):
             try:
                 resolved = resolve(
@@ -367,36 +409,6 @@ class StateReader:
                 rejected.add(event_id)
         return found
 
-    async def _full_conflict(
-        self,
-        version: RoomVersion,
-        states: Sequence[Mapping[StateKey, str]],
-        conflicted_ids: set[str],
-        unstored: Mapping[str, Event],
-    ) -> tuple[set[str], set[str]]:
-        """Auth difference and conflicted subgraph.
-
-        The index of auth chains covers what is committed. An event that is not stands for its auth events and itself:
-        nothing that is committed can have it in its auth chain.
-        """
-        shared = frozenset(states[0].values()) - conflicted_ids
-        own = [frozenset(state.values()) - shared for state in states]
-        fringes = [_stored_fringe(ids, unstored) for ids in own]
-        wants_subgraph = version.state_resolution is StateResolution.V2_1
-        starts, _ = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
-        shared_stored, shared_waiting = _stored_fringe(shared, unstored) if unstored else (shared, set[str]())
-        difference, subgraph = await self._database.read(
-            _conflict_by_index,
-            shared_stored,
-            [fringe for fringe, _ in fringes],
-            (conflicted_ids - unstored.keys(), starts) if wants_subgraph else None,
-        )
-        waiting = [pending for _, pending in fringes]
-        difference |= set().union(*waiting) - set(waiting[0]).intersection(*waiting[1:]) - shared_waiting
-        if wants_subgraph:
-            subgraph |= _unstored_subgraph(conflicted_ids, subgraph, unstored)
-        return difference, subgraph
-
 
 def _distinct(snapshots: Sequence[StateSnapshot]) -> list[StateSnapshot]:
     distinct: list[StateSnapshot] = []
@@ -413,55 +425,6 @@ def _distinct(snapshots: Sequence[StateSnapshot]) -> list[StateSnapshot]:
     return distinct
 
 
-def _stored_fringe(ids: Iterable[str], unstored: Mapping[str, Event]) -> tuple[set[str], set[str]]:
-    """Committed events that these events are or lead to, and the uncommitted ones on the way."""
-    fringe: set[str] = set()
-    pending: set[str] = set()
-    todo = list(ids)
-    while todo:
-        event_id = todo.pop()
-        event = unstored.get(event_id)
-        if event is None:
-            fringe.add(event_id)
-        elif event_id not in pending:
-            pending.add(event_id)
-            todo.extend(event.auth_events)
-    return fringe, pending
-
-
-def _unstored_subgraph(conflicted_ids: set[str], subgraph: set[str], unstored: Mapping[str, Event]) -> set[str]:
-    """Uncommitted events from which a conflicted event is reached, and which a conflicted event reaches.
-
-    ``subgraph`` holds the committed ones.
-    """
-    ends = conflicted_ids | subgraph
-    _, reached = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
-    leads: set[str] = set()
-    for event_id in reached:
-        fringe, pending = _stored_fringe([event_id], unstored)
-        if (fringe | pending) & ends:
-            leads.add(event_id)
-    return leads
-
-
 def _auth_chain_of(connection: Connection, event_ids: set[str]) -> set[str]:
     nids = event_graph.nids_of(connection, event_ids).values()
     return set(room_state.event_ids_of(connection, auth_chains.auth_chain_nids(connection, nids)).values())
-
-
-def _conflict_by_index(
-    connection: Connection,
-    shared: AbstractSet[str],
-    fringes: Sequence[set[str]],
-    subgraph_ends: tuple[set[str], set[str]] | None,
-) -> tuple[set[str], set[str]]:
-    nids = event_graph.nids_of(connection, set(shared).union(*fringes))
-    common = frozenset(nids[event_id] for event_id in shared if event_id in nids)
-    sets = [common | {nids[event_id] for event_id in fringe if event_id in nids} for fringe in fringes]
-    difference = auth_chains.auth_difference(connection, sets)
-    subgraph: set[int] = set()
-    if subgraph_ends is not None:
-        conflicted, starts = (event_graph.nids_of(connection, ids).values() for ids in subgraph_ends)
-        subgraph = auth_chains.conflicted_subgraph(connection, conflicted, starts)
-    names = room_state.event_ids_of(connection, difference | subgraph)
-    return {names[nid] for nid in difference}, {names[nid] for nid in subgraph}

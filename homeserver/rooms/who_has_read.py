@@ -7,12 +7,12 @@ receipts never do, and neither does that somebody has said something since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import attrgetter
-from typing import TypedDict
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 from homeserver.errors import Forbidden, NotFound
-from homeserver.rooms.ephemeral import is_user_of
+from homeserver.protocol.events import StateKey
+from homeserver.rooms.caches import WeightedCache
 from homeserver.rooms.events import Events
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.receipts import IDENTIFIER_CHARACTERS_MAX, UNTHREADED, Receipts
@@ -22,6 +22,14 @@ from homeserver.storage import read_receipts as store
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.read_receipts import ReadUpTo
+
+RECEIPTS_PER_READ_MIN = 100
+"""Receipts that are read at once for a part of the list, since not all of them may count."""
+
+
+ATTENDANCES_USERS_MAX = 100_000
+"""Users, at all states together, of whom it is remembered whether they were in the room."""
+MEMBER = "m.room.member"
 
 
 class ListedReceipt(TypedDict):
@@ -36,11 +44,22 @@ class ListedReceipt(TypedDict):
 
 
 class ReceiptList(TypedDict, total=False):
-    """Who has read an event; whose receipt came last goes first."""
+    """Who has read an event. The whole list: whose receipt came last goes first. Parts of it: by user ID."""
 
     receipts: list[ListedReceipt]
     next: str
     """Only there if there is more."""
+
+
+class _Attendance(NamedTuple):
+    """What is known of who was in the room in one of its states."""
+
+    present: frozenset[str]
+    absent: frozenset[str]
+
+
+def _weigh(attendance: _Attendance) -> int:
+    return 20 + len(attendance.present) + len(attendance.absent)
 
 
 class WhoHasRead:
@@ -63,6 +82,8 @@ class WhoHasRead:
         self._visible = visible
         self._receipts = receipts
         self._server_name = server_name
+        self._attendances: WeightedCache[int, _Attendance] = WeightedCache(ATTENDANCES_USERS_MAX, _weigh)
+        """By state group."""
 
     async def of_event(self, user_id: str, room_id: str, event_id: str, page: PageRequest) -> ReceiptList:
         """Who has read an event, for a member of the room who may see it.
@@ -72,18 +93,16 @@ class WhoHasRead:
         """
         if not self._receipts.enabled:
             raise Forbidden("Read receipts are switched off on this server")
-        after = place_of(page.after, (int,)) if page.after is not None else None
+        after = str(place_of(page.after, (str,))[0]) if page.after is not None else ""
         head = await room_of_member(self._heads, user_id, room_id)
         stored = await self._seen_event(head, user_id, event_id)
         thread_ids = {UNTHREADED, event_id, await self._receipts.thread_of(stored.event)}
-        found = await self._database.read(store.read_receipts_of, head.room_nid, thread_ids)
-        listed = await self._readers(head, stored, found)
-        start = 0 if after is None else next((i for i, r in enumerate(listed) if (r.position,) < after), len(listed))
-        end = len(listed) if page.limit is None else min(len(listed), start + page.limit)
-        answer: ReceiptList = {"receipts": [self._shown(receipt) for receipt in listed[start:end]]}
-        if end < len(listed):
-            answer["next"] = token_of((listed[end - 1].position,))
-        return answer
+        if page.limit is not None:
+            return await self._part(head, stored, thread_ids, after, page.limit)
+        found = await self._read(head, stored, thread_ids)
+        readers = _readers(found, stored, await self._present(head, stored, found, is_whole=True))
+        readers.sort(key=_receipt_position, reverse=True)
+        return {"receipts": self._shown(readers)}
 
     async def _seen_event(self, head: RoomHead, user_id: str, event_id: str) -> StoredEvent:
         stored = await self._events.get(event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
@@ -92,52 +111,123 @@ class WhoHasRead:
             raise NotFound("There is no such event, or you may not see it")
         return stored
 
-    async def _readers(self, head: RoomHead, stored: StoredEvent, receipts: Iterable[ReadUpTo]) -> list[ReadUpTo]:
-        """Of the users who have read an event the receipt that says so: of several the earliest, by then it was read.
+    async def _part(
+        self, head: RoomHead, stored: StoredEvent, thread_ids: Collection[str], after: str, limit: int
+    ) -> ReceiptList:
+        """So many of the readers who follow one, by user ID.
 
-        Who was not in the room at the event has read it only if the receipt names it: who joins later and reads on has
-        not read what was before, whatever the history shows.
+        Places among the latest would not do: a receipt leaves its place as soon as its user reads on, and whoever has
+        not come to it yet would never see it.
         """
-        position = stored.stream_position or 0
-        past = [r for r in receipts if r.event_position is not None and r.event_position >= position]
-        absent = await self._absent_at(stored, head, {r.user_id for r in past if r.event_position != position})
-        earliest: dict[str, ReadUpTo] = {}
-        for receipt in past:
-            user_id = receipt.user_id
-            if receipt.event_position != position and user_id in absent:
-                continue
-            known = earliest.get(user_id)
-            if known is None or receipt.ts < known.ts:
-                earliest[user_id] = receipt
-        return sorted(earliest.values(), key=attrgetter("position"), reverse=True)
+        readers: list[ReadUpTo] = []
+        # Of a user who has several receipts, all are read: one for each thread at most.
+        most = max(limit + 1, RECEIPTS_PER_READ_MIN) + len(thread_ids)
+        is_end = False
+        while len(readers) <= limit and not is_end:
+            found = await self._read(head, stored, thread_ids, after, most)
+            is_end = len(found) < most
+            if not is_end:
+                found = _whole_users(found)
+                after = found[-1][0]
+            readers += _readers(found, stored, await self._present(head, stored, found, is_whole=False))
+        answer: ReceiptList = {"receipts": self._shown(readers[:limit])}
+        if len(readers) > limit:
+            answer["next"] = token_of((readers[limit - 1][0],))
+        return answer
 
-    async def _absent_at(self, stored: StoredEvent, head: RoomHead, user_ids: Iterable[str]) -> set[str]:
-        """Those of the users who were not in the room right after an event."""
-        assert stored.state_group is not None
-        if stored.state_group == head.snapshot.group:
-            return {user_id for user_id in user_ids if user_id not in head.joined}
-        then, now = (await self._states.snapshot(stored.state_group)).state, head.state
-        absent: set[str] = set()
+    async def _read(
+        self,
+        head: RoomHead,
+        stored: StoredEvent,
+        thread_ids: Collection[str],
+        after: str = "",
+        most: int | None = None,
+    ) -> Sequence[ReadUpTo]:
+        position = stored.stream_position or 0
+        return await self._database.read(store.read_receipts_of, head.room_nid, thread_ids, position, after, most)
+
+    async def _present(
+        self, head: RoomHead, stored: StoredEvent, receipts: Iterable[ReadUpTo], *, is_whole: bool
+    ) -> Container[str]:
+        """Those of the users of some receipts who were in the room right after an event, and maybe others who were."""
+        group = stored.state_group
+        assert group is not None
+        if group == head.snapshot.group:
+            return head.joined
+        known = self._attendances.get(group) or _Attendance(frozenset(), frozenset())
+        asked = {receipt[0] for receipt in receipts}.difference(known.present, known.absent)
+        if asked:
+            if is_whole:
+                then: Mapping[StateKey, str] = (await self._states.snapshot(group)).state
+            else:
+                then = await self._states.lookup(group, {(MEMBER, user_id) for user_id in asked})
+            present = await self._joined(head, then, asked)
+            known = _Attendance(known.present | present, known.absent | (asked - present))
+            self._attendances.put(group, known)
+        return known.present
+
+    async def _joined(self, head: RoomHead, then: Mapping[StateKey, str], user_ids: Iterable[str]) -> set[str]:
+        """Those of the users who have joined according to a state of the room."""
+        now = head.state
+        joined: set[str] = set()
         changed: dict[str, str] = {}
         for user_id in user_ids:
-            key = ("m.room.member", user_id)
+            key = (MEMBER, user_id)
             member_id = then.get(key)
-            if member_id is not None and member_id != now.get(key):
+            if member_id is None:
+                continue
+            if member_id != now.get(key):
                 changed[user_id] = member_id
-            elif member_id is None or user_id not in head.joined:
-                absent.add(user_id)
+            elif user_id in head.joined:
+                joined.add(user_id)
         members = await self._events.by_id(changed.values())
         for user_id, member_id in changed.items():
             member = members.get(member_id)
-            if member is None or member.event.membership != "join":
-                absent.add(user_id)
-        return absent
+            if member is not None and member.event.membership == "join":
+                joined.add(user_id)
+        return joined
 
-    def _shown(self, receipt: ReadUpTo) -> ListedReceipt:
-        return {
-            "user_id": receipt.user_id,
-            "display_name": receipt.display_name,
-            "ts": receipt.ts,
-            "thread_id": receipt.thread_id or None,
-            "is_remote": not is_user_of(receipt.user_id, self._server_name),
-        }
+    def _shown(self, readers: Iterable[ReadUpTo]) -> list[ListedReceipt]:
+        return [
+            {
+                "user_id": user_id,
+                "display_name": display_name,
+                "ts": ts,
+                "thread_id": thread_id or None,
+                "is_remote": user_id.partition(":")[2] != self._server_name,
+            }
+            for user_id, thread_id, ts, _, _, display_name in readers
+        ]
+
+
+def _readers(receipts: Iterable[ReadUpTo], stored: StoredEvent, present: Container[str]) -> list[ReadUpTo]:
+    """Of the users who have read an event the receipt that says so: of several the earliest, by then it was read.
+
+    Who was not ``present`` at the event has read it only if the receipt names it: who joins later and reads on has not
+    read what was before, whatever the history shows.
+    """
+    position = stored.stream_position or 0
+    earliest: dict[str, ReadUpTo] = {}
+    for receipt in receipts:
+        user_id, _, ts, _, event_position, _ = receipt
+        if event_position is None or event_position < position:
+            continue
+        if event_position != position and user_id not in present:
+            continue
+        known = earliest.get(user_id)
+        if known is None or ts < known[2]:
+            earliest[user_id] = receipt
+    return list(earliest.values())
+
+
+def _whole_users(receipts: Sequence[ReadUpTo]) -> Sequence[ReadUpTo]:
+    """The receipts without those of the last user, who may have more than were read."""
+    last = receipts[-1][0]
+    end = len(receipts)
+    while end and receipts[end - 1][0] == last:
+        end -= 1
+    return receipts[:end]
+
+
+def _receipt_position(receipt: ReadUpTo) -> int:
+    return receipt[3]

@@ -12,10 +12,10 @@ from homeserver.errors import HomeserverError
 from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import Event, StateKey
-from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import power_levels_of
+from homeserver.rooms.current_state import change_members, differing_keys
 from homeserver.rooms.events import Events
-from homeserver.rooms.state import Extremity, RoomHead, StateReader, StateSnapshot
+from homeserver.rooms.state import RESOLVED_TOGETHER_MAX, Extremity, RoomHead, StateReader, StateSnapshot
 from homeserver.storage.appends import (
     Appended,
     CurrentChange,
@@ -26,6 +26,9 @@ from homeserver.storage.appends import (
     TransactionKey,
 )
 from homeserver.storage.event_graph import Verdict
+
+LOOKED_THROUGH_MAX = 200
+"""Events before an event that are looked at to find what it follows."""
 
 
 @dataclass(slots=True)
@@ -118,6 +121,15 @@ class WorkingHead:
         """The resolution of several states of the room, which may name events of the batch."""
         return await self._states.resolve(self.head.version, snapshots, self._unstored)
 
+    async def state_after(self, extremity: Extremity) -> StateSnapshot:
+        """The state after a forward extremity."""
+        return await self._states.after_extremity(extremity)
+
+    async def lookup_after(self, extremity: Extremity, keys: Iterable[StateKey]) -> Mapping[StateKey, str]:
+        """Some entries of the state after a forward extremity, at least."""
+        after = extremity.after
+        return after.state if isinstance(after, StateSnapshot) else await self._states.lookup(after, keys)
+
     def snapshot_after(self, event_id: str) -> StateSnapshot | None:
         """The state after an event of this batch, or after an extremity whose state is the room's."""
         for written in reversed(self._draft.written):
@@ -175,24 +187,58 @@ class WorkingHead:
 
         What it follows is none any longer, in either case.
         """
-        extremities = (*(e for e in head.extremities if e.event_id not in event.prev_events), *mine)
+        followed = await self._followed_by(event)
+        extremities = (*(e for e in head.extremities if e.event_id not in followed), *mine)
         if not extremities or extremities == head.extremities:
             return head
-        single = len(head.extremities) == 1  # then the room's state is the state after it
-        states = [
-            head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
-            for e in extremities
-        ]
-        current = states[0] if len(states) == 1 else await self.resolve(states)
+        current = await self._state_where_they_meet(head, extremities, event)
         head = replace(head, extremities=extremities)
         if current is head.snapshot:
             return head
         return await self._change_state(head, current, event)
 
+    async def _followed_by(self, event: Event) -> set[str]:
+        """What an accepted event follows, through events that were not let in: they are nobody's forward extremity."""
+        reached = {extremity.event_id for extremity in self.head.extremities}
+        followed = set(event.prev_events)
+        todo = followed - reached
+        while todo and len(followed) < LOOKED_THROUGH_MAX:
+            refused = [e for e in await self._with_verdicts(todo) if e[1] & (Verdict.SOFT_FAILED | Verdict.REJECTED)]
+            todo = {prev for other, _ in refused for prev in other.prev_events} - followed
+            followed |= todo
+            todo -= reached
+        return followed
+
+    async def _with_verdicts(self, event_ids: Iterable[str]) -> list[tuple[Event, Verdict]]:
+        wanted = set(event_ids)
+        found = [(w.new.event, w.new.verdict) for w in self._draft.written if w.new.event.event_id in wanted]
+        wanted -= {event.event_id for event, _ in found}
+        found.extend((s.event, s.verdict) for s in (await self._events.by_id(wanted)).values())
+        return found
+
+    async def _state_where_they_meet(
+        self, head: RoomHead, extremities: Sequence[Extremity], event: Event
+    ) -> StateSnapshot:
+        """The room's state at its new forward extremities; see ``RoomHead.is_exact``."""
+        if len(extremities) > RESOLVED_TOGETHER_MAX:
+            if not event.is_state:
+                return head.snapshot
+            return await self.resolve([head.snapshot, head.snapshot.changed({event.key: event.event_id})])
+        met = {extremity.state_identity for extremity in head.extremities}
+        if head.is_exact and met == {extremity.state_identity for extremity in extremities}:
+            return head.snapshot
+        # Where there was but one, the room's state is the one after it, and need not be read.
+        single = len(head.extremities) == 1
+        states = [
+            head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
+            for e in extremities
+        ]
+        return states[0] if len(states) == 1 else await self.resolve(states)
+
     async def _change_state(self, head: RoomHead, current: StateSnapshot, at: Event) -> RoomHead:
         if current.state is head.state:
             return replace(head, snapshot=current)
-        keys = _differing_keys(head.snapshot, current)
+        keys = differing_keys(head.snapshot, current)
         found = await self.events([i for key in keys if (i := current.state.get(key)) is not None])
         changes = [
             CurrentChange(key, found[i] if (i := current.state.get(key)) is not None else None, at.event_id)
@@ -331,18 +377,6 @@ def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey,
     return redaction_applies(redaction, target, levels)
 
 
-def _differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
-    keys: set[StateKey] = set()
-    step: StateSnapshot | None = new
-    while step is not None and step is not old:
-        if step.base is None or step.delta is None:
-            # No common line: compare them whole.
-            return {k for k in {*old.state, *new.state} if old.state.get(k) != new.state.get(k)}
-        keys.update(step.delta)
-        step = step.base
-    return {key for key in keys if old.state.get(key) != new.state.get(key)}
-
-
 def _reference(snapshot: StateSnapshot, groups: list[StateSnapshot], append: RoomAppend) -> GroupRef:
     """A state's group, put into the append if it is not stored yet, those that it builds on first."""
     line: list[StateSnapshot] = []
@@ -363,33 +397,3 @@ def _reference(snapshot: StateSnapshot, groups: list[StateSnapshot], append: Roo
 
 def _index(groups: Sequence[StateSnapshot], wanted: StateSnapshot) -> int:
     return next(index for index, snapshot in enumerate(groups) if snapshot is wanted)
-
-
-def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: Callable[[str], bool]) -> RoomHead:
-    """The head with its lists of members brought in line with changes of the state."""
-    joined, servers = head.joined, head.joined_servers
-    local, invited = set(head.joined_local), set(head.invited)
-    touched = False
-    for change in changes:
-        if change.key[0] != "m.room.member":
-            continue
-        touched = True
-        user_id = change.key[1]
-        membership = change.event.membership if change.event else None
-        if (membership == "join") != (user_id in joined):
-            server = server_of(user_id)  # who joins has a valid user ID; who is banned need not have one
-            count = servers.get(server, 0) + (1 if membership == "join" else -1)
-            servers = servers.set(server, count) if count > 0 else servers.delete(server)
-            joined = joined.set(user_id, True) if membership == "join" else joined.delete(user_id)
-            if is_local(user_id):
-                (local.add if membership == "join" else local.discard)(user_id)
-        (invited.add if membership == "invite" else invited.discard)(user_id)
-    if not touched:
-        return head
-    return replace(
-        head,
-        joined=joined,
-        joined_servers=servers,
-        joined_local=frozenset(local),
-        invited=frozenset(invited),
-    )

@@ -97,6 +97,8 @@ class NewRoom:
     published: bool = False
     alias: NewAlias | None = None
     """What the room is to be called; it is not added where that is taken."""
+    replaces: str | None = None
+    """The room whose place it takes: it gets that room's aliases, and its entry in the room directory."""
 
 
 @dataclass(slots=True)

@@ -8,18 +8,25 @@ for each chain, the highest sequence that is reached. Auth chains, differences a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select
+from sqlalchemy import Connection, TextClause, func, select, text
 
 from homeserver.storage.database import in_slices
+from homeserver.storage.prepared import prepared_insert
 from homeserver.storage.tables import auth_chain_links, auth_chain_positions
 
 Reach = dict[int, int]
 """Chain to the highest sequence reached on it."""
 
+_Links = dict[int, list[tuple[int, int, int]]]
+"""Chain to the links from it: own sequence, the other chain, the sequence on that."""
+
 _RANGES_MAX = 200
 """Ranges in one statement."""
+_INSERT_POSITIONS = prepared_insert(auth_chain_positions)
+_INSERT_LINKS = prepared_insert(auth_chain_links)
 
 
 def assign_positions(
@@ -52,10 +59,8 @@ def assign_positions(
             }
             for target, target_sequence in reached.items()
         )
-    if rows:
-        connection.execute(insert(auth_chain_positions), rows)
-    if links:
-        connection.execute(insert(auth_chain_links), links)
+    _INSERT_POSITIONS.run(connection, rows)
+    _INSERT_LINKS.run(connection, links)
 
 
 def positions_of(connection: Connection, nids: Iterable[int]) -> dict[int, tuple[int, int]]:
@@ -94,7 +99,7 @@ def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
         reach.update(grown)
         found: Reach = {}
         for part in in_slices(list(grown.items()), _RANGES_MAX):
-            condition = or_(*(and_(table.origin_chain == c, table.origin_sequence <= s) for c, s in part))
+            condition = _within(((c, 1, s) for c, s in part), "origin_chain", "origin_sequence")
             rows = connection.execute(
                 select(table.target_chain, func.max(table.target_sequence))
                 .where(condition)
@@ -110,21 +115,71 @@ def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
 def auth_difference(connection: Connection, state_sets: Sequence[frozenset[int]]) -> set[int]:
     """The events that are in the full auth chain of one of the states but not of all."""
     shared = frozenset.intersection(*state_sets)
+    return difference_beyond(connection, shared, [state_set - shared for state_set in state_sets])
+
+
+def difference_beyond(
+    connection: Connection, shared: AbstractSet[int], own_sets: Sequence[AbstractSet[int]]
+) -> set[int]:
+    """The auth difference of states of which each is made of what they share and some events of its own.
+
+    If ``shared`` is only a part of what they share, the result is the auth difference and perhaps more: events that the
+    rest of it reaches.
+    """
     common = reach_of(connection, shared) if shared else {}
-    reaches = []
-    for state_set in state_sets:
-        own = state_set - shared
-        start: Reach = {}
-        for chain, sequence in positions_of(connection, own).values():
-            if sequence > max(common.get(chain, 0), start.get(chain, 0)):
-                start[chain] = sequence
-        reaches.append(_close(connection, dict(common), start))
+    places = positions_of(connection, set().union(*own_sets))
+    starts = [_beyond(common, (places[nid] for nid in own if nid in places)) for own in own_sets]
+    links = _links_beyond(connection, common, _beyond(common, (place for start in starts for place in start.items())))
+    reaches = [_reach_beyond(common, start, links) for start in starts]
     ranges = []
     for chain in {chain for reach in reaches for chain in reach}:
-        ends = [reach.get(chain, 0) for reach in reaches]
+        ends = [reach.get(chain, common.get(chain, 0)) for reach in reaches]
         if min(ends) < max(ends):
             ranges.append((chain, min(ends) + 1, max(ends)))
     return set(_events_in(connection, ranges))
+
+
+def _beyond(common: Reach, places: Iterable[tuple[int, int]]) -> Reach:
+    """For each chain the highest of some sequences, where that is beyond what is common."""
+    highest: Reach = {}
+    for chain, sequence in places:
+        if sequence > highest.get(chain, common.get(chain, 0)):
+            highest[chain] = sequence
+    return highest
+
+
+def _links_beyond(connection: Connection, common: Reach, start: Reach) -> _Links:
+    """The links that lead from some events on, as far as they lead beyond what is common."""
+    links: _Links = {}
+    table = auth_chain_links.c
+    columns = (table.origin_chain, table.origin_sequence, table.target_chain, table.target_sequence)
+    known = dict(common)
+    grown = start
+    while grown:
+        ranges = [(chain, known.get(chain, 0) + 1, sequence) for chain, sequence in grown.items()]
+        known.update(grown)
+        found: list[tuple[int, int]] = []
+        for part in in_slices(ranges, _RANGES_MAX):
+            rows = connection.execute(select(*columns).where(_within(part, "origin_chain", "origin_sequence")))
+            for origin, origin_sequence, target, target_sequence in rows:
+                if target_sequence > common.get(target, 0):
+                    links.setdefault(origin, []).append((origin_sequence, target, target_sequence))
+                    found.append((target, target_sequence))
+        grown = _beyond(known, found)
+    return links
+
+
+def _reach_beyond(common: Reach, start: Reach, links: _Links) -> Reach:
+    """What is reached beyond what is common."""
+    reach: Reach = {}
+    todo = list(start.items())
+    while todo:
+        chain, sequence = todo.pop()
+        if sequence <= reach.get(chain, common.get(chain, 0)):
+            continue
+        reach[chain] = sequence
+        todo.extend((target, end) for origin, target, end in links.get(chain, ()) if origin <= sequence)
+    return reach
 
 
 def conflicted_subgraph(connection: Connection, conflicted: Iterable[int], starts: Iterable[int] = ()) -> set[int]:
@@ -156,7 +211,7 @@ def _links_between(connection: Connection, reached: Reach) -> dict[int, list[tup
     inward: dict[int, list[tuple[int, int, int]]] = {}
     table = auth_chain_links.c
     for part in in_slices(list(reached.items()), _RANGES_MAX):
-        condition = or_(*(and_(table.origin_chain == c, table.origin_sequence <= s) for c, s in part))
+        condition = _within(((c, 1, s) for c, s in part), "origin_chain", "origin_sequence")
         rows = connection.execute(
             select(table.target_chain, table.origin_chain, table.origin_sequence, table.target_sequence).where(
                 condition
@@ -180,5 +235,17 @@ def events_of_reach(connection: Connection, reach: Mapping[int, int]) -> set[int
 def _events_in(connection: Connection, ranges: Sequence[tuple[int, int, int]]) -> Iterator[int]:
     table = auth_chain_positions.c
     for part in in_slices(ranges, _RANGES_MAX):
-        condition = or_(*(and_(table.chain == c, table.sequence.between(low, high)) for c, low, high in part))
+        condition = _within(part, "chain", "sequence")
         yield from connection.execute(select(table.event_nid).where(condition)).scalars()
+
+
+def _within(ranges: Iterable[tuple[int, int, int]], chain: str, sequence: str) -> TextClause:
+    """The condition that columns are within one of some ranges, ends included.
+
+    As text: to build hundreds of expressions takes longer than to look up what they ask for.
+    """
+    return text(
+        "("
+        + " OR ".join(f"({chain} = {c:d} AND {sequence} BETWEEN {low:d} AND {high:d})" for c, low, high in ranges)
+        + ")"
+    )

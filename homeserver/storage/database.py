@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Table, and_, create_engine, event, text, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoFreeConnection
 from sqlalchemy.sql.dml import Insert
 
 from homeserver.storage import streams
@@ -49,9 +50,19 @@ WRITE_LOCK = 7_206_852
 """The advisory lock that a writing transaction holds on PostgreSQL; the number only has to differ from other locks."""
 READ_SLICE_VARIABLES = 500
 """How many values one ``IN (...)`` gets; longer lists are cut up by ``in_slices``."""
+PAIRS_AT_ONCE_MAX = 50
+"""How many keys of two columns one ``among`` gets."""
 
 BatchHandler = Callable[[Connection, Sequence[Item]], "Sequence[T | BaseException]"]
 """Does several jobs in one go; answers for each with its result or the exception that its caller shall get."""
+
+
+class DatabaseClosed(RuntimeError):
+    """The server stops: nothing is read or written any more."""
+
+
+UNAVAILABLE = (OperationalError, NoFreeConnection, DatabaseClosed)
+"""What is raised where it is not the statement that is wrong, but the database that is out of reach, full or closed."""
 
 
 @dataclass(slots=True)
@@ -87,6 +98,7 @@ class Database:
 
     async def read(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(connection, *args)`` in a read transaction on a database thread."""
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, function, *args)
 
     async def write(self, function: Callable[..., T], *args: Any) -> T:
@@ -102,13 +114,16 @@ class Database:
         return await self._submit(None, handler, item)
 
     async def _submit(self, run: Callable[[Connection], T] | None, batch: BatchHandler[Item, T] | None, item: Any) -> T:
-        if self._closed:
-            raise RuntimeError("the database is closed")
+        self._check_open()
         loop = asyncio.get_running_loop()
         job = _Job(run, batch, item, loop.create_future(), loop)
         self._jobs.put(job)
         # A cancelled request must not take its write back halfway: the writer finishes what it was given.
         return await asyncio.shield(job.future)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseClosed("the database is closed")
 
     # -- for threads, the command line and tests -----------------------------------------------------------------------
 
@@ -338,6 +353,16 @@ def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]],
         else statement.on_conflict_do_nothing(index_elements=list(keys))  # type: ignore[attr-defined]
     )
     connection.execute(statement, list(rows))
+
+
+def among(columns: Sequence[Column[Any]], keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
+    """The condition that the columns, which an index begins with, have the values of one of the keys.
+
+    For ``(a, b) IN (...)`` alone SQLite reads the whole table; what is said of each column shows it the index. Ask for
+    few keys at once (``PAIRS_AT_ONCE_MAX``): every value of one column is tried with every value of the others.
+    """
+    each = [column.in_({key[index] for key in keys}) for index, column in enumerate(columns)]
+    return and_(*each, tuple_(*columns).in_(keys))
 
 
 def in_slices(values: Sequence[T], size: int = READ_SLICE_VARIABLES) -> Iterator[Sequence[T]]:

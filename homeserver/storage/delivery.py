@@ -277,7 +277,7 @@ class OwedRequest:
     candidates: bytes
     """A JSON list of the servers that may take it."""
     content: bytes
-    """The JSON object of the event's content."""
+    """A JSON object with what else there is to know, depending on the kind."""
     attempts: int
     retry_at_ts: int
     created_ts: int

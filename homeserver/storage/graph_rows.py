@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from homeserver.storage import auth_chains, invitations, room_state
-from homeserver.storage.database import in_slices, upsert
-from homeserver.storage.database import insert as insert_or
+from homeserver.storage.database import in_slices
+from homeserver.storage.prepared import prepared, prepared_insert, prepared_upsert
 from homeserver.storage.tables import (
     backward_extremities,
-    client_transactions,
     current_state,
     current_state_changes,
     event_edges,
@@ -27,9 +26,17 @@ from homeserver.storage.tables import (
     user_rooms,
 )
 
-_INSERT_EVENTS = insert(events)
-_INSERT_TRANSACTION = insert(client_transactions)
-_PLACE_OUTLIER = (
+_INSERT_EVENTS = prepared_insert(events)
+_INSERT_EDGES = prepared_insert(event_edges, or_ignore=True)
+_INSERT_MISSING = prepared_insert(backward_extremities, or_ignore=True)
+_INSERT_EXTREMITIES = prepared_insert(forward_extremities, or_ignore=True)
+_PUT_STATE = prepared_upsert(current_state, "room_nid", "state_key_nid")
+_PUT_MEMBERS = prepared_upsert(room_members, "room_nid", "user_id")
+_PUT_USER_ROOMS = prepared_upsert(user_rooms, "user_id", "room_nid")
+_PUT_CHANGES = prepared_upsert(current_state_changes, "room_nid", "position", "state_key_nid")
+_PUT_REDACTIONS = prepared_upsert(redactions, "redacted_event_id", "redaction_nid")
+_PUT_REASONS = prepared_upsert(rejections, "event_nid")
+_PLACE_OUTLIER = prepared(
     update(events)
     .where(events.c.event_nid == bindparam("b_event_nid"))
     .values(
@@ -40,7 +47,7 @@ _PLACE_OUTLIER = (
         json=bindparam("b_json"),
     )
 )
-_MOVE_EXTREMITY = (
+_MOVE_EXTREMITY = prepared(
     update(forward_extremities)
     .where(
         and_(
@@ -50,18 +57,20 @@ _MOVE_EXTREMITY = (
     )
     .values(event_nid=bindparam("b_new"))
 )
-_DROP_EXTREMITY = delete(forward_extremities).where(
-    and_(
-        forward_extremities.c.room_nid == bindparam("b_room_nid"),
-        forward_extremities.c.event_nid == bindparam("b_old"),
+_DROP_EXTREMITY = prepared(
+    delete(forward_extremities).where(
+        and_(
+            forward_extremities.c.room_nid == bindparam("b_room_nid"),
+            forward_extremities.c.event_nid == bindparam("b_old"),
+        )
     )
 )
-_LEFT = (
+_LEFT = prepared(
     update(user_rooms)
     .where(and_(user_rooms.c.user_id == bindparam("b_user_id"), user_rooms.c.room_nid == bindparam("b_room_nid")))
     .values(membership="leave", position=bindparam("b_position"))
 )
-_HIDE_PROFILE = (
+_HIDE_PROFILE = prepared(
     update(room_members)
     .where(
         and_(
@@ -70,12 +79,12 @@ _HIDE_PROFILE = (
             room_members.c.event_nid == bindparam("b_event_nid"),
         )
     )
-    .values(display_name=None, avatar_url=None)
+    .values(display_name=None, sort_name="", avatar_url=None)
 )
-_NEXT_GENERATION = (
+_NEXT_GENERATION = prepared(
     update(rooms).where(rooms.c.room_nid == bindparam("b_room_nid")).values(generation=bindparam("b_generation"))
 )
-_NEXT_STATE = (
+_NEXT_STATE = prepared(
     update(rooms)
     .where(rooms.c.room_nid == bindparam("b_room_nid"))
     .values(generation=bindparam("b_generation"), state_group=bindparam("b_state_group"))
@@ -120,24 +129,24 @@ def clear_state(connection: Connection, room_nid: int) -> None:
 
 def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int]) -> None:
     """Write everything; ``new_chains`` gives out numbers for new auth chains."""
-    _many(connection, _INSERT_EVENTS, rows.events)
-    _many(connection, _PLACE_OUTLIER, rows.placed)
+    _INSERT_EVENTS.run(connection, rows.events)
+    _PLACE_OUTLIER.run(connection, rows.placed)
     if rows.auth:
         auth_chains.assign_positions(connection, rows.auth, new_chains)
     room_state.store_groups(connection, rows.groups)
-    _many(connection, insert_or(connection, event_edges).on_conflict_do_nothing(), rows.edges)
-    _many(connection, insert_or(connection, backward_extremities).on_conflict_do_nothing(), rows.missing)
+    _INSERT_EDGES.run(connection, rows.edges)
+    _INSERT_MISSING.run(connection, rows.missing)
     _link_those_who_waited(connection, rows.awaited)
-    _many(connection, _MOVE_EXTREMITY, rows.moved)
-    _many(connection, _DROP_EXTREMITY, rows.dropped_extremities)
-    _many(connection, insert_or(connection, forward_extremities).on_conflict_do_nothing(), rows.new_extremities)
-    upsert(connection, current_state, rows.current, ["room_nid", "state_key_nid"])
-    upsert(connection, room_members, rows.members, ["room_nid", "user_id"])
-    upsert(connection, user_rooms, rows.user_rooms, ["user_id", "room_nid"])
+    _MOVE_EXTREMITY.run(connection, rows.moved)
+    _DROP_EXTREMITY.run(connection, rows.dropped_extremities)
+    _INSERT_EXTREMITIES.run(connection, rows.new_extremities)
+    _PUT_STATE.run(connection, rows.current)
+    _PUT_MEMBERS.run(connection, rows.members)
+    _PUT_USER_ROOMS.run(connection, rows.user_rooms)
     invitations.follow(connection, rows.invitations)
     for takeover in rows.taken_over:
         invitations.take_over(connection, takeover)
-    _many(connection, _LEFT, rows.removed_standings)
+    _LEFT.run(connection, rows.removed_standings)
     for room_nid, key in rows.removed:
         connection.execute(
             delete(current_state).where(
@@ -148,13 +157,12 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
         connection.execute(
             delete(room_members).where(and_(room_members.c.room_nid == room_nid, room_members.c.user_id == user_id))
         )
-    upsert(connection, current_state_changes, rows.changes, ["room_nid", "position", "state_key_nid"])
-    upsert(connection, redactions, rows.redactions, ["redacted_event_id", "redaction_nid"])
+    _PUT_CHANGES.run(connection, rows.changes)
+    _PUT_REDACTIONS.run(connection, rows.redactions)
     _redact_members(connection, [row["redacted_event_id"] for row in rows.redactions if row["applied"]])
-    upsert(connection, rejections, rows.reasons, ["event_nid"])
-    _many(connection, _INSERT_TRANSACTION, rows.txns)
-    _many(connection, _NEXT_GENERATION, rows.generations)
-    _many(connection, _NEXT_STATE, rows.states)
+    _PUT_REASONS.run(connection, rows.reasons)
+    _NEXT_GENERATION.run(connection, rows.generations)
+    _NEXT_STATE.run(connection, rows.states)
 
 
 def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
@@ -166,14 +174,9 @@ def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
             .where(events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
         )
         found = connection.execute(statement).all()
-        _many(connection, _HIDE_PROFILE, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e, _ in found])
+        _HIDE_PROFILE.run(connection, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e, _ in found])
         for room_nid, user_id, _, json in found:
             invitations.forget_reason(connection, room_nid, user_id, orjson.loads(json)["content"])
-
-
-def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(statement, rows)
 
 
 def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> None:
@@ -187,10 +190,7 @@ def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> N
         found = connection.execute(statement).all()
         if not found:
             continue
-        connection.execute(
-            insert_or(connection, event_edges).on_conflict_do_nothing(),
-            [{"event_nid": waiting, "prev_nid": nid} for _, waiting, nid in found],
-        )
+        _INSERT_EDGES.run(connection, [{"event_nid": waiting, "prev_nid": nid} for _, waiting, nid in found])
         ids = list({row[0] for row in found})
         for some in in_slices(ids):
             connection.execute(delete(backward_extremities).where(backward_extremities.c.missing_event_id.in_(some)))

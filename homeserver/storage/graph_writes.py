@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from homeserver.protocol.events import Event, StateKey
 from homeserver.storage import aliases, invitations, room_state
@@ -27,10 +27,11 @@ from homeserver.storage.appends import (
     StaleHead,
     TransactionKey,
 )
-from homeserver.storage.database import in_slices
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
 from homeserver.storage.graph_rows import GraphRows, clear_state, write_rows
+from homeserver.storage.prepared import prepared, prepared_insert
+from homeserver.storage.room_upgrades import hand_over
 from homeserver.storage.tables import (
     client_transactions,
     counters,
@@ -39,17 +40,13 @@ from homeserver.storage.tables import (
 )
 
 STATE_KEYS_CACHED_MAX = 50_000
+SORT_NAME_CHARACTERS_MAX = 250
+"""As much of a display name as lists are sorted by. (An index of PostgreSQL holds entries of up to 2,704 bytes.)"""
+_OUTLIER = int(Verdict.OUTLIER)
 
 
-_TRANSACTION_KEY = (
-    client_transactions.c.user_id,
-    client_transactions.c.device_id,
-    client_transactions.c.scope,
-    client_transactions.c.txn_id,
-)
-_TRANSACTIONS = select(*_TRANSACTION_KEY, client_transactions.c.event_nid).where(
-    tuple_(*_TRANSACTION_KEY).in_(bindparam("wanted", expanding=True))
-)
+_CLAIM = prepared_insert(client_transactions, or_ignore=True)
+_GIVE_BACK = prepared(delete(client_transactions).where(client_transactions.c.event_nid == bindparam("b_event_nid")))
 _GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
     rooms.c.room_nid.in_(bindparam("wanted", expanding=True))
 )
@@ -84,6 +81,20 @@ class _Numbers:
         return self.chain
 
 
+class _Places:
+    """Where events stand that a transaction names: those that were ``known`` before, and those that it adds."""
+
+    def __init__(self, known: Mapping[str, tuple[int, Verdict]]) -> None:
+        self.known = known
+        self.nids = {event_id: nid for event_id, (nid, _) in known.items()}
+        self.in_graph = {event_id for event_id, (_, verdict) in known.items() if not _is_outlier(verdict)}
+
+
+def _is_outlier(verdict: int) -> bool:
+    # As plain integers: an operation on flags takes twenty times as long, and this is asked of every event.
+    return bool(int(verdict) & _OUTLIER)
+
+
 class GraphWriter:
     """Writes appends. Remembers the numeric IDs of state keys, which never change once they are committed."""
 
@@ -95,21 +106,47 @@ class GraphWriter:
         """Write appends of different rooms. A room that went on meanwhile gets ``StaleHead``, the rest is written."""
         outcomes: list[Appended | BaseException] = [StaleHead() for _ in appends]
         todo = self._fresh(connection, _add_rooms(connection, appends, outcomes))
-        todo = _without_repeated(connection, todo, outcomes)
         known = self._known_events(connection, [append for _, append in todo])
         todo = [(i, a) for i, a in todo if not _has_placed(a, known)]
-        if not todo:
-            return outcomes
-        state_keys = self._intern(connection, [append for _, append in todo])
-        numbers = _take_numbers(connection, [append for _, append in todo], known)
+        if todo and not self._write(connection, todo, known, outcomes):
+            # Only who repeats a request pays for the question which one it is.
+            todo = _without_repeated(connection, todo, outcomes)
+            if todo and not self._write(connection, todo, known, outcomes):
+                raise RuntimeError("transaction IDs are taken that nobody has used")
+        return outcomes
+
+    def _write(
+        self,
+        connection: Connection,
+        todo: _Numbered,
+        known: Mapping[str, tuple[int, Verdict]],
+        outcomes: list[Appended | BaseException],
+    ) -> bool:
+        """Write all that is to be written; nothing, and False, where a transaction ID was used before."""
+        appends = [append for _, append in todo]
+        state_keys = self._intern(connection, appends)
+        numbers = _take_numbers(connection, appends, known)
+        places = _Places(known)
         rows = GraphRows()
         for index, append in todo:
             standings = _standings(connection, append.room_nid) if append.replace_state else None
-            outcomes[index] = self._collect(append, known, state_keys, numbers, rows, standings)
+            outcomes[index] = self._collect(append, places, state_keys, numbers, rows, standings)
+        if not _claim_transactions(connection, rows.txns):
+            return False
+        for append in appends:
             if append.replace_state:
                 clear_state(connection, append.room_nid)
         write_rows(connection, rows, iter(numbers.next_chain, None))
-        return outcomes
+        return True
+
+    def append_together(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended]:
+        """Write appends of different rooms, all or none. Raises ``StaleHead`` where a room went on meanwhile."""
+        done: list[Appended] = []
+        for outcome in self.append(connection, appends):
+            if isinstance(outcome, BaseException):
+                raise outcome  # which rolls the transaction back
+            done.append(outcome)
+        return done
 
     def remember(self, state_keys: Mapping[StateKey, int]) -> None:
         """Keep numeric IDs of state keys that were committed."""
@@ -137,12 +174,15 @@ class GraphWriter:
         """Numeric ID and verdict of every event that is named and was there before."""
         known: dict[str, tuple[int, Verdict]] = {}
         wanted: set[str] = set()
+        composed: set[str] = set()
         for append in appends:
             known.update((event_id, (nid, Verdict.ACCEPTED)) for event_id, nid in append.known.items())
             for write in append.events:
                 event = write.event
-                if write.txn is None and event.event_id not in known:
+                if write.txn is None:
                     wanted.add(event.event_id)
+                else:
+                    composed.add(event.event_id)  # a moment ago, for a client of ours: nobody can have it yet
                 wanted.update(event.prev_events)
                 if event.is_state:
                     wanted.update(event.auth_events)
@@ -152,7 +192,7 @@ class GraphWriter:
             wanted.update(change.event.event_id for change in append.changes if change.event)
             if append.extremities:
                 wanted.update(append.extremities[0] | append.extremities[1])
-        wanted -= known.keys()
+        wanted -= known.keys() | composed
         known.update(nids_and_verdicts(connection, wanted))
         return known
 
@@ -172,22 +212,22 @@ class GraphWriter:
     def _collect(
         self,
         append: RoomAppend,
-        known: Mapping[str, tuple[int, Verdict]],
+        places: _Places,
         state_keys: Mapping[StateKey, int],
         numbers: _Numbers,
         rows: GraphRows,
         standings: Mapping[str, str] | None,
     ) -> Appended:
-        nids: dict[str, int] = {event_id: nid for event_id, (nid, _) in known.items()}
-        in_graph = {event_id for event_id, (_, verdict) in known.items() if not verdict & Verdict.OUTLIER}
+        known, nids, in_graph = places.known, places.nids, places.in_graph
         new: dict[str, int] = {}
         for write in append.events:
-            if write.event.event_id not in nids:
+            event_id = write.event.event_id
+            if event_id not in nids:
                 numbers.event += 1
-                nids[write.event.event_id] = numbers.event
-            new[write.event.event_id] = nids[write.event.event_id]
-            if not write.verdict & Verdict.OUTLIER:
-                in_graph.add(write.event.event_id)
+                nids[event_id] = numbers.event
+            new[event_id] = nids[event_id]
+            if not _is_outlier(write.verdict):
+                in_graph.add(event_id)
         groups = range(numbers.group + 1, numbers.group + 1 + len(append.groups))
         numbers.group += len(append.groups)
         self._collect_groups(append, groups, nids, state_keys, rows)
@@ -197,7 +237,7 @@ class GraphWriter:
             if position is not None:
                 positions[write.event.event_id] = position
             _collect_event(append.room_nid, write, position, groups, nids, known, state_keys, rows)
-            if not write.verdict & Verdict.OUTLIER:
+            if position is not None:
                 _collect_edges(append.room_nid, write.event, nids, in_graph, rows)
                 if write.awaited:
                     rows.awaited.append(nids[write.event.event_id])
@@ -325,6 +365,8 @@ def _add_rooms(
                 continue  # somebody else has made the same room: in version 12 that is the one with the same ID
             if new.alias is not None:
                 aliases.add_alias(connection, new.alias.alias, new.room_id, new.alias.creator)
+            if new.replaces is not None:
+                hand_over(connection, new.replaces, new.room_id)
         added.append((index, append))
     return added
 
@@ -349,8 +391,16 @@ def _has_placed(append: RoomAppend, known: Mapping[str, tuple[int, Verdict]]) ->
     """Whether an event of the append stands in the graph already: another request was faster with the same one."""
     for write in append.events:
         place = known.get(write.event.event_id)
-        if place and not place[1] & Verdict.OUTLIER and not write.verdict & Verdict.OUTLIER:
+        if place and not _is_outlier(place[1]) and not _is_outlier(write.verdict):
             return True
+    return False
+
+
+def _claim_transactions(connection: Connection, rows: list[dict[str, Any]]) -> bool:
+    """Take transaction IDs into use: all, or none where one of them was used before."""
+    if not rows or _CLAIM.run(connection, rows) == len(rows):
+        return True
+    _GIVE_BACK.run(connection, [{"b_event_nid": row["event_nid"]} for row in rows])
     return False
 
 
@@ -358,10 +408,13 @@ def _without_repeated(
     connection: Connection, appends: _Numbered, outcomes: list[Appended | BaseException]
 ) -> _Numbered:
     """Those of the appends whose transaction IDs were not used before."""
-    repeated = _repeated_transactions(connection, [a for _, a in appends if any(e.txn for e in a.events)])
     new: _Numbered = []
     for index, append in appends:
-        sent = {e.event.event_id: repeated[e.txn] for e in append.events if e.txn is not None and e.txn in repeated}
+        sent: dict[str, int] = {}
+        for write in append.events:
+            before = event_of_transaction(connection, write.txn) if write.txn is not None else None
+            if before is not None:
+                sent[write.event.event_id] = before
         if sent:
             outcomes[index] = AlreadySent(sent)
         else:
@@ -381,25 +434,11 @@ def event_of_transaction(connection: Connection, txn: TransactionKey) -> int | N
     return connection.execute(statement).scalar_one_or_none()
 
 
-def _repeated_transactions(connection: Connection, appends: Sequence[RoomAppend]) -> dict[TransactionKey, int]:
-    by_key = {
-        (w.txn.user_id, w.txn.device_id, w.txn.scope, w.txn.txn_id): w.txn
-        for append in appends
-        for w in append.events
-        if w.txn is not None
-    }
-    found: dict[TransactionKey, int] = {}
-    for part in in_slices(list(by_key), 100):
-        for row in connection.execute(_TRANSACTIONS, {"wanted": list(part)}):
-            found[by_key[row[0], row[1], row[2], row[3]]] = row[4]
-    return found
-
-
 def _take_numbers(
     connection: Connection, appends: Sequence[RoomAppend], known: Mapping[str, tuple[int, Verdict]]
 ) -> _Numbers:
     writes = [write for append in appends for write in append.events]
-    placed = [write for write in writes if not write.verdict & Verdict.OUTLIER]
+    placed = [write for write in writes if not _is_outlier(write.verdict)]
     taken = {
         "events_taken": sum(write.event.event_id not in known for write in writes),
         "positions_taken": sum(not write.backfilled for write in placed),
@@ -419,7 +458,7 @@ def _take_numbers(
 
 
 def _position(write: EventWrite, numbers: _Numbers) -> int | None:
-    if write.verdict & Verdict.OUTLIER:
+    if _is_outlier(write.verdict):
         return None
     if write.backfilled:
         numbers.backfill += 1
@@ -533,7 +572,9 @@ def member_row(room_nid: int, event: Event, nid: int) -> dict[str, Any]:
         "user_id": event.state_key,
         "membership": event.membership or "leave",
         "event_nid": nid,
+        "event_ts": event.origin_server_ts,
         "display_name": name if isinstance(name, str) else None,
+        "sort_name": name[:SORT_NAME_CHARACTERS_MAX] if isinstance(name, str) else "",
         "avatar_url": avatar if isinstance(avatar, str) else None,
     }
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
 
 from homeserver.protocol.events import Event
 from homeserver.protocol.json_types import JsonObject
-from homeserver.storage.database import upsert
+from homeserver.storage.prepared import prepared_upsert
 from homeserver.storage.tables import invitations
 
 PENDING, ACCEPTED, REJECTED, REVOKED = "pending", "accepted", "rejected", "revoked"
@@ -48,6 +48,7 @@ class Takeover:
     """The numeric IDs of all of these."""
 
 
+_PUT = prepared_upsert(invitations, "room_nid", "user_id")
 _END = (
     update(invitations)
     .where(
@@ -71,7 +72,7 @@ def follow(connection: Connection, steps: Iterable[Step]) -> None:
     for step in steps:
         event = step.event
         if event is not None and event.membership == "invite":
-            upsert(connection, invitations, [_begun(step.room_nid, event, step.event_nid)], ["room_nid", "user_id"])
+            _PUT.run(connection, [_begun(step.room_nid, event, step.event_nid)])
             continue
         connection.execute(
             _END,
@@ -101,7 +102,7 @@ def take_over(connection: Connection, takeover: Takeover) -> None:
             row["status"], row["updated_ts"] = _status_after(answer), answer.origin_server_ts
             row["reason"] = _reason(answer.content) or row["reason"]
         rows.append(row)
-    upsert(connection, invitations, rows, ["room_nid", "user_id"])
+    _PUT.run(connection, rows)
     pending = _pending_in(connection, room_nid) if others else set()
     follow(connection, (step for step in others if step.user_id in pending))
 

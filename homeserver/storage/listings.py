@@ -1,19 +1,104 @@
-"""What the lists of the governance API read of a room: its joined members, its invitations and its bans."""
+"""What the lists of the governance API read of a room: its joined members, its invitations and its bans.
+
+A part of a list is read from the index that has the list's order, from where the part before ended, so that it costs
+what it holds and not what the room holds.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
-from sqlalchemy import Connection, Select, and_, exists, literal_column, select, tuple_
+from sqlalchemy import (
+    Connection,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    exists,
+    literal_column,
+    select,
+    tuple_,
+    type_coerce,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
-from homeserver.storage.tables import events, invitations, redactions, room_members
+from homeserver.storage.database import in_slices
+from homeserver.storage.tables import Name, Nid, events, invitations, redactions, room_members
+
+# -- joined members, by name -------------------------------------------------------------------------------------------
+
+JoinedMember: TypeAlias = tuple[str, str | None, str | None, str]
+"""User ID, display name, picture, and the name to sort by, as it is stored."""
+NamePlace: TypeAlias = tuple[str, str]
+"""Where a member stands in a list by name: the name to sort by, and the user ID."""
+FIRST: NamePlace = ("", "")
+"""Before everybody."""
+
+_JOINED = select(
+    room_members.c.user_id,
+    room_members.c.display_name,
+    room_members.c.avatar_url,
+    type_coerce(room_members.c.sort_name, Text),
+).where(
+    room_members.c.room_nid == bindparam("room_nid"),
+    # Word for word as the partial index says it.
+    room_members.c.membership == literal_column("'join'"),
+)
+_ALL_JOINED = _JOINED.order_by(room_members.c.user_id)
+_JOINED_AMONG = _JOINED.where(room_members.c.user_id.in_(bindparam("user_ids", expanding=True)))
+_JOINED_AFTER = (
+    _JOINED.where(
+        tuple_(room_members.c.sort_name, room_members.c.user_id)
+        > tuple_(bindparam("after_name", type_=Name), bindparam("after_user", type_=Name)),
+        room_members.c.user_id.not_in(bindparam("others", expanding=True)),
+    )
+    .order_by(room_members.c.sort_name, room_members.c.user_id)
+    .limit(bindparam("most", type_=Nid))
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Invitation:
+def joined_members(connection: Connection, room_nid: int) -> list[JoinedMember]:
+    """The joined members of a room, by name, then by user ID."""
+    rows = connection.execute(_ALL_JOINED, {"room_nid": room_nid}).all()
+    # They come by user ID, which costs nothing, and this leaves the order alone among equal names.
+    return sorted(rows, key=_sort_name)
+
+
+def joined_among(connection: Connection, room_nid: int, user_ids: Collection[str]) -> list[JoinedMember]:
+    """The joined members among some users, by name, then by user ID."""
+    found: list[JoinedMember] = []
+    for part in in_slices(list(user_ids)):
+        found.extend(connection.execute(_JOINED_AMONG, {"room_nid": room_nid, "user_ids": part}).all())
+    return sorted(found, key=name_place)
+
+
+def joined_after(
+    connection: Connection, room_nid: int, place: NamePlace, most: int, others: Iterable[str]
+) -> Sequence[JoinedMember]:
+    """The joined members who follow a place, by name, then by user ID, without these others."""
+    name, user_id = place
+    values = {"room_nid": room_nid, "after_name": name, "after_user": user_id, "most": most, "others": list(others)}
+    return connection.execute(_JOINED_AFTER, values).all()
+
+
+def name_place(member: JoinedMember) -> NamePlace:
+    """Where a member stands in a list by name."""
+    return member[3], member[0]
+
+
+def _sort_name(member: JoinedMember) -> str:
+    return member[3]
+
+
+# -- from new to old ---------------------------------------------------------------------------------------------------
+
+TimePlace: TypeAlias = tuple[int, int]
+"""Where an entry stands in a list that goes from new to old: time and numeric ID of its event."""
+
+
+class Invitation(NamedTuple):
     """Where the latest invitation of a user stands."""
 
     user_id: str
@@ -24,9 +109,13 @@ class Invitation:
     reason: str | None
     event_nid: int
 
+    @property
+    def place(self) -> TimePlace:
+        """Where it stands in the list."""
+        return self.invited_ts, self.event_nid
 
-@dataclass(frozen=True, slots=True)
-class Ban:
+
+class Ban(NamedTuple):
     """A user who is banned."""
 
     user_id: str
@@ -35,55 +124,49 @@ class Ban:
     reason: str | None
     event_nid: int
 
+    @property
+    def place(self) -> TimePlace:
+        """Where it stands in the list."""
+        return self.banned_ts, self.event_nid
 
-Place = tuple[int, int]
-"""Where an entry stands in a list that goes from new to old: time and numeric ID of its event."""
 
-
-def joined_members(connection: Connection, room_nid: int) -> list[tuple[str, str | None, str | None]]:
-    """``(user_id, display_name, avatar_url)`` of the joined members of a room, in no particular order."""
-    rows = connection.execute(
-        select(room_members.c.user_id, room_members.c.display_name, room_members.c.avatar_url).where(
-            room_members.c.room_nid == room_nid, room_members.c.membership == "join"
-        )
+_INVITATIONS = select(*(invitations.c[name] for name in Invitation._fields)).where(
+    invitations.c.room_nid == bindparam("room_nid")
+)
+_IS_REDACTED = exists().where(and_(redactions.c.redacted_event_id == events.c.event_id, redactions.c.applied))
+_BANS = (
+    select(
+        room_members.c.user_id,
+        room_members.c.event_ts,
+        room_members.c.event_nid,
+        events.c.json,
+        _IS_REDACTED.label("is_redacted"),
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    .join_from(room_members, events, events.c.event_nid == room_members.c.event_nid)
+    # Word for word as the partial index says it.
+    .where(room_members.c.room_nid == bindparam("room_nid"), room_members.c.membership == literal_column("'ban'"))
+)
 
 
 def invitations_of(
-    connection: Connection, room_nid: int, limit: int | None = None, after: Place | None = None
+    connection: Connection, room_nid: int, most: int | None = None, after: TimePlace | None = None
 ) -> list[Invitation]:
-    """The latest invitation of each user, newest first; from the one that follows ``after``."""
-    statement = select(
-        invitations.c.user_id,
-        invitations.c.status,
-        invitations.c.invited_by,
-        invitations.c.invited_ts,
-        invitations.c.updated_ts,
-        invitations.c.reason,
-        invitations.c.event_nid,
-    ).where(invitations.c.room_nid == room_nid)
-    statement = _newest_first(statement, invitations.c.invited_ts, invitations.c.event_nid, limit, after)
-    return [Invitation(*row) for row in connection.execute(statement)]
+    """The latest invitation of each user, newest first; so many at most of those that follow a place."""
+    place = (invitations.c.invited_ts, invitations.c.event_nid)
+    statement = _newest_first(_INVITATIONS, place, most, after)
+    return list(map(Invitation._make, connection.execute(statement, {"room_nid": room_nid}).all()))
 
 
-def bans_of(connection: Connection, room_nid: int, limit: int | None = None, after: Place | None = None) -> list[Ban]:
-    """Who is banned, newest first; from the one that follows ``after``. The reason of a redacted ban is not shown."""
-    is_redacted = exists().where(and_(redactions.c.redacted_event_id == events.c.event_id, redactions.c.applied))
-    statement = (
-        select(
-            room_members.c.user_id,
-            events.c.origin_server_ts,
-            events.c.event_nid,
-            events.c.json,
-            is_redacted.label("is_redacted"),
-        )
-        .join_from(room_members, events, events.c.event_nid == room_members.c.event_nid)
-        .where(room_members.c.room_nid == room_nid, room_members.c.membership == "ban")
-    )
-    statement = _newest_first(statement, events.c.origin_server_ts, events.c.event_nid, limit, after)
+def bans_of(
+    connection: Connection, room_nid: int, most: int | None = None, after: TimePlace | None = None
+) -> list[Ban]:
+    """Who is banned, newest first; so many at most of those who follow a place.
+
+    The reason of a redacted ban is not shown.
+    """
+    statement = _newest_first(_BANS, (room_members.c.event_ts, room_members.c.event_nid), most, after)
     found: list[Ban] = []
-    for user_id, ts, nid, json, redacted in connection.execute(statement):
+    for user_id, ts, nid, json, redacted in connection.execute(statement, {"room_nid": room_nid}).all():
         pdu = orjson.loads(json)
         reason = None if redacted else pdu["content"].get("reason")
         found.append(Ban(user_id, pdu["sender"], ts, reason if isinstance(reason, str) else None, nid))
@@ -91,8 +174,11 @@ def bans_of(connection: Connection, room_nid: int, limit: int | None = None, aft
 
 
 def _newest_first(
-    statement: Select[Any], ts: ColumnElement[int], nid: ColumnElement[int], limit: int | None, after: Place | None
+    statement: Select[Any],
+    place: tuple[ColumnElement[int], ColumnElement[int]],
+    most: int | None,
+    after: TimePlace | None,
 ) -> Select[Any]:
     if after is not None:
-        statement = statement.where(tuple_(ts, nid) < tuple_(*(literal_column(str(int(part))) for part in after)))
-    return statement.order_by(ts.desc(), nid.desc()).limit(limit)
+        statement = statement.where(tuple_(*place) < tuple_(*(bindparam(None, part, type_=Nid) for part in after)))
+    return statement.order_by(*(column.desc() for column in place)).limit(most)

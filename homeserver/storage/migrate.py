@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, column, create_engine, event, inspect, select, table, text
 from sqlalchemy.engine import make_url
 
 from homeserver.errors import HomeserverError
@@ -108,7 +108,7 @@ def _refuse_unknown(revision: str | None) -> None:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
+    revision: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
     return revision
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, or_, select, tuple_
+from sqlalchemy import Connection, and_, or_, select
 
 from homeserver.storage import streams
-from homeserver.storage.database import in_slices, upsert
+from homeserver.storage.database import among, in_slices, upsert
 from homeserver.storage.tables import events, receipts, rooms
 
-PAIRS_PER_STATEMENT = 100
 RECEIPTS_PER_READ_MAX = 20_000
 """Receipts that one read gives; the newest ones go first."""
+KEYS_AT_ONCE_MAX = 10
+"""Receipts that one statement looks for; see ``among``."""
 KEY_COLUMNS = ["room_nid", "receipt_type", "user_id", "thread_id"]
 
 _Key = tuple[int, str, str, str]
@@ -58,6 +59,11 @@ class _Place:
     room_nid: int | None
     stream_position: int | None
 
+    @property
+    def placed_nid(self) -> int | None:
+        """Of an event that is in the graph: its receipts have later positions than it has, always."""
+        return self.event_nid if self.stream_position is not None else None
+
 
 _NOWHERE = _Place(None, None, None)
 
@@ -87,7 +93,7 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
             "user_id": receipt.user_id,
             "thread_id": receipt.thread_id,
             "event_id": receipt.event_id,
-            "event_nid": places.get(receipt.event_id, _NOWHERE).event_nid,
+            "event_nid": places.get(receipt.event_id, _NOWHERE).placed_nid,
             "ts": receipt.ts,
             "position": positions[id(receipt)],
         }
@@ -115,8 +121,8 @@ def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, plac
 def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[str, int]]:
     columns = (receipts.c.room_nid, receipts.c.receipt_type, receipts.c.user_id, receipts.c.thread_id)
     found: dict[_Key, tuple[str, int]] = {}
-    for part in in_slices(list(keys), PAIRS_PER_STATEMENT):
-        statement = select(*columns, receipts.c.event_id, receipts.c.ts).where(tuple_(*columns).in_(part))
+    for part in in_slices(list(keys), KEYS_AT_ONCE_MAX):
+        statement = select(*columns, receipts.c.event_id, receipts.c.ts).where(among(columns, part))
         for row in connection.execute(statement):
             found[row[0], row[1], row[2], row[3]] = (row[4], row[5])
     return found
@@ -134,6 +140,26 @@ def _places(connection: Connection, event_ids: Iterable[str]) -> dict[str, _Plac
     return found
 
 
+_STORED = select(
+    rooms.c.room_id,
+    receipts.c.receipt_type,
+    receipts.c.user_id,
+    receipts.c.thread_id,
+    receipts.c.event_id,
+    receipts.c.ts,
+    receipts.c.position,
+).join_from(receipts, rooms, rooms.c.room_nid == receipts.c.room_nid)
+
+
+def receipts_at(connection: Connection, positions: Sequence[int]) -> list[StoredReceipt]:
+    """The receipts that were stored at these positions and not replaced since."""
+    found: list[StoredReceipt] = []
+    for part in in_slices(positions):
+        statement = _STORED.where(receipts.c.position.in_(part)).order_by(receipts.c.position)
+        found.extend(StoredReceipt(*row) for row in connection.execute(statement))
+    return found
+
+
 def receipts_since(
     connection: Connection, room_nids: Sequence[int], user_id: str, after: int, upto: int
 ) -> list[StoredReceipt]:
@@ -144,17 +170,7 @@ def receipts_since(
     found: list[StoredReceipt] = []
     for part in in_slices(room_nids):
         statement = (
-            select(
-                rooms.c.room_id,
-                receipts.c.receipt_type,
-                receipts.c.user_id,
-                receipts.c.thread_id,
-                receipts.c.event_id,
-                receipts.c.ts,
-                receipts.c.position,
-            )
-            .join_from(receipts, rooms, rooms.c.room_nid == receipts.c.room_nid)
-            .where(
+            _STORED.where(
                 receipts.c.room_nid.in_(part),
                 and_(receipts.c.position > after, receipts.c.position <= upto),
                 or_(receipts.c.receipt_type == "m.read", receipts.c.user_id == user_id),

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, and_, bindparam, insert, literal, select
+from sqlalchemy import Connection, and_, bindparam, literal, select
 
 from homeserver.protocol.events import StateKey
 from homeserver.storage.database import in_slices
-from homeserver.storage.database import insert as insert_or
+from homeserver.storage.prepared import prepared_insert
 from homeserver.storage.tables import (
     current_state,
     events,
@@ -63,6 +63,9 @@ _ENTRIES = (
     .select_from(_LINEAGE.join(state_group_entries, state_group_entries.c.state_group == _LINEAGE.c.state_group))
     .order_by(_LINEAGE.c.step)
 )
+_INSERT_GROUPS = prepared_insert(state_groups)
+_INSERT_ENTRIES = prepared_insert(state_group_entries)
+_INSERT_KEYS = prepared_insert(state_keys, or_ignore=True)
 _WALK = select(_LINEAGE.c.state_group, _LINEAGE.c.ordinal).order_by(_LINEAGE.c.step)
 
 
@@ -76,10 +79,8 @@ def store_groups(connection: Connection, groups: Sequence[NewGroup]) -> None:
     entries: list[dict[str, Any]] = []
 
     def flush() -> None:
-        if rows:
-            connection.execute(insert(state_groups), rows)
-        if entries:
-            connection.execute(insert(state_group_entries), entries)
+        _INSERT_GROUPS.run(connection, rows)
+        _INSERT_ENTRIES.run(connection, entries)
         rows.clear()
         entries.clear()
 
@@ -214,10 +215,7 @@ def intern_state_keys(connection: Connection, keys: Iterable[StateKey]) -> dict[
     found = state_key_nids(connection, wanted)
     missing = [key for key in wanted if key not in found]
     if missing:
-        connection.execute(
-            insert_or(connection, state_keys).on_conflict_do_nothing(index_elements=["type", "state_key"]),
-            [{"type": key[0], "state_key": key[1]} for key in sorted(missing)],
-        )
+        _INSERT_KEYS.run(connection, [{"type": key[0], "state_key": key[1]} for key in sorted(missing)])
         found.update(state_key_nids(connection, missing))
     return found
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, literal, select, tuple_
+from sqlalchemy import Connection, and_, bindparam, func, literal, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from homeserver.protocol.events import StateKey
-from homeserver.storage.database import in_slices
+from homeserver.storage.database import PAIRS_AT_ONCE_MAX, among, in_slices
 from homeserver.storage.event_graph import StoredEvent, events_by_nid
 from homeserver.storage.tables import (
     current_state,
@@ -22,7 +22,6 @@ from homeserver.storage.tables import (
     user_rooms,
 )
 
-PAIRS_PER_STATEMENT = 200
 MEMBERSHIPS_MAX = 20
 """How many membership events of a user are looked at to find out how it stood to a room at an earlier time."""
 
@@ -244,9 +243,9 @@ def member_events(connection: Connection, users: Mapping[int, Iterable[str]]) ->
     """The member events in the current states of rooms, of some users in each: numeric IDs by room and user."""
     found: dict[int, dict[str, int]] = {room_nid: {} for room_nid in users}
     pairs = [(room_nid, user_id) for room_nid, user_ids in users.items() for user_id in user_ids]
-    for part in in_slices(pairs, PAIRS_PER_STATEMENT):
+    for part in in_slices(pairs, PAIRS_AT_ONCE_MAX):
         statement = select(room_members.c.room_nid, room_members.c.user_id, room_members.c.event_nid).where(
-            tuple_(room_members.c.room_nid, room_members.c.user_id).in_(part)
+            among((room_members.c.room_nid, room_members.c.user_id), part)
         )
         for room_nid, user_id, event_nid in connection.execute(statement):
             found[room_nid][user_id] = event_nid

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy import Connection, delete, func, select
 
 from homeserver.storage import streams
-from homeserver.storage.database import in_slices, upsert
+from homeserver.storage.database import PAIRS_AT_ONCE_MAX, among, in_slices, upsert
 from homeserver.storage.tables import rooms, typing
 
-PAIRS_PER_STATEMENT = 100
 STOPPED_KEPT = 50_000
 """For so many positions it is kept that a user has stopped, for clients that were away."""
 
@@ -98,9 +97,9 @@ def expire(connection: Connection, keys: Iterable[_Key], now_ms: int) -> dict[_K
 
 def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[int, int]]:
     found: dict[_Key, tuple[int, int]] = {}
-    for part in in_slices(list(keys), PAIRS_PER_STATEMENT):
+    for part in in_slices(list(keys), PAIRS_AT_ONCE_MAX):
         statement = select(typing.c.room_nid, typing.c.user_id, typing.c.expires_ts, typing.c.position).where(
-            tuple_(typing.c.room_nid, typing.c.user_id).in_(part)
+            among((typing.c.room_nid, typing.c.user_id), part)
         )
         found.update(((row[0], row[1]), (row[2], row[3])) for row in connection.execute(statement))
     return found
@@ -114,6 +113,15 @@ _TYPING = select(
 def typing_in(connection: Connection, room_id: str) -> list[TypingUser]:
     """All that is stored of a room: those who type, and with ``expires_ts`` 0 those who have stopped."""
     return [TypingUser(*row) for row in connection.execute(_TYPING.where(rooms.c.room_id == room_id))]
+
+
+def typing_at(connection: Connection, positions: Sequence[int]) -> list[TypingUser]:
+    """What was stored at these positions and not replaced since: who types, and who (``expires_ts`` 0) has stopped."""
+    found: list[TypingUser] = []
+    for part in in_slices(positions):
+        statement = _TYPING.where(typing.c.position.in_(part)).order_by(typing.c.position)
+        found.extend(TypingUser(*row) for row in connection.execute(statement))
+    return found
 
 
 def all_typing(connection: Connection) -> list[TypingUser]:

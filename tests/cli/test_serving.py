@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 
 from homeserver.storage import migrate
 from tests.cli.conftest import Run
+from tests.waiting import WAIT_S
 
 Serve = Callable[..., "Served"]
 
@@ -48,7 +49,7 @@ class Served:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=WAIT_S)
         return self.process.returncode
 
 
@@ -76,8 +77,8 @@ def test_it_makes_what_is_missing_serves_and_stops_cleanly(serve: Serve, run: Ru
     served = serve()
     assert migrate.current(f"sqlite:///{server / 'homeserver.db'}") == migrate.head()
     (key_id,) = [key["key_id"] for key in run("keys", "list", "--json").json()]
-    assert httpx.get(f"{served.url}/_matrix/client/versions").json()["versions"]
-    assert list(httpx.get(f"{served.url}/_matrix/key/v2/server").json()["verify_keys"]) == [key_id]
+    assert httpx.get(f"{served.url}/_matrix/client/versions", timeout=WAIT_S).json()["versions"]
+    assert list(httpx.get(f"{served.url}/_matrix/key/v2/server", timeout=WAIT_S).json()["verify_keys"]) == [key_id]
     assert served.stop() == 0
     assert run("db", "check").status == 0
 
@@ -95,7 +96,7 @@ def test_accounts_made_by_the_command_line_can_log_in(serve: Serve, run: Run, se
     served = serve()
     identifier = {"type": "m.id.user", "user": "alice"}
     login = {"type": "m.login.password", "identifier": identifier, "password": "correct horse"}
-    answer = httpx.post(f"{served.url}/_matrix/client/v3/login", json=login)
+    answer = httpx.post(f"{served.url}/_matrix/client/v3/login", json=login, timeout=WAIT_S)
     assert answer.json()["user_id"] == "@alice:example.org"
     assert served.stop() == 0
 

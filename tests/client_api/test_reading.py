@@ -16,6 +16,7 @@ from homeserver.app import build_app
 from homeserver.config import Config
 from homeserver.protocol.json_types import JsonObject
 from homeserver.signing import SigningKeys
+from tests.waiting import WAIT_S
 
 BASE = "/_matrix/client/v3"
 
@@ -83,7 +84,7 @@ def test_sync_and_long_poll(tell: Callable[[Story], None]) -> None:
         assert len(first["rooms"]["join"][room]["timeline"]["events"]) == 1
         poll = asyncio.create_task(bob("GET", "/sync", since=first["next_batch"], timeout=30_000))
         event_id = await send(alice, room, "news")
-        events = (await asyncio.wait_for(poll, 5))["rooms"]["join"][room]["timeline"]["events"]
+        events = (await asyncio.wait_for(poll, WAIT_S))["rooms"]["join"][room]["timeline"]["events"]
         assert [event["event_id"] for event in events] == [event_id]
         mine = await alice("GET", "/sync", since=first["next_batch"], use_state_after="true")
         assert mine["rooms"]["join"][room]["timeline"]["events"][0]["unsigned"]["transaction_id"] == "news"
@@ -106,7 +107,7 @@ def test_logout_ends_a_long_poll(tell: Callable[[Story], None]) -> None:
         poll = asyncio.create_task(bob.ask("GET", "/sync", since=since, timeout=30_000))
         await asyncio.sleep(0)
         await bob("POST", "/logout", {})
-        response = await asyncio.wait_for(poll, 5)
+        response = await asyncio.wait_for(poll, WAIT_S)
         assert (response.status_code, response.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
 
     tell(story)

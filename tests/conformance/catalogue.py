@@ -147,6 +147,9 @@ class Scene:
         yield f"GET {v3}/user/{{userId}}/filter/{{filterId}}", f"{user}/filter/{self.filter}", None, "alice"
         # rooms and aliases
         yield f"POST {v3}/createRoom", f"{v3}/createRoom", whole_room(number), "alice"
+        old = path_of("rooms", self.fresh_room(BOB))
+        upgrade = {"new_version": "12", "additional_creators": [BOB]}
+        yield f"POST {in_room}/upgrade", f"{v3}{old}/upgrade", upgrade, "alice"
         alias = path_of("directory", "room", f"#alias{number}:{OURS}")
         yield f"PUT {v3}/directory/room/{{roomAlias}}", f"{v3}{alias}", {"room_id": self.room}, "alice"
         yield f"GET {v3}/directory/room/{{roomAlias}}", f"{v3}{alias}", None, "alice"

@@ -29,6 +29,7 @@ CLIENT = f"""
     PUT {V3}/rooms/{{roomId}}/state/{{eventType}}/{{stateKey}}
     GET {V3}/rooms/{{roomId}}/state/{{eventType}}/{{stateKey}}
     GET {V3}/rooms/{{roomId}}/state                         GET {V3}/rooms/{{roomId}}/event/{{eventId}}
+    POST {V3}/rooms/{{roomId}}/upgrade
     GET {V3}/rooms/{{roomId}}/messages                      GET {V3}/rooms/{{roomId}}/members
     GET {V3}/rooms/{{roomId}}/joined_members                GET {V3}/joined_rooms
     GET {V3}/directory/room/{{roomAlias}}                   PUT {V3}/directory/room/{{roomAlias}}

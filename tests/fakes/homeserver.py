@@ -20,13 +20,16 @@ from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.rooms.events import Events
+from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.judgement import Judge
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.other_processes import OtherProcesses
+from homeserver.rooms.personal_settings import PersonalSettings
 from homeserver.rooms.restricted_joins import RestrictedJoins
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHeads, StateReader
+from homeserver.rooms.upgrades import RoomUpgrades
 from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, streams
 from homeserver.storage.appends import TransactionKey
@@ -105,15 +108,36 @@ class CoreServer:
         self.imports = RoomImports(
             database, heads, events, self.notifier, self.writers, self.graph, self.clock, is_local
         )
-        self.sender = Sender(self.writers, self.key, self.clock)
+        self.governed = GovernedEvents("enforce", database)
+        self.sender = Sender(self.writers, self.key, self.clock, self.governed)
         self.profiles = MemberProfiles(database, is_local)
         self.restricted = RestrictedJoins(heads, is_local)
+        settings = PersonalSettings(database, heads, self.notifier)
         self.memberships = Memberships(
-            database, heads, self.writers, self.sender, self.profiles, self.restricted, self.remote, SERVER_NAME
+            database,
+            heads,
+            self.writers,
+            self.sender,
+            self.profiles,
+            self.restricted,
+            self.remote,
+            SERVER_NAME,
+            settings.take_along,
         )
         self.aliases = RoomAliases(database, heads, self.directory, SERVER_NAME)
         self.creation = RoomCreation(
             self.writers, self.sender, self.memberships, self.aliases, self.profiles, self.key, self.clock
+        )
+        self.upgrades = RoomUpgrades(
+            database,
+            heads,
+            self.writers,
+            self.sender,
+            self.governed,
+            self.profiles,
+            settings,
+            self.key,
+            self.clock,
         )
         self.client_events = ClientEvents(events)
         self.judge = Judge(events, self.states)

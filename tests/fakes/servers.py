@@ -36,16 +36,16 @@ from homeserver.rooms.membership import Memberships
 from homeserver.rooms.send import Sender
 from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.signing import SigningKeys
-from homeserver.storage import accounts
+from homeserver.storage import accounts, federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.network import FakeNetwork
+from tests.waiting import WAIT_S
 
 T = TypeVar("T")
 
 FAR_FUTURE_TS = 4_000_000_000_000
-WAIT_S = 10.0
 
 
 async def eventually(probe: Callable[[], Awaitable[T]]) -> T:
@@ -112,9 +112,12 @@ class OurServer:
         return await eventually(probe)
 
     async def backfill(self, room_id: str) -> bool:
-        """Fetch older history, as scrolling back does."""
+        """Fetch older history, as scrolling back does where it comes upon a gap."""
         head = await self.head(room_id)
-        return await self.backfill_in(room_id, max(e.depth for e in head.extremities))
+        depth = max(e.depth for e in head.extremities)
+        if not await self.get(Database).read(federation_queries.gaps_below, head.room_nid, depth, 1):
+            return False
+        return await self.backfill_in(room_id, depth)
 
     async def backfill_in(self, room_id: str, before_depth: int = 1) -> bool:
         """The same for a room that need not be known."""
@@ -162,7 +165,7 @@ class Servers:
             try:
                 yield OurServer(name, app)
             finally:
-                del self.network.apps[name]
+                self.network.apps.pop(name, None)  # another process of the same server may have taken it out
 
     def remote(self, name: str, room: RoomFactory | None = None) -> RemoteServer:
         """Another server, which shows what the room factory holds."""

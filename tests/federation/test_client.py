@@ -12,7 +12,14 @@ import orjson
 import pytest
 
 from homeserver.errors import RemoteRefused, RemoteUnreachable
-from homeserver.federation.client import EDUS_PER_TRANSACTION_MAX, PDUS_PER_TRANSACTION_MAX, SMALL, FederationClient
+from homeserver.federation.client import (
+    EDUS_PER_TRANSACTION_MAX,
+    PDUS_PER_TRANSACTION_MAX,
+    RETRY_AFTER_MS_MAX,
+    SIGNATURE,
+    SMALL,
+    FederationClient,
+)
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import RequestAuthenticator
 from homeserver.federation.server_discovery import ServerDiscovery
@@ -88,6 +95,7 @@ def client(there: There, signing_keys: SigningKeys) -> FederationClient:
 Call = Callable[[FederationClient], Awaitable[Any]]
 PDU = {"type": "m.room.message", "content": {"body": "ü"}}
 V1, V2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
+SIGNED = {"policy.example": {"ed25519:policy_server": "zLFxllD0"}}
 R, U, E = "%21r%2Foom%3Athere.example", "%40user%3F%3Athere.example", "%24ev%2Fent%2B1"
 
 CALLS: dict[str, tuple[Call, str, Any, Any, Any]] = {
@@ -227,6 +235,13 @@ CALLS: dict[str, tuple[Call, str, Any, Any, Any]] = {
         {"server_name": THERE},
         {"server_name": THERE},
     ),
+    "ask_policy_server_to_sign": (
+        lambda client: client.ask_policy_server_to_sign(THERE, encode_canonical_json(PDU)),
+        "POST /_matrix/policy/v1/sign",
+        PDU,
+        SIGNED,
+        SIGNED,
+    ),
     "query_server_keys": (
         lambda client: client.query_server_keys(THERE, {"a.example": {"ed25519:1": 5}}),
         "POST /_matrix/key/v2/query",
@@ -258,6 +273,10 @@ async def test_each_request(client: FederationClient, there: There, signing_keys
         await authenticate(request, signing_keys)
 
 
+ANY_OBJECT = {"send_leave", "query_profile", "get_version", "get_server_keys", "ask_policy_server_to_sign"}
+"""What these answer is looked into by whoever asked."""
+
+
 async def authenticate(request: httpx.Request, signing_keys: SigningKeys) -> None:
     """As the other server does it."""
     authenticator = RequestAuthenticator(THERE, OurKeys(signing_keys), FakeClock())
@@ -266,7 +285,7 @@ async def authenticate(request: httpx.Request, signing_keys: SigningKeys) -> Non
     assert await authenticator.authenticate(request.method, uri, [request.headers["authorization"]], content) == HERE
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"send_leave", "query_profile", "get_version", "get_server_keys"}))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - ANY_OBJECT))
 @pytest.mark.parametrize("change", ["nothing in it", "wrong kinds"])
 async def test_answers_of_another_shape(client: FederationClient, there: There, name: str, change: str) -> None:
     call, _, _, answer, _ = CALLS[name]
@@ -389,6 +408,28 @@ async def test_denied_servers_and_ourselves_cost_no_request(there: There, signin
         await client.get_version(HERE)
     assert there.requests == []
     assert await client.get_version(THERE) == {}
+
+
+async def test_a_policy_server_may_share_our_name(client: FederationClient, there: There) -> None:
+    there.answers = [(200, SIGNED)]
+    assert await client.ask_policy_server_to_sign(HERE, b"{}") == SIGNED
+    assert there.line == "POST /_matrix/policy/v1/sign"
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"), [(5, 5), (10**12, RETRY_AFTER_MS_MAX), (-1, 0), (True, None), ("5", None), (1.5, None)]
+)
+async def test_when_to_come_back(client: FederationClient, there: There, said: Any, heard: int | None) -> None:
+    there.answers = [(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "slow down", "retry_after_ms": said})]
+    with pytest.raises(RemoteRefused) as caught:
+        await client.ask_policy_server_to_sign(THERE, b"{}")
+    assert caught.value.retry_after_ms == heard
+
+
+async def test_a_signature_is_small(client: FederationClient, there: There) -> None:
+    there.answers = [(200, {"policy.example": "x" * SIGNATURE.bytes_max})]
+    with pytest.raises(RemoteUnreachable, match="larger"):
+        await client.ask_policy_server_to_sign(THERE, b"{}")
 
 
 async def test_destinations_that_are_no_names(client: FederationClient, there: There) -> None:

@@ -21,6 +21,7 @@ from homeserver.signing import SigningKeys
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory, ServerKey, server_key
 from tests.fakes.clock import FakeClock
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.anyio
 HERE = "here.example"
@@ -310,7 +311,7 @@ async def test_a_notary_takes_nothing_back(make_ring: MakeRing, servers: Servers
 
 async def test_two_notaries_do_not_wait_for_each_other(make_ring: MakeRing, servers: Servers) -> None:
     servers.unreachable |= {"n1.example", "n2.example", "a.example"}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         assert not await has(make_ring("n1.example", "n2.example"), "a.example", "1", 0)
 
 
@@ -318,7 +319,7 @@ async def test_many_servers_through_one_notary(make_ring: MakeRing, servers: Ser
     """More fetches at once than are allowed, all of which need the notary's own keys in their midst."""
     wanted = {f"{number}.example": {"ed25519:1": 0} for number in range(2 * FETCHES_MAX)}
     servers.unreachable |= set(wanted)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         keys = await make_ring("notary.example").keys_for(wanted)
     assert all("ed25519:1" in keys[server] for server in wanted)
     assert servers.asked.count("notary.example") == 1

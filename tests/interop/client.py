@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 PASSWORD = "correct horse battery staple 1"
 REQUEST_SECONDS_MAX = 60.0
-UNTIL_SECONDS_MAX = 30.0
+UNTIL_SECONDS_MAX = 60.0
 POLL_MS = 5_000
 TIMELINE_LIMIT = 200
 
@@ -51,6 +51,8 @@ class Room:
         self.invite_state: dict[tuple[str, str], Json] = {}
         self.receipts: dict[str, str] = {}
         """The last event that each user has read."""
+        self.receipts_seen: set[tuple[str, str, str, str | None]] = set()
+        """Every receipt that was ever shown: event ID, receipt type, user ID, thread ID."""
         self.typing: set[str] = set()
         self.prev_batch = ""
 
@@ -87,6 +89,9 @@ class Room:
             for event_id, kinds in event["content"].items():
                 for user_id in kinds.get("m.read", {}):
                     self.receipts[user_id] = event_id
+                for kind, readers in kinds.items():
+                    for user_id, facts in readers.items():
+                        self.receipts_seen.add((event_id, kind, user_id, facts.get("thread_id")))
 
 
 class MatrixClient:
@@ -194,11 +199,16 @@ class MatrixClient:
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    async def send(self, room_id: str, body: str, *, transaction_id: str | None = None) -> str:
-        """Send a text message; returns its event ID."""
+    async def send(
+        self, room_id: str, body: str, *, transaction_id: str | None = None, thread_id: str | None = None
+    ) -> str:
+        """Send a text message, in a thread if one is named; returns its event ID."""
         transaction_id = transaction_id or f"t{next(self._transaction_ids)}"
         path = f"/v3/rooms/{quoted(room_id)}/send/m.room.message/{transaction_id}"
-        return str((await self.call("PUT", path, {"msgtype": "m.text", "body": body}))["event_id"])
+        content: Json = {"msgtype": "m.text", "body": body}
+        if thread_id is not None:
+            content["m.relates_to"] = {"rel_type": "m.thread", "event_id": thread_id}
+        return str((await self.call("PUT", path, content))["event_id"])
 
     async def set_state(self, room_id: str, event_type: str, content: Json, state_key: str = "") -> str:
         """Send a state event; returns its event ID."""
@@ -219,14 +229,15 @@ class MatrixClient:
         """One event."""
         return await self.call("GET", f"/v3/rooms/{quoted(room_id)}/event/{quoted(event_id)}")
 
-    async def read(self, room_id: str, event_id: str) -> None:
+    async def read(self, room_id: str, event_id: str, *, kind: str = "m.read", thread_id: str | None = None) -> None:
         """Send a read receipt."""
-        await self.call("POST", f"/v3/rooms/{quoted(room_id)}/receipt/m.read/{quoted(event_id)}", {})
+        body = {} if thread_id is None else {"thread_id": thread_id}
+        await self.call("POST", f"/v3/rooms/{quoted(room_id)}/receipt/{kind}/{quoted(event_id)}", body)
 
     async def typing(self, room_id: str, *, typing: bool = True) -> None:
-        """Say whether the user is typing."""
+        """Say whether the user is typing; it goes on for two minutes, if nothing ends it."""
         path = f"/v3/rooms/{quoted(room_id)}/typing/{quoted(self.user_id)}"
-        await self.call("PUT", path, {"typing": typing, **({"timeout": 20_000} if typing else {})})
+        await self.call("PUT", path, {"typing": typing, **({"timeout": 120_000} if typing else {})})
 
     async def joined_members(self, room_id: str) -> set[str]:
         """Who is in the room."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,13 @@ from tests.interop.servers import Authority, OurServer, Server, SynapseServer
 
 PAIRS = os.environ.get("INTEROP_PAIRS", "ours-ours ours-synapse synapse-ours").split()
 LOG_OF_FAILED_TEST_MAX = 12_000
+
+
+def pairs(home: str = "", away: str = "") -> pytest.MarkDecorator:
+    """For a test about some of the pairs: those that begin at, or go to, a server of this kind."""
+    chosen = [pair for pair in PAIRS if pair.startswith(home) and pair.endswith(away)]
+    return pytest.mark.parametrize("pair", chosen, indirect=True)
+
 
 Connect = Callable[[Server, str], Awaitable[MatrixClient]]
 """Registers a user with this localpart (and a number, so that it is new) at a server."""
@@ -55,6 +63,17 @@ class Fleet:
         """The two servers of a pair such as ``ours-synapse``."""
         home, away = names.split("-")
         return Pair(self.running(home), self.running(away if away != home else f"{away}2"))
+
+    @contextmanager
+    def visiting(self, name: str, **options: Any) -> Iterator[OurServer]:
+        """A server of ours that runs for one test, with the options of ``OurServer``."""
+        server = OurServer(name, self.directory, self.authority, **options)
+        self.servers[name] = server
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
     def kill(self) -> None:
         """End them all."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.interop.client import MatrixClient
+
+ARRIVE_SECONDS_MAX = 90.0
+"""How long a server may take that others had to wait before they try it again."""
 
 
 async def room_of(owner: MatrixClient, *guests: MatrixClient, **options: Any) -> str:
@@ -36,3 +40,15 @@ async def talk_both_ways(one: MatrixClient, other: MatrixClient, room_id: str) -
         text = f"{speaker.user_id} speaks {len(speaker.bodies(room_id))}"
         await speaker.send(room_id, text)
         await listener.until(lambda listener=listener, text=text: text in listener.bodies(room_id))  # type: ignore[misc]
+
+
+async def everything_arrives(client: MatrixClient, room_id: str, expected: set[str]) -> None:
+    """``client``'s server has all of these messages, soon."""
+    missing = expected
+    try:
+        async with asyncio.timeout(ARRIVE_SECONDS_MAX):
+            while missing := expected.difference(await client.message_bodies(room_id)):
+                await client.sync(timeout_ms=1_000)
+    except TimeoutError:
+        some = sorted(missing)[:5]
+        raise AssertionError(f"{client.user_id} misses {len(missing)} messages: {some} ...") from None

@@ -12,12 +12,10 @@ import pytest
 from tests.interop.cable import Cable
 from tests.interop.client import MatrixClient
 from tests.interop.conftest import Connect, Fleet, Pair
-from tests.interop.rooms import room_of, talk_both_ways
+from tests.interop.rooms import ARRIVE_SECONDS_MAX, everything_arrives, room_of, talk_both_ways
 from tests.interop.servers import OurServer, Server, SynapseServer, free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
-
-CONVERGE_SECONDS_MAX = 60
+pytestmark = pytest.mark.anyio
 
 
 async def test_messages_wait_for_a_server_that_is_down(pair: Pair, alice: MatrixClient, bob: MatrixClient) -> None:
@@ -27,7 +25,7 @@ async def test_messages_wait_for_a_server_that_is_down(pair: Pair, alice: Matrix
     for text in sent:
         await alice.send(room_id, text)
     pair.away.start()
-    await bob.until(lambda: sent[-1] in bob.bodies(room_id), CONVERGE_SECONDS_MAX)
+    await bob.until(lambda: sent[-1] in bob.bodies(room_id), ARRIVE_SECONDS_MAX)
     assert [text for text in await bob.message_bodies(room_id) if text in sent] == sent
 
 
@@ -43,7 +41,7 @@ async def test_messages_are_owed_across_a_restart(pair: Pair, alice: MatrixClien
     pair.away.start()
     if pair.home.kind != "ours":  # Synapse waits for the next event
         await alice.send(room_id, "and now?")
-    await bob.until(lambda: sent[-1] in bob.bodies(room_id), CONVERGE_SECONDS_MAX)
+    await bob.until(lambda: sent[-1] in bob.bodies(room_id), ARRIVE_SECONDS_MAX)
     assert [text for text in await bob.message_bodies(room_id) if text in sent] == sent
 
 
@@ -120,21 +118,10 @@ async def island(fleet: Fleet, kinds: str) -> AsyncIterator[tuple[list[Server], 
         yield servers, cables
 
 
-async def everything_arrives(client: MatrixClient, room_id: str, expected: set[str]) -> None:
-    """``client``'s server has all of these messages, soon."""
-    try:
-        async with asyncio.timeout(CONVERGE_SECONDS_MAX):
-            while expected.difference(await client.message_bodies(room_id)):
-                await client.sync(timeout_ms=1_000)
-    except TimeoutError:
-        missing = sorted(expected.difference(await client.message_bodies(room_id)))
-        raise AssertionError(f"{client.user_id} misses {len(missing)} messages: {missing[:5]} ...") from None
-
-
 async def converge(clients: tuple[MatrixClient, ...], room_id: str) -> None:
     """All servers come to the same state."""
     try:
-        async with asyncio.timeout(CONVERGE_SECONDS_MAX):
+        async with asyncio.timeout(ARRIVE_SECONDS_MAX):
             while True:
                 states = [await state_ids(client, room_id) for client in clients]
                 if all(state == states[0] for state in states):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.interop.client import MatrixClient, MatrixError
 from tests.interop.conftest import Connect, Fleet, Pair
-from tests.interop.rooms import invited, room_of
+from tests.interop.rooms import everything_arrives, invited, room_of
 from tests.interop.servers import OurServer
 from tests.postgresql import PostgresqlServer
 
@@ -89,7 +89,7 @@ async def converse_until_killed(pair: Pair, alice: MatrixClient, bob: MatrixClie
             if len(acknowledged) >= SENT_BEFORE_THE_KILL:
                 enough.set()
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(90), asyncio.TaskGroup() as group:
         for client in (alice, bob):
             for number in range(SENDERS):
                 group.create_task(keep_sending(client, number))
@@ -97,15 +97,6 @@ async def converse_until_killed(pair: Pair, alice: MatrixClient, bob: MatrixClie
         pair.home.kill()
         pair.away.kill()
     return acknowledged
-
-
-async def everything_arrives(client: MatrixClient, room_id: str, expected: set[str]) -> None:
-    """``client``'s server has all of these messages, soon."""
-    missing: set[str] = set()
-    async with asyncio.timeout(60):
-        while missing := expected.difference(await client.message_bodies(room_id)):
-            await client.sync(timeout_ms=1_000)
-    assert not missing
 
 
 async def test_join_room_later_and_read_on(alice: MatrixClient, bob: MatrixClient) -> None:

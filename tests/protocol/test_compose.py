@@ -160,6 +160,18 @@ def test_lengths(draft: EventDraft) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
+def test_an_invitation_names_its_server(version: str) -> None:
+    """A required field of /invite, whose event must not be changed by those who sign it."""
+    event = composed(version, EventDraft("m.room.member", ALICE, {"membership": "invite"}, "@bob:other.org"))
+    assert event.pdu["origin"] == "example.org"
+    assert has_intact_content(event)
+    assert parse_event(orjson.loads(event.json), event.version).event_id == event.event_id
+    for content in ({"membership": "join"}, {"membership": ["invite"]}):
+        assert "origin" not in composed(version, EventDraft("m.room.member", ALICE, content, ALICE)).pdu
+    assert "origin" not in composed(version, EventDraft("x", ALICE, {"membership": "invite"}, "")).pdu
+
+
+@pytest.mark.parametrize("version", ALL)
 def test_a_second_signature(version: str) -> None:
     event = composed(version, EventDraft("m.room.member", ALICE, {"membership": "invite"}, "@bob:other.org"))
     before = event.json

@@ -46,6 +46,6 @@ def test_case_and_question_marks_can_be_set() -> None:
 
 def test_many_stars_do_not_take_long() -> None:
     pattern = compile_globs(["*a" * 100 + "b"])
-    started = time.perf_counter()
+    started = time.thread_time()
     assert not pattern.fullmatch("a" * 5000)
-    assert time.perf_counter() - started < 5  # seconds; with backtracking it would be years
+    assert time.thread_time() - started < 5  # seconds; with backtracking it would be years

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.governance.roles import Role
 from homeserver.protocol.events import EventDraft
-from homeserver.rooms.bans import Bans
-from homeserver.rooms.governed_events import GovernedEvents
-from homeserver.rooms.invitations import Invitations
 from homeserver.rooms.listings import PageRequest, place_of, token_of
-from homeserver.rooms.roles import Roles
-from homeserver.rooms.send import Sender
 from homeserver.rooms.visible_events import VisibleEvents
 from homeserver.rooms.who_has_read import WhoHasRead
 from homeserver.storage import accounts, user_rooms
 from homeserver.storage.database import Database
 from homeserver.storage.ownership import FormerOwner, OwnerlessRoom, ownerless_rooms, ownership_of
 from tests.factories.rooms import RoomFactory
-from tests.fakes.homeserver import ALICE, BOB, CAROL, DAVE, SERVER_NAME, ZOE, CoreServer, add_users
+from tests.fakes.governed_server import GovernedServer, tell
+from tests.fakes.homeserver import ALICE, BOB, CAROL, DAVE, SERVER_NAME, ZOE
 from tests.fakes.reading_server import ReadingServer, user
 from tests.storage.stored_rooms import store_room
 
 ALL = PageRequest()
-
-
-class GovernedServer(CoreServer):
-    """With the services of the governance API."""
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
-        self.governed = GovernedEvents("enforce", database)
-        self.sender = Sender(self.writers, self.key, self.clock, self.governed)
-        self.memberships._sender = self.sender
-        self.roles = Roles(database, self.heads, self.writers, self.sender, self.governed, SERVER_NAME)
-        self.invitations = Invitations(database, self.heads, self.writers, self.sender, SERVER_NAME)
-        self.bans = Bans(database, self.heads, SERVER_NAME)
-
-
-def tell(database: Database, story: Callable[[GovernedServer], Awaitable[None]]) -> None:
-    async def run() -> None:
-        await story(GovernedServer(database))
-
-    add_users(database, ALICE, BOB, CAROL, DAVE)
-    asyncio.run(run())
 
 
 def test_roles(database: Database) -> None:

@@ -21,8 +21,7 @@ from homeserver.storage.typing import TypingNotice
 from tests.factories.rooms import RoomFactory
 from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users
 from tests.storage.test_database import terminate_connections
-
-PATIENCE_S = 10.0
+from tests.waiting import WAIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +54,7 @@ async def following(*servers: CoreServer) -> AsyncIterator[None]:
 async def until_at(server: CoreServer, position: int | None) -> None:
     """Wait until a process knows of everything up to a position."""
     reader = server.notifier.reader()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(WAIT_S):
         while server.notifier.position != position:
             await reader.wait()
             reader.clear()
@@ -63,7 +62,7 @@ async def until_at(server: CoreServer, position: int | None) -> None:
 
 async def wakes(server: CoreServer, user: str, do: Callable[[], Awaitable[object]]) -> bool:
     """Whether something that happens elsewhere wakes a user's request here."""
-    waiting = asyncio.create_task(server.notifier.wait_for_user(user, PATIENCE_S))
+    waiting = asyncio.create_task(server.notifier.wait_for_user(user, WAIT_S))
     await asyncio.sleep(0)
     await do()
     return await waiting
@@ -218,7 +217,7 @@ def test_nothing_is_lost_or_told_twice_while_both_write(pair: tuple[CoreServer, 
                         seen[name] += [change.position for change in changes]
                         position = server.notifier.position
                     else:
-                        assert await server.notifier.wait_for_user(ALICE, PATIENCE_S)
+                        assert await server.notifier.wait_for_user(ALICE, WAIT_S)
 
             end = start + 60
             watching = [

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from homeserver.protocol.events import Event
 from homeserver.rooms.typing import Typing
@@ -362,6 +364,71 @@ def test_a_soft_failed_event_keeps_no_other_out_of_the_extremities(servers: Serv
         assert await at.send(secret) == {secret.event_id: {}}
         assert await at.extremities() == {secret.event_id}
         assert (await at.state())["m.room.topic", ""] == secret.event_id
+
+    play(servers, story)
+
+
+def show_nothing(remote: RemoteServer) -> None:
+    """The remote server answers as those do whose room the asking server is not in."""
+
+    async def refuse(_: Request) -> Response:
+        return JSONResponse({"errcode": "M_FORBIDDEN", "error": "Host not in room."}, status_code=403)
+
+    for endpoint in ("event_auth", "state_ids", "state", "event", "backfill", "missing_events"):
+        remote.replaced[endpoint] = refuse
+
+
+@pytest.mark.parametrize("kind", ["ban", "kick"])
+def test_our_user_is_removed_though_nobody_shows_what_came_before(servers: Servers, kind: str) -> None:
+    async def story(at: Scene) -> None:
+        missed = [at.room.send(ALICE, str(number)) for number in range(3)]
+        removal = at.room.ban(ALICE, at.bob) if kind == "ban" else at.room.kick(ALICE, at.bob)
+        show_nothing(at.remote)
+        assert await at.send(removal) == {removal.event_id: {}}
+        assert await at.verdict(removal) == Verdict.ACCEPTED
+        assert (await at.state())["m.room.member", at.bob] == removal.event_id
+        assert {await at.verdict(event) for event in missed} == {None}
+        assert not (await at.ours.head(at.room.room_id)).joined_local
+
+    play(servers, story)
+
+
+def test_who_may_not_remove_our_user_cannot_by_hiding_what_came_before(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        missed = at.room.send(ALICE, "missed")
+        removal = at.room.ban(EVE, at.bob, prev_events=[missed])
+        other = at.room.ban(ALICE, EVE, prev_events=[missed])
+        show_nothing(at.remote)
+        results = await at.send(removal, other)
+        assert "error" in results[removal.event_id]
+        assert "error" in results[other.event_id]
+        assert await at.verdict(removal) in (Verdict.REJECTED, None)
+        assert await at.verdict(other) is None
+        assert at.bob in (await at.ours.head(at.room.room_id)).joined_local
+
+    play(servers, story)
+
+
+def test_what_follows_soft_failed_events_follows_what_they_follow(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        old = at.room.send(ALICE, "old")
+        ban = at.room.ban(ALICE, EVE, prev_events=[old])
+        await at.send(old, ban)
+        evasions = [at.room.send(EVE, "1", prev_events=[old])]
+        evasions.append(at.room.send(EVE, "2", prev_events=[evasions[0]]))
+        await at.send(*evasions)
+        assert {await at.verdict(event) for event in evasions} == {Verdict.SOFT_FAILED}
+        beside = at.room.send(ALICE, "has not heard of the ban", prev_events=[evasions[1]])
+        await at.send(beside)
+        assert await at.extremities() == {ban.event_id, beside.event_id}
+        # From one that is followed only by what was not let in, the room goes on.
+        await at.send(at.room.send(ALICE, "both", prev_events=[ban, beside]))
+        (tip,) = await at.extremities()
+        unheard = at.room.send(EVE, "3", prev_events=[tip])
+        after = at.room.send(ALICE, "after", prev_events=[unheard])
+        await at.send(unheard, after)
+        assert await at.verdict(unheard) in (Verdict.SOFT_FAILED, Verdict.REJECTED)
+        assert await at.extremities() == {after.event_id}
 
     play(servers, story)
 

@@ -19,17 +19,27 @@ from homeserver.errors import (
     RemoteFailed,
     UnsupportedRoomVersion,
 )
+from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
-from homeserver.rooms import owed_requests
+from homeserver.rooms import owed_requests, remote_membership
 from homeserver.rooms.membership import Memberships
 from homeserver.storage import delivery as store
 from homeserver.storage import user_rooms
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory, ServerKey
+from tests.fakes.network import Sent
 from tests.fakes.servers import OurServer, RemoteServer, Servers, eventually
 
 OURS, REMOTE, OTHER = "ours.test:8448", "remote.test:8448", "other.test:8448"
-HOST, BOB = f"@host:{REMOTE}", f"@bob:{OURS}"
+HOST, BOB, CAROL = f"@host:{REMOTE}", f"@bob:{OURS}", f"@carol:{OURS}"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owed_requests, "RETRY_MS_MIN", 20)
+    monkeypatch.setattr(remote_membership, "UNDO_UNCERTAIN_JOIN_MS", 20)
+
+
 VERSIONS = pytest.mark.parametrize("version", ["2", "6", "11", "12"])
 
 
@@ -62,6 +72,13 @@ class Scene:
 
     async def owed(self) -> int | None:
         return await self.ours.get(Database).read(store.next_request_ts)
+
+    async def settled(self) -> bool:
+        return await self.owed() is None
+
+    async def left(self) -> dict[str, Any] | None:
+        """The leave that the remote server was sent."""
+        return getattr(self.remote, "left", None)
 
 
 def play(
@@ -215,6 +232,72 @@ def test_rooms_that_do_not_hold_together_are_not_joined(servers: Servers, change
         with pytest.raises(MatrixError):
             await at.ours.join(BOB, at.room.room_id, REMOTE)
         assert await at.standing() is None
+        # The other server took the join in: it must not hold bob for a member.
+        left = await eventually(at.left)
+        assert (left["sender"], left["state_key"], left["content"]) == (BOB, BOB, {"membership": "leave"})
+        assert at.room.state["m.room.member", BOB].event_id in parse_event(left, at.room.version).auth_events
+        await eventually(at.settled)
+
+    play(servers, story)
+
+
+def test_a_join_that_no_server_accepted_is_not_undone(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        await at.invite()
+        for status in (403, 400, 503):
+
+            async def refuse(_: Request, status: int = status) -> Response:
+                return JSONResponse({"errcode": "M_UNKNOWN", "error": "because"}, status)
+
+            at.remote.replaced["send_join"] = refuse
+            with pytest.raises(MatrixError):
+                await at.ours.join(BOB, at.room.room_id, REMOTE)
+            # Whether a server that failed has not accepted it after all, is looked at.
+            assert (await at.owed() is not None) == (status == 503)
+            await eventually(at.settled)
+        assert await at.left() is None
+        assert at.servers.network.requests(REMOTE, "make_leave") != []
+        # So the invitation is still good.
+        at.remote.replaced.clear()
+        await at.ours.join(BOB, at.room.room_id)
+        assert await at.standing() == "join"
+
+    play(servers, story, join_rule="invite")
+
+
+def test_a_join_is_not_undone_where_the_next_server_helps(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        other = at.servers.remote(OTHER, at.room)
+        at.room.join(f"@zoe:{OTHER}")
+        change_answer(at, _without("m.room.create"))
+        await at.ours.join(BOB, at.room.room_id, REMOTE, OTHER)
+        assert await at.standing() == "join"
+        assert at.servers.network.requests(OTHER, "send_join") != []
+        assert await at.settled()
+        assert await at.left() is None
+        assert not hasattr(other, "left")
+
+    play(servers, story)
+
+
+def test_a_join_is_undone_once_the_server_can_be_reached(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        change_answer(at, lambda answer: answer.update(state=[]))
+        cut = asyncio.Event()
+
+        def cut_off(sent: Sent) -> Sent:
+            if "send_join" in sent.path:
+                at.servers.network.split(OURS, REMOTE)
+                cut.set()
+            return sent
+
+        at.servers.network.tamper = cut_off
+        with pytest.raises(MatrixError):
+            await at.ours.join(BOB, at.room.room_id, REMOTE)
+        assert cut.is_set()
+        assert await at.owed() is not None
+        at.servers.network.heal(OURS, REMOTE)
+        assert await eventually(at.left)
 
     play(servers, story)
 
@@ -297,9 +380,7 @@ def test_a_rejection_reaches_the_inviting_server(servers: Servers, version: str)
     play(servers, story, version, join_rule="invite")
 
 
-def test_a_rejection_while_the_inviting_server_is_away(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owed_requests, "RETRY_MS_MIN", 20)
-
+def test_a_rejection_while_the_inviting_server_is_away(servers: Servers) -> None:
     async def story() -> None:
         async with servers:
             room = RoomFactory("11", REMOTE)
@@ -332,6 +413,62 @@ def test_a_new_invitation_ends_what_was_owed_for_the_old(servers: Servers) -> No
         assert await at.owed() is None
 
     play(servers, story, join_rule="invite")
+
+
+# -- being invited where others of ours are in the room already --------------------------------------------------------
+
+
+async def invite_carol(at: Scene) -> Event:
+    """Bob is in the room; our server signs the invitation of carol, and expects it by /send."""
+    await at.ours.join(BOB, at.room.room_id, REMOTE)
+    await at.ours.user("carol")
+    event = at.room.event(HOST, "m.room.member", {"membership": "invite"}, CAROL)
+    body = {"event": event.pdu, "room_version": at.room.version.identifier, "invite_room_state": []}
+    body["invite_room_state"] = [at.room.state["m.room.create", ""].pdu]
+    uri = f"/_matrix/federation/v2/invite/{at.room.room_id}/{event.event_id.replace('$', '%24')}"
+    answer = await at.remote.request("PUT", OURS, uri, body)
+    assert answer.status_code == 200, answer.text
+    return parse_event(answer.json()["event"], at.room.version, room_id=at.room.room_id)
+
+
+async def standing_of_carol(at: Scene) -> str | None:
+    found = await at.ours.get(Database).read(user_rooms.standing_of, CAROL, at.room.room_id)
+    return found.membership if found is not None else None
+
+
+@VERSIONS
+def test_an_invitation_into_a_room_that_we_are_in(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        invitation = await invite_carol(at)
+        assert await standing_of_carol(at) is None
+        assert await at.remote.transaction(OURS, [invitation]) == {invitation.event_id: {}}
+        assert await standing_of_carol(at) == "invite"
+        await at.ours.join(CAROL, at.room.room_id)
+        assert await standing_of_carol(at) == "join"
+
+    play(servers, story, version)
+
+
+@VERSIONS
+def test_an_invitation_that_comes_when_we_have_just_left(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        invitation = await invite_carol(at)
+        await at.memberships.leave(BOB, at.room.room_id)
+        unsigned = {**invitation.pdu, "signatures": {REMOTE: invitation.pdu["signatures"][REMOTE]}}
+        results = await at.remote.transaction(OURS, [unsigned])
+        assert "error" in results[invitation.event_id]
+        other = at.servers.remote(OTHER, at.room)
+        assert "error" in (await other.transaction(OURS, [invitation]))[invitation.event_id]
+        assert await standing_of_carol(at) is None
+
+        assert await at.remote.transaction(OURS, [invitation]) == {invitation.event_id: {}}
+        assert await standing_of_carol(at) == "invite"
+        # What has been answered does not come back with it.
+        await at.memberships.leave(CAROL, at.room.room_id)
+        await at.remote.transaction(OURS, [invitation])
+        assert await standing_of_carol(at) == "leave"
+
+    play(servers, story, version)
 
 
 # -- being uninvited ---------------------------------------------------------------------------------------------------

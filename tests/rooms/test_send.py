@@ -11,7 +11,7 @@ from homeserver.errors import BadJson, Forbidden, TooLarge
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.protocol.signatures import verify_event_signature
-from homeserver.rooms.send import PREV_EVENTS_CITED_MAX
+from homeserver.rooms.state import RESOLVED_TOGETHER_MAX
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.homeserver import ALICE, BOB, SERVER_NAME, ZOE, CoreServer, add_users
@@ -115,10 +115,10 @@ def test_many_branches_are_brought_together_some_at_a_time(server: CoreServer) -
         room.join(ZOE)
         await server.adopt(room)
         start = room.extremities
-        branches = [room.send(ZOE, str(number), prev_events=start) for number in range(PREV_EVENTS_CITED_MAX + 3)]
+        branches = [room.send(ZOE, str(number), prev_events=start) for number in range(RESOLVED_TOGETHER_MAX + 3)]
         await server.receive(*branches)
         sent = await server.send(room.room_id)
-        assert len(sent.event.prev_events) == PREV_EVENTS_CITED_MAX
+        assert len(sent.event.prev_events) == RESOLVED_TOGETHER_MAX
         assert len((await server.heads.get(room.room_id)).extremities) == 4
         await server.send(room.room_id)
         assert len((await server.heads.get(room.room_id)).extremities) == 1

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from homeserver.storage import streams
-from homeserver.storage.database import GROUP_MAX, Database, in_slices, insert, upsert
-from homeserver.storage.tables import account_data, counters, filters
+from homeserver.storage.database import GROUP_MAX, Database, among, in_slices, insert, upsert
+from homeserver.storage.tables import account_data, counters, filters, room_members
+from tests.waiting import WAIT_S
 
 Row = dict[str, object]
 
@@ -276,7 +277,7 @@ def test_writers_that_need_the_same_rows_in_another_order_do_not_deadlock(databa
                 connection.execute(filters.update().where(filters.c.filter_id == str(number)).values(json=b"[]"))
 
         jobs = [p.write(touch, order) for _ in range(30) for p, order in ((database, (1, 2)), (second, (2, 1)))]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*jobs)
 
     asyncio.run(story())
@@ -378,3 +379,18 @@ def test_upsert_replaces_what_is_named_and_nothing_else(database: Database) -> N
 def test_slices() -> None:
     assert [list(part) for part in in_slices([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
     assert list(in_slices([])) == []
+
+
+def test_keys_of_several_columns_are_found_by_their_index(database: Database) -> None:
+    columns = (room_members.c.room_nid, room_members.c.user_id)
+    statement = select(*columns).where(among(columns, [(1, "@a:x"), (2, "@b:x")]))
+    row = {"membership": "join", "event_nid": 1, "event_ts": 1, "sort_name": ""}
+    with database.begin() as connection:
+        places = [(1, "@a:x"), (1, "@b:x"), (2, "@b:x"), (3, "@a:x")]
+        connection.execute(insert(connection, room_members), [{**row, "room_nid": r, "user_id": u} for r, u in places])
+        assert {tuple(found) for found in connection.execute(statement)} == {(1, "@a:x"), (2, "@b:x")}
+        if database.is_sqlite:
+            compiled = statement.compile(connection, compile_kwargs={"literal_binds": True})
+            plan = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
+            assert plan[0].startswith("SEARCH room_members")
+            assert "user_id=?" in plan[0]

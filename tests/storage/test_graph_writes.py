@@ -27,7 +27,7 @@ from homeserver.storage.appends import (
 )
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
-from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
 from homeserver.storage.integrity import find_problems
 from homeserver.storage.tables import events, rooms
 from tests.factories.rooms import RoomFactory
@@ -127,6 +127,23 @@ def test_a_transaction_id_is_used_once(database: Database, writer: GraphWriter) 
     (outcome,) = write(database, writer, again)
     assert isinstance(outcome, AlreadySent)
     assert outcome.sent == {again.events[0].event.event_id: sent.nids[first.events[0].event.event_id]}
+
+
+def test_who_repeats_a_request_holds_up_nobody_else(database: Database, writer: GraphWriter) -> None:
+    (room, append), (other_room, other_append) = new_room(), new_room()
+    place, other_place = (made(outcome) for outcome in write(database, writer, append, other_append))
+    first = message(room, place, txn=TransactionKey(ALICE, "D", "send/1", "t", 5))
+    sent = made(write(database, writer, first)[0])
+    again = message(room, place, 2, TransactionKey(ALICE, "D", "send/1", "t", 9))
+    other = message(other_room, other_place, txn=TransactionKey(ALICE, "D", "send/2", "t", 9))
+    repeated, appended = write(database, writer, again, other)
+    assert isinstance(repeated, AlreadySent)
+    assert list(repeated.sent.values()) == [sent.nids[first.events[0].event.event_id]]
+    (event_id,) = made(appended).nids
+    claimed = database.read_now(event_of_transaction, TransactionKey(ALICE, "D", "send/2", "t", 0))
+    assert claimed == made(appended).nids[event_id]
+    assert database.read_now(event_graph.nids_of, [again.events[0].event.event_id]) == {}
+    assert database.read_now(find_problems) == []
 
 
 def test_a_room_whose_alias_is_taken_is_not_added(database: Database, writer: GraphWriter) -> None:

@@ -8,6 +8,7 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory
 from tests.fakes.reading_server import VERSION, ReadingServer, bodies, joined, types, user
+from tests.waiting import WAIT_S
 
 BOB = user("bob")
 LAZY: JsonObject = {"room": {"state": {"lazy_load_members": True}}}
@@ -33,7 +34,7 @@ def test_invitation_from_outside_and_its_revocation(database: Database) -> None:
         poll = asyncio.create_task(server.sync("bob", since, timeout_ms=30_000))
         await asyncio.sleep(0)
         await server.imports.out_of_band(VERSION, room.invite("mary", BOB), stripped)
-        response = await asyncio.wait_for(poll, 5)
+        response = await asyncio.wait_for(poll, WAIT_S)
         name, invitation = response["rooms"]["invite"][room.room_id]["invite_state"]["events"]
         assert name == {"type": "m.room.name", "state_key": "", "sender": "@mary:other.org", "content": {}}
         assert invitation["content"] == {"membership": "invite"}

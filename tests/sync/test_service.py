@@ -12,6 +12,7 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from tests.fakes.reading_server import ReadingServer, bodies, joined, types, user
+from tests.waiting import WAIT_S
 
 LAZY: JsonObject = {"room": {"state": {"lazy_load_members": True}}}
 REDUNDANT: JsonObject = {"room": {"state": {"lazy_load_members": True, "include_redundant_members": True}}}
@@ -270,10 +271,10 @@ def test_waits_for_news_and_no_longer(database: Database) -> None:
         await asyncio.sleep(0)
         await server.send(other, "alice", "of no interest")
         await server.send(room, "alice", "news")
-        assert bodies(joined(await asyncio.wait_for(poll, 5), room)) == ["news"]
+        assert bodies(joined(await asyncio.wait_for(poll, WAIT_S), room)) == ["news"]
         since = (await server.sync("bob"))["next_batch"]
         await server.send(other, "alice", "of no interest")
-        response = await asyncio.wait_for(server.sync("bob", since, timeout_ms=10), 5)
+        response = await asyncio.wait_for(server.sync("bob", since, timeout_ms=10), WAIT_S)
         assert "rooms" not in response
         assert int(response["next_batch"][1:]) > int(since[1:])
 
@@ -293,7 +294,7 @@ def test_filter_that_hides_the_news_goes_on_waiting(database: Database) -> None:
             await asyncio.sleep(0)
         assert not poll.done()
         await server.send(room, "alice", "news")
-        assert bodies(joined(await asyncio.wait_for(poll, 5), room)) == ["news"]
+        assert bodies(joined(await asyncio.wait_for(poll, WAIT_S), room)) == ["news"]
 
     asyncio.run(story())
 
@@ -311,10 +312,10 @@ def test_logout_ends_the_poll_of_that_device_only(database: Database) -> None:
         goes = await waiting(server, "alice", since, logged_out)
         server.notifier.wake_user(user("alice"))
         with pytest.raises(UnknownToken):
-            await asyncio.wait_for(goes, 5)
+            await asyncio.wait_for(goes, WAIT_S)
         assert not stays.done()
         server.notifier.close()
-        assert b"rooms" not in await asyncio.wait_for(stays, 5)
+        assert b"rooms" not in await asyncio.wait_for(stays, 25)  # sooner than by itself
 
     asyncio.run(story())
 
@@ -342,7 +343,7 @@ def test_other_process_on_the_same_database(database: Database) -> None:
         await server.set_account_data("bob", "org.example", {})
         poll = asyncio.create_task(other.sync("bob", since, timeout_ms=30_000))
         await other.notifier.catch_up(server.notifier.position)
-        response = await asyncio.wait_for(poll, 5)
+        response = await asyncio.wait_for(poll, WAIT_S)
         assert bodies(joined(response, room))[0] == "from elsewhere"
         assert types(joined(response, room)["ephemeral"]["events"]) == ["m.typing", "m.receipt"]
         assert types(response["account_data"]["events"]) == ["org.example"]

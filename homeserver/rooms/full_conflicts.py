@@ -1,0 +1,131 @@
+"""What a state resolution has to look at, found by the index of auth chains.
+
+https://spec.matrix.org/v1.19/rooms/v2/#definitions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from homeserver.protocol.authorization import auth_event_keys
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.room_versions import RoomVersion, StateResolution
+from homeserver.storage import auth_chains, event_graph, room_state
+from homeserver.storage.database import Database
+
+
+async def full_conflict(
+    database: Database,
+    version: RoomVersion,
+    states: Sequence[Mapping[StateKey, str]],
+    conflicted_ids: set[str],
+    likely_keys: Iterable[StateKey],
+    unstored: Mapping[str, Event],
+) -> tuple[set[str], set[str]]:
+    """Auth difference, perhaps with conflicted events that are not part of it, and conflicted subgraph.
+
+    ``likely_keys`` are those under which the conflicted events have their auth events.
+
+    The index of auth chains covers what is committed. An event that is not stands for its auth events and itself:
+    nothing that is committed can have it in its auth chain.
+    """
+    shared = frozenset(states[0].values()) - conflicted_ids
+    own = [frozenset(state.values()) - shared for state in states]
+    fringes = [_stored_fringe(ids, unstored) for ids in own]
+    wants_subgraph = version.state_resolution is StateResolution.V2_1
+    starts, _ = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
+    shared_stored, shared_waiting = _stored_fringe(shared, unstored) if unstored else (shared, set[str]())
+    likely = {event_id for key in likely_keys if (event_id := states[0].get(key)) is not None}
+    difference, subgraph = await database.read(
+        _conflict_by_index,
+        _Fringes(shared_stored, likely & shared_stored, [fringe for fringe, _ in fringes], conflicted_ids),
+        (conflicted_ids - unstored.keys(), starts) if wants_subgraph else None,
+    )
+    waiting = [pending for _, pending in fringes]
+    difference |= set().union(*waiting) - set(waiting[0]).intersection(*waiting[1:]) - shared_waiting
+    if wants_subgraph:
+        subgraph |= _unstored_subgraph(conflicted_ids, subgraph, unstored)
+    return difference, subgraph
+
+
+def _stored_fringe(ids: Iterable[str], unstored: Mapping[str, Event]) -> tuple[set[str], set[str]]:
+    """Committed events that these events are or lead to, and the uncommitted ones on the way."""
+    fringe: set[str] = set()
+    pending: set[str] = set()
+    todo = list(ids)
+    while todo:
+        event_id = todo.pop()
+        event = unstored.get(event_id)
+        if event is None:
+            fringe.add(event_id)
+        elif event_id not in pending:
+            pending.add(event_id)
+            todo.extend(event.auth_events)
+    return fringe, pending
+
+
+def _unstored_subgraph(conflicted_ids: set[str], subgraph: set[str], unstored: Mapping[str, Event]) -> set[str]:
+    """Uncommitted events from which a conflicted event is reached, and which a conflicted event reaches.
+
+    ``subgraph`` holds the committed ones.
+    """
+    ends = conflicted_ids | subgraph
+    _, reached = _stored_fringe(conflicted_ids & unstored.keys(), unstored)
+    leads: set[str] = set()
+    for event_id in reached:
+        fringe, pending = _stored_fringe([event_id], unstored)
+        if (fringe | pending) & ends:
+            leads.add(event_id)
+    return leads
+
+
+@dataclass(frozen=True, slots=True)
+class _Fringes:
+    """States to find the auth difference of, as committed events."""
+
+    shared: AbstractSet[str]
+    """What all have."""
+    likely: AbstractSet[str]
+    """The part of that from which most of the auth chains is reached."""
+    own: Sequence[AbstractSet[str]]
+    """What each has besides."""
+    conflicted: AbstractSet[str]
+    """Events of which it does not matter whether they are in the difference."""
+
+
+def cited_keys(events: Iterable[Event]) -> set[StateKey]:
+    """The keys under which events have their auth events."""
+    return {
+        key
+        for event in events
+        for key in auth_event_keys(event.type, event.sender, event.state_key, event.content, event.version)
+    }
+
+
+def _conflict_by_index(
+    connection: Connection, fringes: _Fringes, subgraph_ends: tuple[AbstractSet[str], set[str]] | None
+) -> tuple[set[str], set[str]]:
+    subgraph: set[int] = set()
+    if subgraph_ends is not None:
+        conflicted, starts = (event_graph.nids_of(connection, ids).values() for ids in subgraph_ends)
+        subgraph = auth_chains.conflicted_subgraph(connection, conflicted, starts)
+    return _auth_difference(connection, fringes), set(room_state.event_ids_of(connection, subgraph).values())
+
+
+def _auth_difference(connection: Connection, fringes: _Fringes) -> set[str]:
+    # What a large room's states share is large too. A small part of it mostly shows that there is nothing to be found.
+    found = _difference_beyond(connection, fringes.likely, fringes.own) - fringes.shared
+    if found <= fringes.conflicted:
+        return found
+    return _difference_beyond(connection, fringes.shared, fringes.own)
+
+
+def _difference_beyond(connection: Connection, shared: AbstractSet[str], own: Sequence[AbstractSet[str]]) -> set[str]:
+    nids = event_graph.nids_of(connection, set(shared).union(*own))
+    common, *sets = ({nids[event_id] for event_id in ids if event_id in nids} for ids in (shared, *own))
+    difference = auth_chains.difference_beyond(connection, common, sets)
+    return set(room_state.event_ids_of(connection, difference).values())

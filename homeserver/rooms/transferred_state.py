@@ -1,0 +1,197 @@
+"""What the state of a room becomes in the new room that takes its place. Pure: content in, content out.
+
+https://spec.matrix.org/v1.19/client-server-api/#room-upgrades
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from homeserver.errors import InvalidEvent
+from homeserver.governance.room_defaults import CREATORS_ONLY, OWNER
+from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN, check_strict
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.identifiers import is_valid_user_id
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.power_levels import (
+    CREATOR_LEVEL_WITHOUT_EVENT,
+    NAMED_LEVELS,
+    creators_of,
+    parse_level,
+    power_levels_of,
+)
+from homeserver.protocol.room_versions import RoomVersion
+
+CREATE: StateKey = ("m.room.create", "")
+POWER_LEVELS: StateKey = ("m.room.power_levels", "")
+TOMBSTONE = "m.room.tombstone"
+COPIED_TYPES = (
+    "m.room.name",
+    "m.room.topic",
+    "m.room.avatar",
+    "m.room.server_acl",
+    "m.room.encryption",
+    "m.room.guest_access",
+    "m.room.history_visibility",
+)
+"""What is transferred as it is, as the specification recommends; join rules and power levels go through more."""
+MUTED_LEVEL = 50
+"""What it takes at least to speak in a room that was replaced, and to invite to it."""
+
+
+def sayable(content: JsonObject) -> JsonObject:
+    """What of a content can be said in every room version: versions 1 to 5 take numbers that later ones refuse."""
+    return {key: value for key, value in content.items() if _is_strict({key: value})}
+
+
+def _is_strict(value: Any) -> bool:
+    try:
+        check_strict(value)
+    except InvalidEvent:
+        return False
+    return True
+
+
+def creation_content(create: Event, predecessor: JsonObject, additional_creators: Collection[str]) -> JsonObject:
+    """The content that the new room's m.room.create is given; ``create`` is that of the old room.
+
+    "a `type` field which is copied from the predecessor room. If no `type` is set on the previous room, no `type` is
+    specified on the new room's create event either". What was closed to other servers stays closed to them.
+    """
+    content: JsonObject = {"predecessor": predecessor}
+    for name, kind in (("type", str), ("m.federate", bool)):
+        if isinstance(create.content.get(name), kind):
+            content[name] = create.content[name]
+    if additional_creators:
+        content["additional_creators"] = list(additional_creators)
+    return content
+
+
+def join_rules(content: JsonObject, version: RoomVersion) -> JsonObject:
+    """The content of m.room.join_rules for a room of this version: what it does not know becomes a closer rule."""
+    content = sayable(content)
+    if content.get("join_rule") == "knock_restricted" and not version.knock_restricted_join_rule:
+        content["join_rule"] = "restricted" if version.restricted_join_rule else "knock"
+    unknown = {"restricted": not version.restricted_join_rule, "knock": not version.knock_join_rule}
+    if unknown.get(str(content.get("join_rule"))):
+        content["join_rule"] = "invite"
+    return content
+
+
+def power_levels(
+    create: Event, old: Event | None, version: RoomVersion, creator: str, additional_creators: Collection[str] = ()
+) -> JsonObject:
+    """The content of the new room's m.room.power_levels: everybody has the power there that they have in the old room.
+
+    ``create`` and ``old`` are m.room.create and m.room.power_levels of the old room; ``version``, ``creator`` and
+    ``additional_creators`` are of the new one. Where creators stand above all levels in the old room but not in the
+    new one, or are none there, they get the highest level that these speak of.
+    """
+    content = _readable_levels(old.content if old is not None else {}, create.version)
+    users: dict[str, int] = content["users"]
+    old_creators = creators_of(create.version, create)
+    if create.version.creators_have_infinite_power:
+        users.update(dict.fromkeys(sorted(old_creators), _highest_level(content)))
+    elif old is None:
+        users.update(dict.fromkeys(sorted(old_creators), CREATOR_LEVEL_WITHOUT_EVENT))
+    if version.creators_have_infinite_power:
+        for user_id in (creator, *additional_creators):
+            users.pop(user_id, None)
+        if not create.version.creators_have_infinite_power:
+            _keep_tombstone_for_creators(content)
+    return content
+
+
+def _readable_levels(content: JsonObject, version: RoomVersion) -> JsonObject:
+    """The levels as integers, whatever the version lets them be; what is no level counts for nothing, and goes."""
+    read: JsonObject = {"users": {}}
+    for name, value in content.items():
+        if name in NAMED_LEVELS:
+            read.update(_levels({name: value}, version))
+        elif name in ("users", "events", "notifications"):
+            read[name] = _levels(value, version) if isinstance(value, dict) else {}
+        else:
+            read.update(sayable({name: value}))
+    read["users"] = {user_id: level for user_id, level in read["users"].items() if is_valid_user_id(user_id)}
+    return read
+
+
+def _levels(values: JsonObject, version: RoomVersion) -> dict[str, int]:
+    read = {name: parse_level(value, version) for name, value in values.items()}
+    return {name: max(INTEGER_MIN, min(level, INTEGER_MAX)) for name, level in read.items() if level is not None}
+
+
+def _highest_level(content: JsonObject) -> int:
+    """The highest level that somebody has or that something takes; an Owner's at least."""
+    levels: list[int] = [content[name] for name in NAMED_LEVELS if name in content]
+    for name in ("users", "events", "notifications"):
+        levels.extend(content.get(name, {}).values())
+    return max([OWNER, *levels])
+
+
+def _keep_tombstone_for_creators(content: JsonObject) -> None:
+    """Who upgrades such a room stands above everybody in the next one: that is for creators, as in a new room.
+
+    "the default power level for m.room.tombstone events MUST explicitly be higher than state_default"
+    https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom
+    """
+    events: dict[str, int] = content.setdefault("events", {})
+    wanted = max(CREATORS_ONLY, content.get("state_default", 50) + 1, events.get(TOMBSTONE, 0))
+    events[TOMBSTONE] = min(wanted, INTEGER_MAX)
+
+
+def muted_power_levels(create: Event, old: Event | None) -> JsonObject:
+    """The content of m.room.power_levels that keeps a replaced room quiet.
+
+    "setting `events_default` and `invite` to the greater of `50` and `users_default + 1`", or leaving them where they
+    are higher already.
+    """
+    levels = power_levels_of(create.version, create, old)
+    content = dict(old.content) if old is not None else {}
+    if old is None and not create.version.creators_have_infinite_power:
+        # The event would take the level from the creator that it has without one.
+        content["users"] = dict.fromkeys(sorted(levels.creators), CREATOR_LEVEL_WITHOUT_EVENT)
+    floor = max(MUTED_LEVEL, levels.users_default + 1)
+    return {**content, "events_default": max(levels.events_default, floor), "invite": max(levels.invite, floor)}
+
+
+class SplitAliases(NamedTuple):
+    """m.room.canonical_alias cut in two."""
+
+    goes: JsonObject
+    """What names aliases that lead to the new room."""
+    stays: JsonObject
+
+
+def split_aliases(canonical: Event | None, moved: Collection[str]) -> SplitAliases | None:
+    """What becomes of the old room's m.room.canonical_alias; None where it names none of the aliases that move."""
+    if canonical is None:
+        return None
+    goes: JsonObject = {}
+    stays = dict(canonical.content)
+    alias, others = stays.get("alias"), stays.get("alt_aliases")
+    if isinstance(alias, str) and alias in moved:
+        goes["alias"] = stays.pop("alias")
+    if isinstance(others, list):
+        going = [other for other in others if isinstance(other, str) and other in moved]
+        if going:
+            goes["alt_aliases"] = going
+            stays["alt_aliases"] = [other for other in others if other not in going]
+    return SplitAliases(goes, stays) if goes else None
+
+
+def copied_state(state: Mapping[StateKey, Event], version: RoomVersion) -> Iterable[tuple[str, JsonObject]]:
+    """Types and contents of what is transferred, from the part of the old room's state that is looked at."""
+    for event_type in COPIED_TYPES:
+        if (event := state.get((event_type, ""))) is not None:
+            yield event_type, sayable(event.content)
+    if (rules := state.get(("m.room.join_rules", ""))) is not None:
+        yield "m.room.join_rules", join_rules(rules.content, version)
+
+
+def predecessor_of(create: Event) -> str | None:
+    """The ID of the room that a room says it replaces."""
+    predecessor = create.content.get("predecessor")
+    room_id = predecessor.get("room_id") if isinstance(predecessor, dict) else None
+    return room_id if isinstance(room_id, str) else None
