@@ -17,9 +17,17 @@ from homeserver.storage.database import Database
 from homeserver.storage.delivery import members_changed_since
 from homeserver.storage.event_graph import StoredEvent
 
+MEMBER = "m.room.member"
+GLANCE_ENTRIES_MAX = 100
+"""Entries of a state that are looked through for every event."""
+
 
 class Snapshot(Protocol):
     """A state of a room."""
+
+    @property
+    def state(self) -> Mapping[StateKey, str]:
+        """Event IDs by key."""
 
     @property
     def group(self) -> int | None:
@@ -117,7 +125,7 @@ class Destinations:
         """The servers with joined users in the state before an event: those of now, corrected by what changed since."""
         event = stored.event
         room = await self._rooms.find(event.room_id)
-        if room is None:
+        if room is None or self._has_only_been_ours(room):
             return set()
         if stored.state_group is None or stored.stream_position is None:
             return set(room.joined_servers)
@@ -134,6 +142,16 @@ class Destinations:
             if difference:
                 counts[server_of(user_id)] = counts.get(server_of(user_id), 0) + difference
         return {name for name, count in counts.items() if count > 0}
+
+    def _has_only_been_ours(self, room: Room) -> bool:
+        """Whether nobody of another server ever had a membership in a room, as far as that can be told at a glance.
+
+        Then there is no need to ask who has left since. Whoever once had a membership has one in the state for good.
+        """
+        state = room.snapshot.state
+        return len(state) <= GLANCE_ENTRIES_MAX and all(
+            user_id.partition(":")[2] == self._server_name for event_type, user_id in state if event_type == MEMBER
+        )
 
     async def _joined_before(self, stored: StoredEvent, user_ids: Iterable[str]) -> set[str]:
         """Those of the users who are joined in the state before an event."""
