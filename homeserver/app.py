@@ -58,6 +58,7 @@ from homeserver.rooms.imports import RoomImports
 from homeserver.rooms.incoming_events import IncomingEvents
 from homeserver.rooms.invitations import Invitations
 from homeserver.rooms.judgement import Judge
+from homeserver.rooms.lost_role_changes import LostRoleChanges
 from homeserver.rooms.membership import MemberProfiles, Memberships
 from homeserver.rooms.missing_events import Backfiller
 from homeserver.rooms.other_processes import OtherProcesses
@@ -147,6 +148,7 @@ class Homeserver:
         await self.housekeeping.stop()
         await self.owed.stop()
         await self.doubtful.stop()
+        await self.lost_changes.stop()
         await self.delivery.stop()
         await self.writers.idle()
         await self.key_ring.aclose()
@@ -218,6 +220,8 @@ class Homeserver:
         judge = Judge(events, states)
         self.policy = policy = PolicyServers(self.federation, events, judge, clock)
         sender = Sender(writers, keys, clock, governed, policy)
+        self.lost_changes = LostRoleChanges(sender, governed, self._is_local)
+        writers.watch_power_levels(self.lost_changes.note)
         self.restricted = RestrictedJoins(heads, self._is_local)
         self.server_access = ServerAccess(heads)
         self.incoming = incoming = IncomingEvents(self.key_ring)
@@ -246,7 +250,7 @@ class Homeserver:
         )
         aliases = RoomAliases(database, heads, self.federation, server_name)
         creation = RoomCreation(writers, sender, self.memberships, aliases, profiles, keys, clock)
-        self._add(states, writers, imports, sender, policy, self.memberships, aliases, creation)
+        self._add(states, writers, imports, sender, policy, self.lost_changes, self.memberships, aliases, creation)
         self._add(
             RoomUpgrades(database, heads, writers, sender, governed, profiles, settings, keys, clock),
             Roles(database, heads, sender, server_name),

@@ -8,8 +8,10 @@ faster, the head is read again and the jobs are run anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,8 @@ JOBS_PER_APPEND_MAX = 64
 """Jobs of one room that share a transaction."""
 APPEND_ATTEMPTS_MAX = 20
 """How often jobs are run anew because another process was faster."""
+RACES_MAX = 3
+"""How often that is left to chance. Then the other processes wait."""
 
 
 ReplacementJob = Callable[[WorkingHead], Awaitable[WorkingHead | None]]
@@ -79,6 +83,14 @@ class RoomWriters:
         self._graph = graph
         self._is_local = is_local
         self._lines: dict[str, _Line] = {}
+        self._watchers: list[Callable[[str, list[str]], None]] = []
+
+    def watch_power_levels(self, watcher: Callable[[str, list[str]], None]) -> None:
+        """Have a function called with a room and those m.room.power_levels events that lost to others there just now.
+
+        That is, the room's are others, which are not built on them. Only of what this process writes.
+        """
+        self._watchers.append(watcher)
 
     async def submit(self, room_id: str, job: Job) -> list[StoredEvent]:
         """Run a job when it is the room's turn, and append what it composes.
@@ -120,26 +132,29 @@ class RoomWriters:
         await self.alone(room_id, lambda: self._replace(room_id, job))
 
     async def _replace(self, room_id: str, job: ReplacementJob) -> None:
-        for _ in range(APPEND_ATTEMPTS_MAX):
-            old = self.look_at(await self._heads.get(room_id))
-            new = await job(old)
-            if new is None:
+        for attempt in range(APPEND_ATTEMPTS_MAX):
+            async with self._attempt(room_id, attempt):
+                old = self.look_at(await self._heads.get(room_id))
+                new = await job(old)
+                if new is None:
+                    return
+                # In this order they get their positions: who hears of the end of a room finds the next one.
+                workings = (new, old)
+                composed = [working.to_append() for working in workings]
+                create = new.written[0].new.event
+                composed[0][0].new_room = NewRoom(
+                    create.room_id, create.version.identifier, create.origin_server_ts, replaces=room_id
+                )
+                try:
+                    appended = await self._database.write(
+                        self._graph.append_together, [append for append, _ in composed]
+                    )
+                except StaleHead:
+                    self._heads.forget(room_id)
+                    continue
+                for working, done, (_, groups) in zip(workings, appended, composed, strict=True):
+                    self._committed(working, done, groups)
                 return
-            # In this order they get their positions: who hears of the end of a room finds the next one.
-            workings = (new, old)
-            composed = [working.to_append() for working in workings]
-            create = new.written[0].new.event
-            composed[0][0].new_room = NewRoom(
-                create.room_id, create.version.identifier, create.origin_server_ts, replaces=room_id
-            )
-            try:
-                appended = await self._database.write(self._graph.append_together, [append for append, _ in composed])
-            except StaleHead:
-                self._heads.forget(room_id)
-                continue
-            for working, done, (_, groups) in zip(workings, appended, composed, strict=True):
-                self._committed(working, done, groups)
-            return
         raise RuntimeError(f"cannot replace {room_id}: other processes are always faster")
 
     async def alone(self, room_id: str, action: Callable[[], Awaitable[Any]]) -> Any:
@@ -178,35 +193,47 @@ class RoomWriters:
             if not line.waiting:
                 self._lines.pop(room_id, None)
 
+    @contextlib.asynccontextmanager
+    async def _races_over(self, room_id: str) -> AsyncIterator[None]:
+        """No other process changes the room meanwhile, nor anything else."""
+        async with self._database.no_other_writers():
+            self._heads.forget(room_id)
+            yield
+
+    def _attempt(self, room_id: str, number: int) -> AbstractAsyncContextManager[None]:
+        # A process that sends all the time has the head at hand and would win every race with one that has to read it.
+        return contextlib.nullcontext() if number < RACES_MAX else self._races_over(room_id)
+
     async def _run(self, room_id: str, batch: list[_Waiting]) -> None:
-        for _ in range(APPEND_ATTEMPTS_MAX):
-            head = await self._heads.get(room_id)
-            working = WorkingHead(head, self._events, self._states, self._is_local)
-            for waiting in batch:
-                if waiting.future.done():
-                    continue
-                assert waiting.job is not None
+        for attempt in range(APPEND_ATTEMPTS_MAX):
+            async with self._attempt(room_id, attempt):
+                head = await self._heads.get(room_id)
+                working = WorkingHead(head, self._events, self._states, self._is_local)
+                for waiting in batch:
+                    if waiting.future.done():
+                        continue
+                    assert waiting.job is not None
+                    try:
+                        waiting.events = await working.run(waiting.job)
+                    except SentInBatch as repeated:
+                        waiting.events = [repeated.event]
+                    except Exception as error:
+                        _fail(waiting, error)
+                batch = [waiting for waiting in batch if not waiting.future.done()]
+                if not working.written:
+                    await self._answer(batch, {})
+                    return
+                await self._settle_pending_redactions(working)
+                append, groups = working.to_append()
                 try:
-                    waiting.events = await working.run(waiting.job)
-                except SentInBatch as repeated:
-                    waiting.events = [repeated.event]
-                except Exception as error:
-                    _fail(waiting, error)
-            batch = [waiting for waiting in batch if not waiting.future.done()]
-            if not working.written:
-                await self._answer(batch, {})
-                return
-            await self._settle_pending_redactions(working)
-            append, groups = working.to_append()
-            try:
-                appended = await self._database.write_batched(self._graph.append, append)
-            except StaleHead:
-                self._heads.forget(room_id)
-            except AlreadySent as already:
-                await self._answer_repeated(batch, already.sent)
-            else:
-                await self._answer(batch, self._committed(working, appended, groups))
-                return
+                    appended = await self._database.write_batched(self._graph.append, append)
+                except StaleHead:
+                    self._heads.forget(room_id)
+                except AlreadySent as already:
+                    await self._answer_repeated(batch, already.sent)
+                else:
+                    await self._answer(batch, self._committed(working, appended, groups))
+                    return
         raise RuntimeError(f"cannot append to {room_id}: other processes are always faster")
 
     def _committed(
@@ -241,6 +268,9 @@ class RoomWriters:
         self._graph.remember(appended.state_keys)
         self._keep(working, appended, stored)
         self._notifier.publish(changes)
+        if overtaken := working.overtaken_power_levels():
+            for watcher in self._watchers:
+                watcher(working.head.room_id, overtaken)
         return stored
 
     def _replaced_nids(self, working: WorkingHead, appended: Appended) -> dict[str, int]:

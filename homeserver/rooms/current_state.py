@@ -24,6 +24,21 @@ def differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
     return {key for key in keys if old.state.get(key) != new.state.get(key)}
 
 
+def overtaken(key: StateKey, first: str | None, changes: Iterable[CurrentChange]) -> list[str]:
+    """The IDs of those events that others took the place of under a key, without citing them.
+
+    ``first`` is the one that was there before the changes.
+    """
+    found: list[str] = []
+    current = first
+    for change in changes:
+        if change.key == key:
+            if current is not None and change.event is not None and current not in change.event.auth_events:
+                found.append(current)
+            current = change.event.event_id if change.event is not None else None
+    return found
+
+
 def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: Callable[[str], bool]) -> RoomHead:
     """The head with its lists of members brought in line with changes of the state."""
     of_members = [change for change in changes if change.key[0] == "m.room.member"]

@@ -13,7 +13,7 @@ from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.power_levels import power_levels_of
-from homeserver.rooms.current_state import change_members, differing_keys
+from homeserver.rooms.current_state import change_members, differing_keys, overtaken
 from homeserver.rooms.events import Events
 from homeserver.rooms.state import RESOLVED_TOGETHER_MAX, Extremity, RoomHead, StateReader, StateSnapshot
 from homeserver.storage.appends import (
@@ -314,6 +314,19 @@ class WorkingHead:
             effects[change.at] = StateEffect.OWN if is_own else StateEffect.OTHER
         return effects
 
+    def overtaken_power_levels(self) -> list[str]:
+        """Those m.room.power_levels events, the room's or our users', that what is now the room's was not built on."""
+        changes = [change for change in self._draft.changes if change.key == POWER_LEVELS]
+        found = overtaken(POWER_LEVELS, self._base.state.get(POWER_LEVELS), changes) if changes else []
+        for written in self._draft.written:
+            new, event = written.new, written.new.event
+            if event.type == "m.room.power_levels" and event.state_key == "" and self._is_local(event.sender):
+                is_placed = new.verdict == Verdict.ACCEPTED and not new.backfilled
+                # One that the policy server was slow to sign may have become a branch that never won.
+                if is_placed and not any(change.event is event for change in changes):
+                    found.append(event.event_id)
+        return found
+
     def to_append(self) -> tuple[RoomAppend, list[StateSnapshot]]:
         """The transaction for what was composed, and the states that it stores."""
         draft, base = self._draft, self._base
@@ -369,7 +382,8 @@ It may run more than once; what it raises goes to its own caller only.
 """
 
 
-LEVEL_KEYS: tuple[StateKey, ...] = (("m.room.create", ""), ("m.room.power_levels", ""))
+POWER_LEVELS: StateKey = ("m.room.power_levels", "")
+LEVEL_KEYS: tuple[StateKey, ...] = (("m.room.create", ""), POWER_LEVELS)
 
 
 def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey, Event]) -> bool:

@@ -20,13 +20,25 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, Table, and_, create_engine, event, text, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    TextClause,
+    and_,
+    create_engine,
+    event,
+    text,
+    tuple_,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -93,6 +105,7 @@ class Database:
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._writer.start()
         self._closed = False
+        self._alone = asyncio.Lock()
 
     # -- for the event loop --------------------------------------------------------------------------------------------
 
@@ -112,6 +125,24 @@ class Database:
     async def write_batched(self, handler: BatchHandler[Item, T], item: Item) -> T:
         """Hand ``item`` to ``handler``, together with the items of all others who wait to write with that handler."""
         return await self._submit(None, handler, item)
+
+    @contextlib.asynccontextmanager
+    async def no_other_writers(self) -> AsyncIterator[None]:
+        """Keep other processes from writing meanwhile; what this one writes goes through.
+
+        For who reads what another process changes again and again before it can be written. All of them wait, so it is
+        to take no longer than that.
+        """
+        if self.is_sqlite:
+            yield  # the database belongs to this process
+            return
+        async with self._alone:
+            try:
+                # On the writer's connection: its transactions take the same lock, and pass.
+                await self.write(_execute, _KEEP_WRITE_LOCK)
+                yield
+            finally:
+                await asyncio.shield(self.write(_execute, _GIVE_BACK_WRITE_LOCK))
 
     async def _submit(self, run: Callable[[Connection], T] | None, batch: BatchHandler[Item, T] | None, item: Any) -> T:
         self._check_open()
@@ -252,6 +283,13 @@ class Database:
 
 
 _TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+_KEEP_WRITE_LOCK = text(f"SELECT pg_advisory_lock({WRITE_LOCK})")
+_GIVE_BACK_WRITE_LOCK = text("SELECT pg_advisory_unlock_all()")
+"""However often it was taken: a transaction that is tried again takes it again."""
+
+
+def _execute(connection: Connection, statement: TextClause) -> None:
+    connection.execute(statement)
 
 
 def _run_jobs(connection: Connection, group: list[_Job[Any]]) -> list[Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.interop.client import Json, MatrixClient, MatrixError
-from tests.interop.conftest import Connect, Pair, pairs
+from tests.interop.conftest import Connect, Fleet, Pair, pairs
 from tests.interop.governance import give, has_role, ours, ownerless, promote, refused, roles, soon
-from tests.interop.rooms import joined, room_of
+from tests.interop.rooms import joined, room_of, talk_both_ways
 from tests.interop.servers import OurServer
+from tests.interop.test_outages import converge, island
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +88,32 @@ async def test_creators(pair: Pair, alice: MatrixClient, bob: MatrixClient) -> N
             (bob.user_id, True, client is not bob),
         }
         await refused(give(client, room_id, (bob if client is alice else alice).user_id, "member"), "creator")
+
+
+async def test_owners_of_two_servers_change_roles_at_the_same_moment(fleet: Fleet, connect: Connect) -> None:
+    """Of two power levels events one holds; the change that is lost is made again, once, by the server that lost it."""
+    async with island(fleet, "ours ours") as (servers, cables):
+        alice, carol = await connect(servers[0], "alice"), await connect(servers[0], "carol")
+        bob, dora = await connect(servers[1], "bob"), await connect(servers[1], "dora")
+        room_id = await room_of(alice, bob, carol, dora, preset="public_chat", room_version="11")
+        await give(alice, room_id, bob.user_id, "owner")
+        await has_role(bob, room_id, bob.user_id, "owners")
+        for cable in cables:
+            cable.pull()
+        await give(alice, room_id, carol.user_id, "moderator")
+        await give(bob, room_id, dora.user_id, "owner")
+        assert dora.user_id not in [member["user_id"] for member in (await roles(alice, room_id))["owners"]]
+        for cable in cables:
+            cable.plug_in()
+        for client in (alice, bob):  # whose server waits before it tries again hears that the other is there
+            await client.send(room_id, "we are back")
+        for client in (alice, bob):
+            await has_role(client, room_id, carol.user_id, "moderators")
+            await has_role(client, room_id, dora.user_id, "owners")
+        await talk_both_ways(alice, bob, room_id)
+        await converge((alice, bob), room_id)
+        sent = [event["sender"] for event in await alice.history(room_id) if event["type"] == "m.room.power_levels"]
+        assert sent.count(alice.user_id) + sent.count(bob.user_id) == 5  # the first, Bob's role, both, and one again
 
 
 # -- the last owner ----------------------------------------------------------------------------------------------------
