@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homeserver.governance.roles import joined_owners, listed_users
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import power_levels_of
 
 MESSAGE = "This is the last owner. Please set a new owner before removing this one."
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 
 
 def may_remove_owner(event: Event) -> bool:

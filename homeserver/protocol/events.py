@@ -20,6 +20,10 @@ StateMap: TypeAlias = Mapping[StateKey, str]
 StateEvents: TypeAlias = Mapping[StateKey, "Event"]
 """A state of a room, or the part of it that a rule needs, with the events themselves."""
 
+CREATE: StateKey = ("m.room.create", "")
+POWER_LEVELS: StateKey = ("m.room.power_levels", "")
+JOIN_RULES: StateKey = ("m.room.join_rules", "")
+
 
 class Event:
     """An event of a room: a PDU that fits its room version's format. Treat it, ``pdu`` included, as frozen.

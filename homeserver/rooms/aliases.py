@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from homeserver.errors import AliasInUse, Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused
+from homeserver.protocol.events import CREATE, POWER_LEVELS
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_room_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import power_levels_of
@@ -122,7 +123,7 @@ class RoomAliases:
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined:
             return False
-        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
+        keys = (CREATE, POWER_LEVELS)
         state = await self._heads.state_events(head, keys)
         levels = power_levels_of(head.version, state.get(keys[0]), state.get(keys[1]))
         return levels.of_user(user_id) >= levels.to_send("m.room.canonical_alias", True)

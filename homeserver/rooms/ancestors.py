@@ -17,7 +17,7 @@ import structlog
 from homeserver.errors import InvalidEvent, RemoteError, RemoteUnreachable
 from homeserver.federation.client import FederationClient
 from homeserver.protocol.event_format import parse_event
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, Event, StateKey
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.append import RoomWriters
 from homeserver.rooms.events import Events
@@ -191,7 +191,7 @@ class Ancestors:
         elif missing:
             await self._import(head, await self._single_events(origin, head, missing))
         state = await self._state_of(head, state_ids)
-        if ("m.room.create", "") not in state:
+        if CREATE not in state:
             raise RemoteUnreachable(origin, "the state that was given has no create event")
         return head.snapshot.towards(state)
 

@@ -14,7 +14,7 @@ from homeserver.clock import Clock
 from homeserver.errors import BadJson, Forbidden, InvalidParam, InvalidRoomState, MatrixError, RoomInUse
 from homeserver.governance.room_defaults import default_power_levels
 from homeserver.protocol.compose import compose_event
-from homeserver.protocol.events import Event, EventDraft, Signer
+from homeserver.protocol.events import POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
@@ -227,11 +227,11 @@ def _opening_state(creator: str, request: RoomRequest, alias: str | None) -> lis
         owners.extend(request.invite)
     levels = default_power_levels(version, dict.fromkeys(owners), request.power_levels)
     given = {(event_type, state_key): content for event_type, state_key, content in request.initial_state}
-    if ("m.room.power_levels", "") in given:
-        levels = given.pop(("m.room.power_levels", ""))
+    if POWER_LEVELS in given:
+        levels = given.pop(POWER_LEVELS)
         if request.power_levels:
             levels = {**levels, **request.power_levels}
-    state: dict[tuple[str, str], JsonObject] = {("m.room.power_levels", ""): levels}
+    state: dict[tuple[str, str], JsonObject] = {POWER_LEVELS: levels}
     if alias is not None:
         state["m.room.canonical_alias", ""] = {"alias": alias}
     # What the request sets itself takes the place of the preset's events.

@@ -14,7 +14,7 @@ import structlog
 from homeserver.errors import Forbidden, NotAuthorized
 from homeserver.governance import last_owner, role_changes, room_upgrades
 from homeserver.governance.roles import Role, changed_roles, listed_users, role_of
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import creators_of, power_levels_of
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.working_head import WorkingHead
@@ -41,11 +41,11 @@ class GovernedEvents:
         """
         if not last_owner.may_remove_owner(event):
             return
-        state = await working.state_events((last_owner.CREATE, last_owner.POWER_LEVELS))
+        state = await working.state_events((CREATE, POWER_LEVELS))
         joined = working.head.joined
-        old = state.get(last_owner.POWER_LEVELS)
+        old = state.get(POWER_LEVELS)
         if event.type == "m.room.power_levels":
-            _check_roles(state.get(last_owner.CREATE), old, event, joined)
+            _check_roles(state.get(CREATE), old, event, joined)
         if self._protection == "off" or not last_owner.removes_owner(event, state, joined):
             return
         closed = await self.closed_among(working.head.joined_local)
@@ -60,7 +60,7 @@ class GovernedEvents:
         sender would become one.
         """
         joined = working.head.joined
-        state = await working.state_events((last_owner.CREATE, last_owner.POWER_LEVELS))
+        state = await working.state_events((CREATE, POWER_LEVELS))
         owners = last_owner.owners_in(tombstone, state, joined)
         closed = await self.closed_among(working.head.joined_local)
         reason = room_upgrades.refusal_of_upgrade(version, tombstone.sender, owners, joined, closed)

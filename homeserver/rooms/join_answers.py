@@ -14,15 +14,13 @@ import structlog
 from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature, NotAuthorized
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.event_format import parse_event
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, Event, StateKey
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.incoming_events import EVENTS_AT_A_STRETCH, IncomingEvents
 from homeserver.rooms.judgement import auth_events_first, judge_alone
 
 logger = structlog.get_logger(__name__)
-
-CREATE: StateKey = ("m.room.create", "")
 
 
 class UnusableAnswer(HomeserverError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from homeserver.errors import HomeserverError, NotAuthorized
 from homeserver.protocol.authorization import auth_event_keys, authorize, check_auth_events
-from homeserver.protocol.events import Event
+from homeserver.protocol.events import CREATE, Event
 from homeserver.rooms.events import Events
 from homeserver.rooms.state import RoomHead, StateReader, StateSnapshot
 from homeserver.rooms.working_head import WorkingHead
@@ -109,7 +109,7 @@ class Judge:
         Raises ``MissingAncestors`` where they do not.
         """
         head = working.head
-        if not event.prev_events and head.state.get(("m.room.create", "")) == event.event_id:
+        if not event.prev_events and head.state.get(CREATE) == event.event_id:
             return StateSnapshot.whole({})  # where the room begins, which history leads back to
         if head.is_exact and follows_all(head, event):
             return head.snapshot

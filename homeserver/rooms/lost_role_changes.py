@@ -20,7 +20,7 @@ import structlog
 
 from homeserver.errors import HomeserverError, MatrixError
 from homeserver.governance.lost_role_changes import Entries, Fork, LevelChange, fork_of, left_to_apply, with_entries
-from homeserver.protocol.events import Event, EventDraft, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.rooms.governed_events import GovernedEvents
 from homeserver.rooms.send import Recommended, Sender
@@ -28,8 +28,6 @@ from homeserver.rooms.working_head import NewEvent, SentInBatch, WorkingHead
 
 logger = structlog.get_logger(__name__)
 
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 LINE_MAX = 50
 """Power levels events, one built on the other, that are followed back to where two lines went apart."""
 ROUNDS_MAX = 5

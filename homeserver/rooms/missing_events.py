@@ -13,6 +13,7 @@ import structlog
 
 from homeserver.errors import RemoteError
 from homeserver.federation.client import FederationClient
+from homeserver.protocol.events import CREATE, POWER_LEVELS
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.rooms.events import Events
@@ -108,7 +109,7 @@ class Backfiller:
         return _distinct(name for name in ranked if name != self._server_name and name in head.joined_servers)
 
     async def _servers_of_powerful_members(self, head: RoomHead) -> list[str]:
-        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
+        keys = (CREATE, POWER_LEVELS)
         state = await self._heads.state_events(head, keys)
         power = state.get(keys[1])
         levels = power_levels_of(head.version, state.get(keys[0]), power)

@@ -24,7 +24,7 @@ from homeserver.errors import (
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import add_signature
 from homeserver.protocol.event_format import PDU_BYTES_MAX, parse_event
-from homeserver.protocol.events import Event, Signer, references
+from homeserver.protocol.events import CREATE, Event, Signer, references
 from homeserver.protocol.hashes import has_intact_content, reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
@@ -44,8 +44,6 @@ from homeserver.rooms.working_head import Job, NewEvent, WorkingHead
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
-
-CREATE = ("m.room.create", "")
 
 
 @dataclass(frozen=True, slots=True)

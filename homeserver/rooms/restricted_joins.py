@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from homeserver.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
-from homeserver.protocol.events import Event
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.rooms.state import RoomHead, RoomHeads
 
@@ -40,7 +40,7 @@ class RestrictedJoins:
         """
         rules = await self._heads.state_event(head, "m.room.join_rules")
         await self._check_conditions(rules, user_id)
-        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
+        keys = (CREATE, POWER_LEVELS)
         state = await self._heads.state_events(head, keys)
         levels = power_levels_of(head.version, state.get(keys[0]), state.get(keys[1]))
         candidates = [member for member in head.joined_local if levels.of_user(member) >= levels.invite]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from homeserver.governance.role_changes import is_change, with_role
 from homeserver.governance.roles import Role, listed_users, role_of
 from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN
-from homeserver.protocol.events import EventDraft, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, EventDraft
 from homeserver.protocol.power_levels import Level, PowerLevels, power_levels_of
 from homeserver.rooms.listings import PageRequest, place_of, room_of_member, token_of
 from homeserver.rooms.send import Recommended, Sender
@@ -22,9 +22,6 @@ from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts
 from homeserver.storage import listings as store
 from homeserver.storage.database import Database
-
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 
 
 class RoleHolder(TypedDict):

@@ -11,7 +11,7 @@ from homeserver.clock import Clock
 from homeserver.errors import Conflict, Forbidden, MatrixError, NotAuthorized, NotFound
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import compose_event
-from homeserver.protocol.events import Event, EventDraft, Signer
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.policy_servers import POLICY, PolicyServer
 from homeserver.protocol.power_levels import power_levels_of
@@ -26,8 +26,6 @@ from homeserver.storage.event_graph import StoredEvent
 
 POLICY_ROUNDS_MAX = 200
 """How often one request asks policy servers: once for each of its events, and anew where the room goes on meanwhile."""
-CREATE = ("m.room.create", "")
-POWER_LEVELS = ("m.room.power_levels", "")
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from homeserver.errors import InvalidEvent
 from homeserver.governance.room_defaults import CREATORS_ONLY, OWNER
 from homeserver.protocol.canonical_json import INTEGER_MAX, INTEGER_MIN, check_strict
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import JOIN_RULES, Event, StateKey
 from homeserver.protocol.identifiers import is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import (
@@ -23,8 +23,6 @@ from homeserver.protocol.power_levels import (
 )
 from homeserver.protocol.room_versions import RoomVersion
 
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 TOMBSTONE = "m.room.tombstone"
 COPIED_TYPES = (
     "m.room.name",
@@ -186,7 +184,7 @@ def copied_state(state: Mapping[StateKey, Event], version: RoomVersion) -> Itera
     for event_type in COPIED_TYPES:
         if (event := state.get((event_type, ""))) is not None:
             yield event_type, sayable(event.content)
-    if (rules := state.get(("m.room.join_rules", ""))) is not None:
+    if (rules := state.get(JOIN_RULES)) is not None:
         yield "m.room.join_rules", join_rules(rules.content, version)
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from homeserver.clock import Clock
 from homeserver.errors import BadJson, Forbidden, MatrixError, TooLarge
-from homeserver.protocol.events import Event, EventDraft, Signer, StateKey
+from homeserver.protocol.events import CREATE, JOIN_RULES, POWER_LEVELS, Event, EventDraft, Signer, StateKey
 from homeserver.protocol.identifiers import is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import creators_of
@@ -30,8 +30,6 @@ from homeserver.rooms.send import Recommended, Sender
 from homeserver.rooms.state import RoomHeads
 from homeserver.rooms.transferred_state import (
     COPIED_TYPES,
-    CREATE,
-    POWER_LEVELS,
     copied_state,
     creation_content,
     muted_power_levels,
@@ -53,7 +51,7 @@ LOOKED_AT: tuple[StateKey, ...] = (
     POWER_LEVELS,
     TOMBSTONE,
     CANONICAL_ALIAS,
-    ("m.room.join_rules", ""),
+    JOIN_RULES,
     *((event_type, "") for event_type in COPIED_TYPES),
 )
 TOMBSTONE_TEXT = "This room has been replaced"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from homeserver.errors import HomeserverError
 from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.rooms.current_state import change_members, differing_keys, overtaken
 from homeserver.rooms.events import Events
@@ -382,8 +382,7 @@ It may run more than once; what it raises goes to its own caller only.
 """
 
 
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
-LEVEL_KEYS: tuple[StateKey, ...] = (("m.room.create", ""), POWER_LEVELS)
+LEVEL_KEYS: tuple[StateKey, ...] = (CREATE, POWER_LEVELS)
 
 
 def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey, Event]) -> bool:

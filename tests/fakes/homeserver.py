@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import func, select
+
 from homeserver.clock import Clock
 from homeserver.notifier import Notifier
 from homeserver.protocol.compose import add_signature
@@ -34,8 +36,9 @@ from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, streams
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.event_graph import StoredEvent, events_by_nid
 from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.tables import events, rooms
 from homeserver.storage.user_rooms import Standing
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.clock import FakeClock
@@ -220,3 +223,16 @@ def running(url: str, **options: Any) -> Iterator[CoreServer]:
         yield CoreServer(database, **options)
     finally:
         database.close()
+
+
+def events_of(server: CoreServer, room_id: str) -> list[Event]:
+    """All events of a room, in the order of their positions."""
+    nid = select(rooms.c.room_nid).where(rooms.c.room_id == room_id).scalar_subquery()
+    statement = select(events.c.event_nid).where(events.c.room_nid == nid)
+    nids = server.database.read_now(lambda connection: list(connection.scalars(statement)))
+    stored = server.database.read_now(events_by_nid, nids)
+    return [e.event for e in sorted(stored, key=lambda e: e.stream_position or 0)]
+
+
+def count_rooms(server: CoreServer) -> int:
+    return server.database.read_now(lambda c: c.scalar(select(func.count()).select_from(rooms))) or 0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from homeserver.governance.last_owner import CREATE, POWER_LEVELS, leaves_ownerless, may_remove_owner, removes_owner
-from homeserver.protocol.events import Event
+from homeserver.governance.last_owner import leaves_ownerless, may_remove_owner, removes_owner
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event
 from tests.factories.rooms import RoomFactory
 
 ALICE, BOB, CAROL = (f"@{name}:example.org" for name in ("alice", "bob", "carol"))

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from homeserver.errors import (
     BadJson,
@@ -23,11 +23,11 @@ from homeserver.protocol.authorization import authorize, check_auth_events
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms.creation import INITIAL_STATE_MAX, INVITES_MAX
-from homeserver.storage import aliases, event_graph
+from homeserver.storage import aliases
 from homeserver.storage.database import Database
 from homeserver.storage.integrity import find_problems
-from homeserver.storage.tables import events, rooms
-from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users
+from homeserver.storage.tables import rooms
+from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users, count_rooms, events_of
 
 PRESETS: dict[str, tuple[str, str, str]] = {
     "private_chat": ("invite", "shared", "can_join"),
@@ -40,19 +40,6 @@ PRESETS: dict[str, tuple[str, str, str]] = {
 def server(shared_database: Database) -> CoreServer:
     add_users(shared_database, ALICE, BOB, CAROL)
     return CoreServer(shared_database)
-
-
-def events_of(server: CoreServer, room_id: str) -> list[Event]:
-    """All events of a room, in the order of their positions."""
-    nid = select(rooms.c.room_nid).where(rooms.c.room_id == room_id).scalar_subquery()
-    statement = select(events.c.event_nid).where(events.c.room_nid == nid)
-    nids = server.database.read_now(lambda connection: list(connection.scalars(statement)))
-    stored = server.database.read_now(event_graph.events_by_nid, nids)
-    return [e.event for e in sorted(stored, key=lambda e: e.stream_position or 0)]
-
-
-def count_rooms(server: CoreServer) -> int:
-    return server.database.read_now(lambda c: c.scalar(select(func.count()).select_from(rooms))) or 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)

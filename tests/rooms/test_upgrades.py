@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from homeserver.accounts.account_data import AccountData
 from homeserver.errors import Forbidden, InvalidParam, TooLarge
@@ -17,13 +17,13 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms import upgrades
 from homeserver.rooms.upgrades import UpgradeRequest
-from homeserver.storage import account_data, aliases, event_graph
+from homeserver.storage import account_data, aliases
 from homeserver.storage.appends import Appended, RoomAppend
 from homeserver.storage.database import Database
 from homeserver.storage.integrity import find_problems
-from homeserver.storage.tables import events, rooms
+from homeserver.storage.tables import rooms
 from tests.factories.rooms import RoomFactory
-from tests.fakes.homeserver import ALICE, BOB, CAROL, DAVE, ZOE, CoreServer, add_users
+from tests.fakes.homeserver import ALICE, BOB, CAROL, DAVE, ZOE, CoreServer, add_users, count_rooms, events_of
 
 STATE: dict[str, JsonObject] = {
     "m.room.name": {"name": "A room"},
@@ -56,19 +56,6 @@ def server(shared_database: Database) -> CoreServer:
 
 async def upgrade(server: CoreServer, room_id: str, version: str, user: str = ALICE, *creators: str) -> str:
     return await server.upgrades.upgrade(UpgradeRequest(user, room_id, ROOM_VERSIONS[version], creators))
-
-
-def events_of(server: CoreServer, room_id: str) -> list[Event]:
-    """All events of a room, in the order of their positions."""
-    nid = select(rooms.c.room_nid).where(rooms.c.room_id == room_id).scalar_subquery()
-    statement = select(events.c.event_nid).where(events.c.room_nid == nid)
-    nids = server.database.read_now(lambda connection: list(connection.scalars(statement)))
-    stored = server.database.read_now(event_graph.events_by_nid, nids)
-    return [e.event for e in sorted(stored, key=lambda e: e.stream_position or 0)]
-
-
-def count_rooms(server: CoreServer) -> int:
-    return server.database.read_now(lambda c: c.scalar(select(func.count()).select_from(rooms))) or 0
 
 
 async def contents(server: CoreServer, room_id: str) -> dict[str, JsonObject]:

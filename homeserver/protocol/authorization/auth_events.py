@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from homeserver.errors import NotAuthorized
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, JOIN_RULES, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
-
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
-JOIN_RULES: StateKey = ("m.room.join_rules", "")
 
 _MEMBERSHIPS_UNDER_JOIN_RULES = ("join", "invite", "knock")
 

@@ -6,9 +6,8 @@ https://spec.matrix.org/v1.19/rooms/v12/#authorisation-rules
 from __future__ import annotations
 
 from homeserver.errors import NotAuthorized
-from homeserver.protocol.authorization.auth_events import JOIN_RULES
 from homeserver.protocol.authorization.third_party_invite import check_third_party_invitation
-from homeserver.protocol.events import Event, StateEvents
+from homeserver.protocol.events import JOIN_RULES, Event, StateEvents
 from homeserver.protocol.power_levels import PowerLevels, creators_of
 
 

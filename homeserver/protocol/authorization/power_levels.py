@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from homeserver.errors import NotAuthorized
-from homeserver.protocol.authorization.auth_events import POWER_LEVELS
-from homeserver.protocol.events import Event, StateEvents
+from homeserver.protocol.events import POWER_LEVELS, Event, StateEvents
 from homeserver.protocol.identifiers import is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import Level, PowerLevels, parse_level

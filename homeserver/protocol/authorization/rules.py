@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from homeserver.errors import NotAuthorized
 from homeserver.protocol.authorization.aliases import check_aliases
-from homeserver.protocol.authorization.auth_events import CREATE, POWER_LEVELS
 from homeserver.protocol.authorization.create import check_create
 from homeserver.protocol.authorization.member import check_member, membership_of
 from homeserver.protocol.authorization.power_levels import check_power_levels
 from homeserver.protocol.authorization.redaction import check_redaction
 from homeserver.protocol.authorization.third_party_invite import check_third_party_invite
-from homeserver.protocol.events import Event, StateEvents
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateEvents
 from homeserver.protocol.power_levels import power_levels_of
 
 

@@ -10,8 +10,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-from homeserver.protocol.authorization.auth_events import CREATE, POWER_LEVELS
-from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import Level, power_levels_of
 from homeserver.protocol.state_resolution.conflict import require
 

@@ -12,8 +12,7 @@ from types import MappingProxyType
 
 from homeserver.errors import NotAuthorized
 from homeserver.protocol.authorization import auth_event_keys, authorize
-from homeserver.protocol.authorization.auth_events import JOIN_RULES, POWER_LEVELS
-from homeserver.protocol.events import Event, StateKey, StateMap
+from homeserver.protocol.events import JOIN_RULES, POWER_LEVELS, Event, StateKey, StateMap
 from homeserver.protocol.room_versions import RoomVersion, StateResolution
 from homeserver.protocol.state_resolution.conflict import require, split_states
 from homeserver.protocol.state_resolution.ordering import mainline_ordering, reverse_topological_power_ordering
