@@ -43,6 +43,8 @@ HOUSEKEEPING_INTERVAL_S = 3600.0
 GIVE_UP_AFTER_MS = 90 * 24 * 3600 * 1000
 """What is owed to a server that has been gone for this long is forgotten."""
 NOT_TO_SEND_MAX = 1000
+CATCH_UP_SECONDS_MAX = 5.0
+CATCH_UP_LOOK_S = 0.005
 
 
 class LeaseLost(Exception):
@@ -229,6 +231,24 @@ class Delivery:
         self._not_to_send[event_id] = None
         if len(self._not_to_send) > NOT_TO_SEND_MAX:
             del self._not_to_send[next(iter(self._not_to_send))]
+
+    async def caught_up(self, server_name: str) -> None:
+        """Wait until a server has got what happened before now, for ``CATCH_UP_SECONDS_MAX`` at most.
+
+        For requests that go past its queue, and that would be undone by what is still in there.
+        """
+        if not self._delivers:
+            return
+        position = self._notifier.position
+        self.sign_of_life(server_name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
+                while self._position < position or self._is_behind(server_name):  # noqa: ASYNC110 - two things, rarely
+                    await asyncio.sleep(CATCH_UP_LOOK_S)
+
+    def _is_behind(self, server_name: str) -> bool:
+        queue = self._queues.get(server_name)
+        return queue is not None and bool(queue.fresh or queue.owed)
 
     def _queue_for(self, server_name: str) -> DestinationQueue:
         queue = self._queues.get(server_name)

@@ -333,6 +333,10 @@ class RemoteMembership:
         event, head = invitation.event, working.head
         server_name = server_of(event.state_key or "")
         shown = await shown_to_outsiders(self._heads, head, event.sender)
+        if event.key in head.state:
+            # How the user stood to the room has ended before. Some servers take the news of that, if it comes after
+            # the new invitation, for the end of this one.
+            await self._delivery.caught_up(server_name)
         try:
             answer = await self._client.send_invite(
                 server_name,

@@ -19,6 +19,7 @@ from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
 from homeserver.storage.delivery import DeliveryLease, OutboundPdu, Reachability
 from homeserver.storage.tables import events, outbound_pdus, reader_positions
+from tests.factories.rooms import RoomFactory
 from tests.fakes.servers import OurServer, RemoteServer, Servers, eventually
 
 OURS, REMOTE = "ours.test:8448", "remote.test:8448"
@@ -410,3 +411,23 @@ def test_handshakes_are_owed_until_done(database: Database) -> None:
         assert store.next_request_ts(connection) == 50
         store.cancel_requests(connection, "!r:x", "@a:y")
         assert store.next_request_ts(connection) is None
+
+
+def test_a_new_invitation_waits_for_the_end_of_the_old_one(servers: Servers) -> None:
+    async def story() -> None:
+        async with servers:
+            ours = await servers.ours(OURS)
+            remote = servers.remote(REMOTE, RoomFactory("11", REMOTE))
+            alice, bob = await ours.user("alice"), f"@bob:{REMOTE}"
+            room_id = await ours.room(alice)
+            memberships = ours.get(Memberships)
+            await memberships.invite(alice, room_id, bob)
+            for _ in range(3):
+                await memberships.ban(alice, room_id, bob)
+                await memberships.unban(alice, room_id, bob)
+                await memberships.invite(alice, room_id, bob)
+            ends = [pdu["content"]["membership"] for body in remote.received for pdu in body["pdus"]]
+            # All of them before the last invitation was answered.
+            assert ends == ["leave", "ban", "leave"] * 3
+
+    asyncio.run(story())
