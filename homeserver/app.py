@@ -30,6 +30,10 @@ from homeserver.client_api.capabilities import Capabilities
 from homeserver.client_api.well_known import ClientDiscovery
 from homeserver.clock import SystemClock
 from homeserver.config import Config
+from homeserver.ephemeral.receipts import Receipts
+from homeserver.ephemeral.relay import EphemeralRelay
+from homeserver.ephemeral.typing import Typing
+from homeserver.ephemeral.who_has_read import WhoHasRead
 from homeserver.federation.client import FederationClient
 from homeserver.federation.delivery import Delivery
 from homeserver.federation.destinations import Destinations
@@ -40,50 +44,46 @@ from homeserver.federation.server_discovery import ServerDiscovery
 from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.gate import Gate
 from homeserver.federation_api.server_keys import PublishedKeys
+from homeserver.graph.ancestors import Ancestors
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.imports import RoomImports
+from homeserver.graph.incoming_events import IncomingEvents
+from homeserver.graph.judgement import Judge
+from homeserver.graph.missing_events import Backfiller
+from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.placement import Placer
+from homeserver.graph.policy_servers import PolicyServers
+from homeserver.graph.receive import Receiver
+from homeserver.graph.received_transactions import ReceivedTransactions
+from homeserver.graph.send import Sender
+from homeserver.graph.server_access import ServerAccess
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.unhelpful_servers import UnhelpfulServers
 from homeserver.housekeeping import Chore, Housekeeping
+from homeserver.membership.bans import Bans
+from homeserver.membership.doubtful_revocations import DoubtfulRevocations
+from homeserver.membership.invitations import Invitations
+from homeserver.membership.lost_role_changes import LostRoleChanges
+from homeserver.membership.membership import MemberProfiles, Memberships
+from homeserver.membership.out_of_band import OutOfBand
+from homeserver.membership.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
+from homeserver.membership.remote_membership import RemoteMembership
+from homeserver.membership.resident import Resident
+from homeserver.membership.restricted_joins import RestrictedJoins
+from homeserver.membership.roles import Roles
 from homeserver.notifier import Notifier
-from homeserver.outbound_http import OutboundHttp
+from homeserver.outbound.http import OutboundHttp
+from homeserver.reading.client_events import ClientEvents
+from homeserver.reading.history import History
+from homeserver.reading.room_access import RoomAccess
+from homeserver.reading.shared_history import SharedHistory
+from homeserver.reading.visible_events import VisibleEvents
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.ancestors import Ancestors
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.bans import Bans
-from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import RoomCreation
-from homeserver.rooms.doubtful_revocations import DoubtfulRevocations
-from homeserver.rooms.ephemeral_relay import EphemeralRelay
-from homeserver.rooms.events import Events
-from homeserver.rooms.governed_events import GovernedEvents
-from homeserver.rooms.history import History
-from homeserver.rooms.imports import RoomImports
-from homeserver.rooms.incoming_events import IncomingEvents
-from homeserver.rooms.invitations import Invitations
-from homeserver.rooms.judgement import Judge
-from homeserver.rooms.lost_role_changes import LostRoleChanges
-from homeserver.rooms.membership import MemberProfiles, Memberships
-from homeserver.rooms.missing_events import Backfiller
-from homeserver.rooms.other_processes import OtherProcesses
-from homeserver.rooms.out_of_band import OutOfBand
-from homeserver.rooms.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
 from homeserver.rooms.personal_settings import PersonalSettings
-from homeserver.rooms.placement import Placer
-from homeserver.rooms.policy_servers import PolicyServers
-from homeserver.rooms.receipts import Receipts
-from homeserver.rooms.receive import Receiver
-from homeserver.rooms.received_transactions import ReceivedTransactions
-from homeserver.rooms.remote_membership import RemoteMembership
-from homeserver.rooms.resident import Resident
-from homeserver.rooms.restricted_joins import RestrictedJoins
-from homeserver.rooms.roles import Roles
-from homeserver.rooms.room_access import RoomAccess
-from homeserver.rooms.send import Sender
-from homeserver.rooms.server_access import ServerAccess
-from homeserver.rooms.shared_history import SharedHistory
-from homeserver.rooms.state import RoomHeads, StateReader
-from homeserver.rooms.typing import Typing
-from homeserver.rooms.unhelpful_servers import UnhelpfulServers
 from homeserver.rooms.upgrades import RoomUpgrades
-from homeserver.rooms.visible_events import VisibleEvents
-from homeserver.rooms.who_has_read import WhoHasRead
 from homeserver.signing import SigningKeys
 from homeserver.storage import pruning, streams
 from homeserver.storage.database import Database

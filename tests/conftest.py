@@ -12,6 +12,7 @@ import pytest
 
 from homeserver.storage import migrate
 from homeserver.storage.database import Database
+from tests.fakes.servers import Servers
 from tests.postgresql import PostgresqlServer
 
 RUN_DIRECTORY = "HOMESERVER_TEST_RUN_DIRECTORY"
@@ -104,3 +105,9 @@ def shared_database(shared_database_url: str) -> Iterator[Database]:
     database = Database(shared_database_url)
     yield database
     database.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path, migrated_sqlite_file: Path) -> Servers:
+    """Servers that share a network. Use it as a context manager: its servers stop at the end."""
+    return Servers(tmp_path, migrated_sqlite_file)

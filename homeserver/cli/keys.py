@@ -122,7 +122,7 @@ async def _fetch_keys(config: Config, server_name: str) -> tuple[ServerKeys, lis
     from homeserver.clock import SystemClock
     from homeserver.federation.server_discovery import ServerDiscovery
     from homeserver.federation.server_keys import parse_server_keys
-    from homeserver.outbound_http import OutboundHttp
+    from homeserver.outbound.http import OutboundHttp
 
     http = OutboundHttp(
         allow_private_addresses=config.federation.allow_private_addresses,

@@ -14,8 +14,8 @@ from starlette.routing import Route
 from homeserver.client_api.authentication import Authenticated, authenticate
 from homeserver.errors import InvalidParam
 from homeserver.protocol.filters import RoomEventFilter, parse_room_event_filter_text
-from homeserver.rooms.history import LIMIT_MAX, History, PageRequest
-from homeserver.rooms.tokens import parse_token
+from homeserver.reading.history import LIMIT_MAX, History, PageRequest
+from homeserver.reading.tokens import parse_token
 from homeserver.storage.history import JoinedMember, Place
 from homeserver.web import (
     bytes_response,

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from homeserver.accounts.account_data import AccountData
 from homeserver.client_api.authentication import Authenticated
+from homeserver.ephemeral.receipts import FULLY_READ, IDENTIFIER_CHARACTERS_MAX, Receipts
 from homeserver.errors import InvalidParam
-from homeserver.rooms.receipts import FULLY_READ, IDENTIFIER_CHARACTERS_MAX, Receipts
 from homeserver.web import json_response, read_json_object, service
 
 router = APIRouter()

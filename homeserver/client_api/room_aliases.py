@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import Forbidden, InvalidParam
+from homeserver.graph.state import RoomHeads
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.state import RoomHeads
 from homeserver.web import json_response, read_json_object, required_str, service
 
 router = APIRouter()

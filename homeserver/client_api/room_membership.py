@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import Forbidden, InvalidParam
+from homeserver.membership.membership import VIA_MAX, Memberships
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.membership import VIA_MAX, Memberships
 from homeserver.web import (
     json_response,
     optional_object,

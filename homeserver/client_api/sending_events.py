@@ -14,14 +14,14 @@ from starlette.routing import Route
 from homeserver.accounts.access_tokens import Requester
 from homeserver.client_api.authentication import authenticate
 from homeserver.errors import BadAlias, BadJson, Forbidden, InvalidParam, MatrixError
+from homeserver.graph.send import Sender
+from homeserver.graph.state import RoomHeads
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import is_valid_event_id, is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import check_levels
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.membership import Memberships
-from homeserver.rooms.send import Sender
-from homeserver.rooms.state import RoomHeads
 from homeserver.storage.appends import TransactionKey
 from homeserver.web import get_service, json_response, optional_str, read_json_object
 

@@ -13,7 +13,7 @@ from homeserver.accounts.filters import Filters
 from homeserver.client_api.authentication import authenticate
 from homeserver.errors import InvalidParam, NotFound
 from homeserver.protocol.filters import EVERYTHING, Filter
-from homeserver.rooms.tokens import parse_stream_token
+from homeserver.reading.tokens import parse_stream_token
 from homeserver.sync.service import TIMEOUT_MS_MAX, Sync
 from homeserver.sync.updates import SyncRequest
 from homeserver.web import bytes_response, get_service, query_bool, query_choice, query_int, query_str

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated, require_self
-from homeserver.rooms.typing import TIMEOUT_MS_DEFAULT, Typing
+from homeserver.ephemeral.typing import TIMEOUT_MS_DEFAULT, Typing
 from homeserver.web import json_response, optional_int, read_json_object, required_bool, service
 
 router = APIRouter()

@@ -25,7 +25,7 @@ from homeserver.errors import RemoteRefused, RemoteUnreachable
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import sign_request
 from homeserver.federation.server_discovery import ServerDiscovery
-from homeserver.outbound_http import Answer, OutboundHttp, Timeouts
+from homeserver.outbound.http import Answer, OutboundHttp, Timeouts
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.json_types import JsonObject
 from homeserver.signing import SigningKeys

@@ -14,8 +14,8 @@ from homeserver.clock import Clock
 from homeserver.errors import RemoteUnreachable
 from homeserver.federation.caching import LruDict, SingleFlight
 from homeserver.federation.well_known import WellKnown
-from homeserver.outbound_connections import Destination
-from homeserver.outbound_http import OutboundHttp
+from homeserver.outbound.connections import Destination
+from homeserver.outbound.http import OutboundHttp
 from homeserver.protocol.identifiers import ServerName, parse_server_name
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import orjson
 from homeserver.clock import Clock
 from homeserver.errors import RemoteUnreachable
 from homeserver.federation.caching import LruDict
-from homeserver.outbound_http import Answer, OutboundHttp, Timeouts
+from homeserver.outbound.http import Answer, OutboundHttp, Timeouts
 from homeserver.protocol.identifiers import is_valid_server_name
 
 _MINUTE_MS = 60 * 1000

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from homeserver.errors import MissingParam
 from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.gate import Origin, Signed
-from homeserver.rooms.shared_history import BACKFILL_MAX, MISSING_EVENTS_MAX, SharedHistory
+from homeserver.reading.shared_history import BACKFILL_MAX, MISSING_EVENTS_MAX, SharedHistory
 from homeserver.web import bytes_response, optional_int, query_int, query_strs, required_list_of_str, service
 
 router = APIRouter()

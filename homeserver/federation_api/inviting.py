@@ -12,8 +12,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from homeserver.federation_api.gate import SignedRequest, signed_request
+from homeserver.membership.out_of_band import OutOfBand
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.out_of_band import OutOfBand
 from homeserver.web import (
     json_response,
     optional_list_of_objects,

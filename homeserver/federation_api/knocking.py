@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from homeserver.errors import MissingParam
 from homeserver.federation_api.gate import Origin, Signed
-from homeserver.rooms.resident import Resident
+from homeserver.membership.resident import Resident
 from homeserver.web import bytes_response, json_response, query_strs, service
 
 router = APIRouter()

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from homeserver.federation_api.gate import Origin, Signed
-from homeserver.rooms.resident import Resident
+from homeserver.membership.resident import Resident
 from homeserver.web import json_response, service
 
 router = APIRouter()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.gate import Origin
-from homeserver.rooms.shared_history import SharedHistory
+from homeserver.reading.shared_history import SharedHistory
 from homeserver.web import bytes_response, json_response, required_query_str, service
 
 router = APIRouter()

@@ -11,9 +11,9 @@ from starlette.routing import Route
 
 from homeserver.errors import BadJson, InvalidParam
 from homeserver.federation_api.gate import Gate
+from homeserver.graph.received_transactions import ReceivedTransactions
 from homeserver.protocol.event_format import PDU_BYTES_MAX
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.received_transactions import ReceivedTransactions
 from homeserver.web import bytes_response, get_service
 
 PDUS_MAX = 50

@@ -2,7 +2,7 @@
 
 It adds to the client-server API what that lacks for rooms that several organisations share; docs/governance.md tells
 the model. The rules themselves hold on every way by which our users send events, see ``homeserver.governance`` and
-``homeserver.rooms.governed_events``; the modules here are thin shells. The access token is that of the client-server
+``homeserver.graph.governed_events``; the modules here are thin shells. The access token is that of the client-server
 API, and errors have its format.
 """
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.governance_api.paging import page_request
-from homeserver.rooms.bans import Bans
+from homeserver.membership.bans import Bans
 from homeserver.web import json_response, service
 
 router = APIRouter()

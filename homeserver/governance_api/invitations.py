@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.governance_api.paging import page_request
-from homeserver.rooms.invitations import Invitations
+from homeserver.membership.invitations import Invitations
 from homeserver.web import json_response, optional_str, read_json_object, service
 
 router = APIRouter()

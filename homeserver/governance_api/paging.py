@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from homeserver.rooms.listings import PageRequest
+from homeserver.reading.listings import PageRequest
 from homeserver.web import query_int, query_str
 
 LIMIT_MAX = 10_000

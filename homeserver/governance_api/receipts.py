@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.ephemeral.who_has_read import WhoHasRead
 from homeserver.governance_api.paging import page_request
-from homeserver.rooms.who_has_read import WhoHasRead
 from homeserver.web import json_response, service
 
 router = APIRouter()

@@ -11,7 +11,7 @@ from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import InvalidParam
 from homeserver.governance.roles import Role
 from homeserver.governance_api.paging import page_request
-from homeserver.rooms.roles import Roles
+from homeserver.membership.roles import Roles
 from homeserver.web import json_response, optional_bool, read_json_object, required_str, service
 
 router = APIRouter()

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from homeserver.errors import AliasInUse, Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused
+from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.protocol.events import CREATE, POWER_LEVELS
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_room_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import power_levels_of
-from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.storage import aliases
 from homeserver.storage.database import Database
 

@@ -13,16 +13,16 @@ from typing import Any
 from homeserver.clock import Clock
 from homeserver.errors import BadJson, Forbidden, InvalidParam, InvalidRoomState, MatrixError, RoomInUse
 from homeserver.governance.room_defaults import default_power_levels
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.send import Sender, new_event_id_localpart
+from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.membership.membership import MemberProfiles, Memberships
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.membership import MemberProfiles, Memberships
-from homeserver.rooms.send import Sender, new_event_id_localpart
-from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage.appends import AliasTaken, NewAlias, StaleHead
 
 INVITES_MAX = 100

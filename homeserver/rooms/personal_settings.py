@@ -5,9 +5,9 @@ https://spec.matrix.org/v1.19/client-server-api/#room-upgrades
 
 from __future__ import annotations
 
+from homeserver.graph.state import RoomHeads
+from homeserver.graph.transferred_state import predecessor_of
 from homeserver.notifier import Change, Notifier, Stream
-from homeserver.rooms.state import RoomHeads
-from homeserver.rooms.transferred_state import predecessor_of
 from homeserver.storage.database import Database
 from homeserver.storage.room_upgrades import copy_settings
 

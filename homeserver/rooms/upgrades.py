@@ -16,19 +16,11 @@ import structlog
 
 from homeserver.clock import Clock
 from homeserver.errors import BadJson, Forbidden, MatrixError, TooLarge
-from homeserver.protocol.events import CREATE, JOIN_RULES, POWER_LEVELS, Event, EventDraft, Signer, StateKey
-from homeserver.protocol.identifiers import is_valid_user_id
-from homeserver.protocol.json_types import JsonObject
-from homeserver.protocol.power_levels import creators_of
-from homeserver.protocol.room_versions import RoomVersion
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.creation import compose_create, new_room_id
-from homeserver.rooms.governed_events import GovernedEvents
-from homeserver.rooms.membership import MemberProfiles
-from homeserver.rooms.personal_settings import PersonalSettings
-from homeserver.rooms.send import Recommended, Sender
-from homeserver.rooms.state import RoomHeads
-from homeserver.rooms.transferred_state import (
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.send import Recommended, Sender
+from homeserver.graph.state import RoomHeads
+from homeserver.graph.transferred_state import (
     COPIED_TYPES,
     copied_state,
     creation_content,
@@ -38,7 +30,15 @@ from homeserver.rooms.transferred_state import (
     sayable,
     split_aliases,
 )
-from homeserver.rooms.working_head import NewEvent, SentInBatch, WorkingHead
+from homeserver.graph.working_head import NewEvent, SentInBatch, WorkingHead
+from homeserver.membership.membership import MemberProfiles
+from homeserver.protocol.events import CREATE, JOIN_RULES, POWER_LEVELS, Event, EventDraft, Signer, StateKey
+from homeserver.protocol.identifiers import is_valid_user_id
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.power_levels import creators_of
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.rooms.creation import compose_create, new_room_id
+from homeserver.rooms.personal_settings import PersonalSettings
 from homeserver.storage import aliases, listings
 from homeserver.storage.database import Database
 

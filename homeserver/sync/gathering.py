@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import orjson
 from sqlalchemy import Connection
 
-from homeserver.rooms.events import Events
-from homeserver.rooms.receipts import Receipts
-from homeserver.rooms.state import RoomHeads, StateReader
-from homeserver.rooms.typing import Typing
-from homeserver.rooms.visible_events import SeenEvent, Viewer, VisibleEvents
+from homeserver.ephemeral.receipts import Receipts
+from homeserver.ephemeral.typing import Typing
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.reading.visible_events import SeenEvent, Viewer, VisibleEvents
 from homeserver.storage import sync_streams
 from homeserver.storage.account_data import GLOBAL
 from homeserver.storage.database import Database

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from homeserver.rooms.events import Events
+from homeserver.graph.events import Events
 from homeserver.storage.event_graph import StoredEvent
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 
+from homeserver.ephemeral.receipts import receipt_content, split_by_thread
 from homeserver.protocol.events import Event
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.receipts import receipt_content, split_by_thread
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.receipts import StoredReceipt
 from homeserver.sync.rendering import event_bytes

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from homeserver.ephemeral.receipts import READ_PRIVATE, Receipts
+from homeserver.ephemeral.typing import Typing
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.notifier import Change, StateEffect, Stream
 from homeserver.protocol.events import StateKey
-from homeserver.rooms.events import Events
-from homeserver.rooms.receipts import READ_PRIVATE, Receipts
-from homeserver.rooms.state import RoomHead, RoomHeads
-from homeserver.rooms.typing import Typing
-from homeserver.rooms.visible_events import SeenEvent, Viewer, VisibleEvents
+from homeserver.reading.visible_events import SeenEvent, Viewer, VisibleEvents
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.receipts import StoredReceipt
 from homeserver.sync.pieces import allows_ephemeral, is_name, receipt_events, summary

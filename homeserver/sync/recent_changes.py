@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from homeserver.graph.events import Events
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
-from homeserver.rooms.events import Events
 
 CHANGES_MAX = 20_000
 """Changes that are kept here; at this many, the older half goes."""

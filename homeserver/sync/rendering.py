@@ -9,8 +9,8 @@ import orjson
 from homeserver.clock import Clock
 from homeserver.protocol.filters import select_fields
 from homeserver.protocol.redaction import redact_event
-from homeserver.rooms.client_events import ClientEvents
-from homeserver.rooms.visible_events import SeenEvent
+from homeserver.reading.client_events import ClientEvents
+from homeserver.reading.visible_events import SeenEvent
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
 

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from homeserver.clock import Clock
+from homeserver.ephemeral.receipts import Receipts
+from homeserver.ephemeral.typing import Typing
 from homeserver.errors import UnknownPos
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.notifier import Notifier
-from homeserver.rooms.client_events import ClientEvents
-from homeserver.rooms.events import Events
-from homeserver.rooms.receipts import Receipts
-from homeserver.rooms.state import RoomHeads, StateReader
-from homeserver.rooms.typing import Typing
-from homeserver.rooms.visible_events import VisibleEvents
+from homeserver.reading.client_events import ClientEvents
+from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.database import Database
 from homeserver.sync.gathering import Gathering

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 
 import orjson
 
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHeads
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.client_events import STRIPPED_STATE_TYPES, stripped_event
-from homeserver.rooms.events import Events
-from homeserver.rooms.state import RoomHeads
+from homeserver.reading.client_events import STRIPPED_STATE_TYPES, stripped_event
 from homeserver.storage.sync_streams import Standing
 
 

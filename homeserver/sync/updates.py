@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from homeserver.protocol.filters import EVERYTHING, Filter
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.visible_events import SeenEvent
+from homeserver.reading.visible_events import SeenEvent
 from homeserver.storage.event_graph import StoredEvent
 
 TIMELINE_LIMIT_DEFAULT = 10

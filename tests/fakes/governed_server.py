@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from homeserver.rooms.bans import Bans
-from homeserver.rooms.governed_events import GovernedEvents
-from homeserver.rooms.invitations import Invitations
-from homeserver.rooms.roles import Roles
-from homeserver.rooms.send import Sender
+from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.send import Sender
+from homeserver.membership.bans import Bans
+from homeserver.membership.invitations import Invitations
+from homeserver.membership.roles import Roles
 from homeserver.storage.database import Database
 from tests.fakes.homeserver import ALICE, BOB, CAROL, DAVE, SERVER_NAME, CoreServer, add_users
 

@@ -11,28 +11,28 @@ from typing import Any
 from sqlalchemy import func, select
 
 from homeserver.clock import Clock
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.imports import RoomImports
+from homeserver.graph.judgement import Judge
+from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.send import Sender
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.membership.membership import MemberProfiles, Memberships
+from homeserver.membership.restricted_joins import RestrictedJoins
 from homeserver.notifier import Notifier
 from homeserver.protocol.compose import add_signature
 from homeserver.protocol.events import Event, EventDraft
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.reading.client_events import ClientEvents
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.client_events import ClientEvents
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
-from homeserver.rooms.events import Events
-from homeserver.rooms.governed_events import GovernedEvents
-from homeserver.rooms.imports import RoomImports
-from homeserver.rooms.judgement import Judge
-from homeserver.rooms.membership import MemberProfiles, Memberships
-from homeserver.rooms.other_processes import OtherProcesses
 from homeserver.rooms.personal_settings import PersonalSettings
-from homeserver.rooms.restricted_joins import RestrictedJoins
-from homeserver.rooms.send import Sender
-from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.rooms.upgrades import RoomUpgrades
-from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.storage import accounts, streams
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database

@@ -9,27 +9,27 @@ from typing import Any
 import orjson
 
 from homeserver.clock import Clock
+from homeserver.ephemeral.receipts import Receipts
+from homeserver.ephemeral.typing import Typing
 from homeserver.federation.outbound_edus import Receipt
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.imports import RoomImports
+from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.send import Sender
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.filters import parse_filter
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.client_events import ClientEvents
-from homeserver.rooms.events import Events
-from homeserver.rooms.history import History
-from homeserver.rooms.imports import RoomImports
-from homeserver.rooms.other_processes import OtherProcesses
-from homeserver.rooms.receipts import Receipts
-from homeserver.rooms.room_access import RoomAccess
-from homeserver.rooms.send import Sender
-from homeserver.rooms.state import RoomHeads, StateReader
-from homeserver.rooms.tokens import parse_stream_token
-from homeserver.rooms.typing import Typing
-from homeserver.rooms.visible_events import VisibleEvents
-from homeserver.rooms.working_head import NewEvent, WorkingHead
+from homeserver.reading.client_events import ClientEvents
+from homeserver.reading.history import History
+from homeserver.reading.room_access import RoomAccess
+from homeserver.reading.tokens import parse_stream_token
+from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.account_data import put_account_data
 from homeserver.storage.appends import TransactionKey

@@ -21,6 +21,10 @@ from homeserver.app import build_app
 from homeserver.config import Config
 from homeserver.federation.client import FederationClient
 from homeserver.federation.request_authentication import sign_request
+from homeserver.graph.events import Events
+from homeserver.graph.send import Sender
+from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.compose import add_signature
 from homeserver.protocol.event_format import parse_event
@@ -29,12 +33,8 @@ from homeserver.protocol.hashes import unpadded_base64
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.protocol.signatures import sign_json
+from homeserver.reading.history import History
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
-from homeserver.rooms.events import Events
-from homeserver.rooms.history import History
-from homeserver.rooms.membership import Memberships
-from homeserver.rooms.send import Sender
-from homeserver.rooms.state import RoomHead, RoomHeads
 from homeserver.signing import SigningKeys
 from homeserver.storage import accounts, federation_queries
 from homeserver.storage.database import Database

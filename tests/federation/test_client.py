@@ -23,7 +23,7 @@ from homeserver.federation.client import (
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import RequestAuthenticator
 from homeserver.federation.server_discovery import ServerDiscovery
-from homeserver.outbound_http import OutboundHttp
+from homeserver.outbound.http import OutboundHttp
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.signatures import VerifyKeyData
 from homeserver.signing import SigningKeys

@@ -12,9 +12,9 @@ from sqlalchemy import select
 from homeserver.federation import delivery, destination_queue
 from homeserver.federation.delivery import Delivery
 from homeserver.federation.outbound_edus import Receipt
+from homeserver.membership.membership import Memberships
 from homeserver.notifier import Notifier
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.membership import Memberships
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
 from homeserver.storage.delivery import DeliveryLease, OutboundPdu, Reachability

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from homeserver.federation.destinations import Destinations
+from homeserver.graph.events import Events
+from homeserver.graph.send import Sender
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.events import EventDraft
-from homeserver.rooms.events import Events
-from homeserver.rooms.membership import Memberships
-from homeserver.rooms.send import Sender
-from homeserver.rooms.state import RoomHeads, StateReader
 from homeserver.storage.database import Database
 from tests.fakes.servers import OurServer, RemoteServer, Servers
 from tests.federation.test_delivery import join_remotely

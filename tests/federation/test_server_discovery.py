@@ -20,8 +20,8 @@ from homeserver.federation.server_discovery import (
     SrvRecord,
     in_srv_order,
 )
-from homeserver.outbound_connections import Destination
-from homeserver.outbound_http import OutboundHttp
+from homeserver.outbound.connections import Destination
+from homeserver.outbound.http import OutboundHttp
 from tests.fakes.clock import FakeClock
 from tests.waiting import WAIT_S
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms.aliases import RoomAliases
-from homeserver.rooms.membership import Memberships
 from tests.fakes.servers import Servers
 from tests.federation_api.asking import BOB, OURS, Asking, ask, refused
 
@@ -172,8 +172,8 @@ def test_whoever_was_invited_may_see_from_then_on(servers: Servers) -> None:
 
 
 def test_redacted_events_are_given_redacted(servers: Servers) -> None:
+    from homeserver.graph.send import Sender
     from homeserver.protocol.events import EventDraft
-    from homeserver.rooms.send import Sender
 
     async def story(at: Asking) -> None:
         room_id, _, after = await room_with_messages(at)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event, finish_template
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.protocol.signatures import signatures_of
-from homeserver.rooms.membership import Memberships
 from homeserver.storage.event_graph import Verdict
 from tests.factories.rooms import server_key
 from tests.fakes.servers import Servers

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from homeserver.rooms.membership import Memberships
+from homeserver.membership.membership import Memberships
 from homeserver.storage import user_rooms
 from homeserver.storage.database import Database
 from tests.fakes.servers import OurServer, Servers, eventually

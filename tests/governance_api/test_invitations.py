@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from homeserver.graph.send import Sender
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import EventDraft
-from homeserver.rooms.send import Sender
 from tests.factories.rooms import server_key
 from tests.fakes.servers import Servers, eventually
 from tests.governance_api.people import ONE, THREE, TWO, Person, World, refused, tell

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from homeserver.graph.send import Sender
+from homeserver.membership.lost_role_changes import ROUNDS_MAX, LostRoleChanges
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.json_types import JsonObject
-from homeserver.rooms.lost_role_changes import ROUNDS_MAX, LostRoleChanges
-from homeserver.rooms.send import Sender
 from tests.fakes.servers import Servers, eventually
 from tests.governance_api.people import ONE, TWO, Person, World, tell
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from homeserver.governance.last_owner import MESSAGE
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.send import Sender
+from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.rooms.append import RoomWriters
-from homeserver.rooms.send import Sender
-from homeserver.rooms.working_head import NewEvent, WorkingHead
 from homeserver.signing import SigningKeys
 from tests.fakes.servers import Servers, eventually
 from tests.governance_api.people import ONE, TWO, Person, World, refused, tell

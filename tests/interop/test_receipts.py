@@ -85,7 +85,7 @@ async def test_receipts_that_are_switched_off(fleet: Fleet, connect: Connect) ->
 async def test_typing_ends_when_the_other_server_dies(fleet: Fleet, connect: Connect) -> None:
     """One user on another server of ours and one on a real Synapse type when their servers are killed."""
     others = [fleet.running(name) for name in ("ours2", "synapse")]
-    constants = {"homeserver.rooms.typing.REMOTE_TIMEOUT_MS": SILENCE_MS}
+    constants = {"homeserver.ephemeral.typing.REMOTE_TIMEOUT_MS": SILENCE_MS}
     with fleet.visiting("hears-no-typing", constants=constants) as home:
         alice, bob, carol = [await connect(server, "typist") for server in (home, *others)]
         room_id = await room_of(alice, bob, carol)

@@ -12,7 +12,7 @@ import pytest
 
 from homeserver.errors import MatrixError
 from homeserver.federation import delivery, destination_queue
-from homeserver.rooms.membership import Memberships
+from homeserver.membership.membership import Memberships
 from tests.fakes.servers import OurServer, Servers
 from tests.waiting import WAIT_S
 

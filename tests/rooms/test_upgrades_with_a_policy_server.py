@@ -12,7 +12,7 @@ from homeserver.rooms.upgrades import RoomUpgrades, UpgradeRequest
 from homeserver.storage.database import Database
 from homeserver.storage.integrity import find_problems
 from tests.fakes.servers import Servers
-from tests.rooms.test_sending_with_a_policy_server import Scene, play
+from tests.graph.test_sending_with_a_policy_server import Scene, play
 
 BOTH_WAYS = pytest.mark.parametrize(("old_version", "new_version"), [("1", "11"), ("11", "12"), ("12", "11")])
 

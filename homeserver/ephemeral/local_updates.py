@@ -1,0 +1,29 @@
+"""Whose word on a room's ephemeral events is taken: for the receipts and typing notices of other servers."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.protocol.server_acls import server_acl_allows
+
+
+async def room_of_edu(heads: RoomHeads, room_id: object, origin: str) -> RoomHead | None:
+    """The room that an EDU of ``origin`` speaks of, if it may: it is in the room, so are we, and the ACL lets it.
+
+    https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls
+    """
+    if not isinstance(room_id, str):
+        return None
+    head = await heads.find(room_id)
+    if head is None or not head.joined_local or origin not in head.joined_servers:
+        return None
+    acl = await heads.state_event(head, "m.room.server_acl")
+    if acl is not None and not server_acl_allows(acl.content, origin):
+        return None
+    return head
+
+
+def is_user_of(user_id: object, server_name: str) -> TypeGuard[str]:
+    """Whether something is the ID of a user of that server."""
+    return isinstance(user_id, str) and user_id.startswith("@") and user_id.partition(":")[2] == server_name

@@ -1,0 +1,253 @@
+"""How far users have read: from our clients, from other servers, and to both.
+
+A receipt says "up to here", so of several the newest counts, and one never goes back.
+
+https://spec.matrix.org/v1.19/client-server-api/#receipts
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from homeserver.clock import Clock
+from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
+from homeserver.errors import Forbidden, InvalidParam
+from homeserver.federation.outbound_edus import Receipt
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.notifier import Change, Notifier, Stream
+from homeserver.protocol.events import Event
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage import receipts as store
+from homeserver.storage.database import Database
+from homeserver.storage.receipts import NewReceipt, StoredReceipt
+
+READ = "m.read"
+READ_PRIVATE = "m.read.private"
+FULLY_READ = "m.fully_read"
+MAIN_THREAD = "main"
+UNTHREADED = ""
+RELATION_HOPS_MAX = 3
+"""How far an event is followed to its thread: "a maximum of 3 hops is recommended"."""
+RECENT_MAX = 10_000
+"""Receipts that are kept at hand for the requests that they wake."""
+RECEIPTS_PER_EDU_MAX = 1_000
+EVENT_IDS_PER_RECEIPT_MAX = 100
+IDENTIFIER_CHARACTERS_MAX = 255
+
+
+class ReceiptDelivery(Protocol):
+    """Tells other servers."""
+
+    async def send_receipt(self, receipt: Receipt) -> None:
+        """Tell the other servers in the room that one of our users has read up to an event. Best effort."""
+
+
+class Receipts:
+    """The receipts of all rooms. With ``enabled`` off nothing is stored, sent or taken in."""
+
+    def __init__(
+        self,
+        database: Database,
+        notifier: Notifier,
+        heads: RoomHeads,
+        events: Events,
+        delivery: ReceiptDelivery,
+        clock: Clock,
+        *,
+        enabled: bool = True,
+    ) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._heads = heads
+        self._events = events
+        self._delivery = delivery
+        self._clock = clock
+        self.enabled = enabled
+        self._recent: OrderedDict[int, StoredReceipt] = OrderedDict()
+
+    # -- from our clients ----------------------------------------------------------------------------------------------
+
+    async def post(
+        self, user_id: str, room_id: str, receipt_type: str, event_id: str, thread_id: str | None = None
+    ) -> None:
+        """One of our users has read up to an event, of a thread if one is named.
+
+        Raises ``Forbidden`` for who is not in the room, ``InvalidParam`` for another type than m.read and
+        m.read.private, an event that is not of the room, or not of the thread.
+        """
+        if receipt_type not in (READ, READ_PRIVATE):
+            raise InvalidParam("The receipt type must be m.read, m.read.private or m.fully_read")
+        head, event = await self.find_event(user_id, room_id, event_id)
+        if thread_id is not None and not await self._is_in_thread(event, thread_id):
+            raise InvalidParam("The event is not related to the thread")
+        if not self.enabled:
+            return
+        now = self._clock.now_ms()
+        new = NewReceipt(head.room_nid, receipt_type, user_id, thread_id or UNTHREADED, event_id, now)
+        stored = await self._store(head, [new])
+        if stored and receipt_type == READ:
+            await self._delivery.send_receipt(Receipt(room_id, user_id, event_id, now, thread_id))
+
+    async def find_event(self, user_id: str, room_id: str, event_id: str) -> tuple[RoomHead, Event]:
+        """The room and the event that one of our users has read up to. Raises ``Forbidden``, ``InvalidParam``."""
+        head = await self._heads.find(room_id)
+        if head is None or user_id not in head.joined_local:
+            raise Forbidden("You are not in this room")
+        stored = await self._events.get(event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
+        if stored is None or stored.event.room_id != room_id or stored.stream_position is None:
+            raise InvalidParam("There is no such event in the room")
+        return head, stored.event
+
+    async def _is_in_thread(self, event: Event, thread_id: str) -> bool:
+        """Whether an event belongs to a thread: ``main``, or that of a root, which is part of both."""
+        return event.event_id == thread_id or await self.thread_of(event) == thread_id
+
+    async def thread_of(self, event: Event) -> str:
+        """The thread that an event belongs to: the ID of its root, or ``main``.
+
+        https://spec.matrix.org/v1.19/client-server-api/#threaded-read-receipts
+        """
+        current: Event | None = event
+        for _ in range(RELATION_HOPS_MAX + 1):
+            relation = _relation(current)
+            if relation is None:
+                break
+            rel_type, target = relation
+            if rel_type == "m.thread":
+                return target
+            stored = await self._events.get(target)
+            current = stored.event if stored is not None and stored.event.room_id == event.room_id else None
+        # "Events not in a thread but still in the room are considered to be in the main timeline."
+        return MAIN_THREAD
+
+    # -- from other servers --------------------------------------------------------------------------------------------
+
+    async def receive(self, origin: str, edu: JsonObject) -> None:
+        """Take in an m.receipt EDU; what does not fit is dropped.
+
+        https://spec.matrix.org/v1.19/server-server-api/#receipts
+        """
+        content = edu.get("content")
+        if not self.enabled or not isinstance(content, dict):
+            return
+        budget = RECEIPTS_PER_EDU_MAX
+        for room_id, by_type in content.items():
+            by_user = by_type.get(READ) if isinstance(by_type, dict) else None
+            if budget <= 0 or not isinstance(by_user, dict):
+                continue
+            head = await room_of_edu(self._heads, room_id, origin)
+            if head is None:
+                continue
+            received = [
+                (user_id, receipt)
+                for user_id, receipt in list(by_user.items())[:budget]
+                if is_user_of(user_id, origin) and user_id in head.joined and isinstance(receipt, dict)
+            ]
+            budget -= len(received)
+            await self._take_in(head, received)
+
+    async def _take_in(self, head: RoomHead, received: Sequence[tuple[str, JsonObject]]) -> None:
+        candidates = {user_id: _event_ids(receipt) for user_id, receipt in received}
+        known = await self._events.by_id({event_id for ids in candidates.values() for event_id in ids})
+        now = self._clock.now_ms()
+        new: list[NewReceipt] = []
+        for user_id, receipt in received:
+            in_room = [known[i] for i in candidates[user_id] if i in known and known[i].room_nid == head.room_nid]
+            placed = [stored for stored in in_room if stored.stream_position is not None]
+            if placed:
+                event_id = max(placed, key=lambda stored: stored.stream_position or 0).event_id
+            elif unknown := [event_id for event_id in candidates[user_id] if event_id not in known]:
+                event_id = unknown[-1]  # of an event that has still to come
+            else:
+                continue
+            data = receipt.get("data")
+            thread_id, ts = _data(data if isinstance(data, dict) else {}, now)
+            if thread_id is not None:
+                new.append(NewReceipt(head.room_nid, READ, user_id, thread_id, event_id, ts))
+        if new:
+            await self._store(head, new)
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+
+    async def _store(self, head: RoomHead, new: Sequence[NewReceipt]) -> list[StoredReceipt]:
+        """Those that said something new, after waking whoever may know of them."""
+        positions = await self._database.write_batched(store.store, new)
+        stored = [
+            StoredReceipt(head.room_id, r.receipt_type, r.user_id, r.thread_id, r.event_id, r.ts, position)
+            for r, position in zip(new, positions, strict=True)
+            if position is not None
+        ]
+        changes: list[Change] = []
+        for receipt in stored:
+            self._recent[receipt.position] = receipt
+            is_private = receipt.receipt_type == READ_PRIVATE
+            audience: Iterable[str] = (receipt.user_id,) if is_private else head.joined_local
+            changes.append(Change(receipt.position, Stream.RECEIPTS, head.room_id, receipt.user_id, audience))
+        while len(self._recent) > RECENT_MAX:
+            self._recent.popitem(last=False)
+        self._notifier.publish(changes)
+        return stored
+
+    def recent(self, position: int) -> StoredReceipt | None:
+        """The receipt at a position, if it is at hand."""
+        return self._recent.get(position)
+
+
+def receipt_content(receipts: Iterable[StoredReceipt]) -> JsonObject:
+    """The content of the m.receipt event that tells clients of these receipts, of which later ones go first.
+
+    One event can hold one receipt for each event, type and user: see ``split_by_thread``.
+    """
+    content: dict[str, dict[str, dict[str, JsonObject]]] = {}
+    for receipt in receipts:
+        data: dict[str, Any] = {"ts": receipt.ts}
+        if receipt.thread_id != UNTHREADED:
+            data["thread_id"] = receipt.thread_id
+        content.setdefault(receipt.event_id, {}).setdefault(receipt.receipt_type, {})[receipt.user_id] = data
+    return content
+
+
+def split_by_thread(receipts: Iterable[StoredReceipt]) -> list[list[StoredReceipt]]:
+    """Receipts in batches of which each fits into one event: of each thread one.
+
+    "For efficiency, receipts SHOULD be batched into one event per room and thread".
+    """
+    threads: dict[str, list[StoredReceipt]] = {}
+    for receipt in receipts:
+        threads.setdefault(receipt.thread_id, []).append(receipt)
+    return list(threads.values())
+
+
+def _relation(event: Event | None) -> tuple[str, str] | None:
+    relates_to = event.content.get("m.relates_to") if event is not None else None
+    if not isinstance(relates_to, dict):
+        return None
+    rel_type, target = relates_to.get("rel_type"), relates_to.get("event_id")
+    if not isinstance(rel_type, str) or not isinstance(target, str) or len(target) > IDENTIFIER_CHARACTERS_MAX:
+        return None
+    return rel_type, target
+
+
+def _event_ids(receipt: JsonObject) -> list[str]:
+    event_ids = receipt.get("event_ids")
+    if not isinstance(event_ids, list):
+        return []
+    return [
+        event_id
+        for event_id in event_ids[-EVENT_IDS_PER_RECEIPT_MAX:]
+        if isinstance(event_id, str) and event_id.startswith("$") and len(event_id) <= IDENTIFIER_CHARACTERS_MAX
+    ]
+
+
+def _data(data: JsonObject, now_ms: int) -> tuple[str | None, int]:
+    """Thread ID and time of a receipt; no thread ID for one that makes no sense."""
+    thread_id = data.get("thread_id", UNTHREADED)
+    if not isinstance(thread_id, str) or len(thread_id) > IDENTIFIER_CHARACTERS_MAX:
+        return None, now_ms
+    ts = data.get("ts")
+    if type(ts) is not int or not 0 <= ts <= now_ms:
+        ts = now_ms
+    return thread_id, ts

@@ -1,0 +1,284 @@
+"""Who is typing in which room.
+
+What counts is in the database, so that every process on it says the same; each keeps at hand what it has heard of. A
+notice ends by itself when its time has run out: one timer waits for the next one that is due.
+
+https://spec.matrix.org/v1.19/client-server-api/#typing-notifications
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+import structlog
+
+from homeserver.clock import Clock
+from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
+from homeserver.errors import Forbidden
+from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.notifier import Change, Notifier, Stream
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage import typing as store
+from homeserver.storage.database import Database
+from homeserver.storage.typing import TypingNotice
+
+logger = structlog.get_logger(__name__)
+
+TIMEOUT_MS_DEFAULT = 30_000
+TIMEOUT_MS_MAX = 120_000
+REMOTE_TIMEOUT_MS = 60_000
+"""How long a user of another server types, unless that server says that it has stopped."""
+FEDERATION_REPEAT_S = 30.0
+"""Other servers are told again after this long, before they think that the user has stopped."""
+ROOMS_REMEMBERED_MAX = 10_000
+
+
+class TypingDelivery(Protocol):
+    """Tells other servers."""
+
+    async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
+        """Tell the other servers in the room that one of our users types, or has stopped. Best effort."""
+
+
+@dataclass(slots=True)
+class _RoomTyping:
+    """Who types in one room."""
+
+    room_nid: int
+    position: int = 0
+    """The last change that this takes into account."""
+    users: dict[str, int] = field(default_factory=dict)
+    """Until when each types, in milliseconds since the epoch; in the order in which they began."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Of the last change of each user."""
+    rendered: bytes | None = None
+
+
+class Typing:
+    """The typing notices of all rooms."""
+
+    def __init__(
+        self,
+        database: Database,
+        notifier: Notifier,
+        heads: RoomHeads,
+        delivery: TypingDelivery,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._heads = heads
+        self._delivery = delivery
+        self._clock = clock
+        self._rooms: OrderedDict[str, _RoomTyping] = OrderedDict()
+        self._due: list[tuple[int, str, str]] = []
+        """A heap of times that may run out: ``(expires_ts, room_id, user_id)``."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiring: asyncio.Task[None] | None = None
+        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """When other servers were last told that a user types."""
+
+    async def start(self) -> None:
+        """Take up what was under way when the server stopped."""
+        await self._database.write(store.forget_stopped)
+        for user in await self._database.read(store.all_typing):
+            room = self._rooms.setdefault(user.room_id, _RoomTyping(user.room_nid))
+            self._note(user.room_id, room, user.user_id, user.expires_ts, user.position)
+
+    async def stop(self) -> None:
+        """Forget the timer. What is stored stays, and ends in its time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._expiring is not None:
+            self._expiring.cancel()
+            await asyncio.gather(self._expiring, return_exceptions=True)
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    async def set_typing(self, user_id: str, room_id: str, typing: bool, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
+        """One of our users types in a room for so long, or has stopped. Raises ``Forbidden`` for who is not in it."""
+        head = await self._heads.find(room_id)
+        if head is None or user_id not in head.joined_local:
+            raise Forbidden("You are not in this room")
+        # A timeout of nothing is a stop.
+        typing = typing and timeout_ms > 0
+        changed = await self._store(head, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing else 0)
+        key, now = (room_id, user_id), self._clock.monotonic()
+        if changed or (typing and now - self._told.get(key, 0.0) > FEDERATION_REPEAT_S):
+            self._remember_told(key, now if typing else None)
+            await self._delivery.send_typing(room_id, user_id, typing)
+
+    async def receive(self, origin: str, edu: JsonObject) -> None:
+        """Take in an m.typing EDU; what does not fit is dropped.
+
+        https://spec.matrix.org/v1.19/server-server-api/#typing-notifications
+        """
+        content = edu.get("content")
+        if not isinstance(content, dict):
+            return
+        user_id, typing = content.get("user_id"), content.get("typing")
+        if not isinstance(typing, bool) or not is_user_of(user_id, origin):
+            return
+        head = await room_of_edu(self._heads, content.get("room_id"), origin)
+        if head is None or user_id not in head.joined:
+            return
+        await self._store(head, user_id, REMOTE_TIMEOUT_MS if typing else 0)
+
+    async def _store(self, head: RoomHead, user_id: str, timeout_ms: int) -> bool:
+        """Whether who types in the room is another set now."""
+        now = self._clock.now_ms()
+        expires_ts = now + timeout_ms if timeout_ms else 0
+        notice = TypingNotice(head.room_nid, user_id, expires_ts, now)
+        await self._known(head)
+        position = await self._database.write_batched(store.store, notice)
+        # From the commit to the publication nothing is awaited: others' positions wait for this one.
+        room = self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
+        self._note(head.room_id, room, user_id, expires_ts, position)
+        if position is None:
+            return False
+        self._publish(head.room_id, position, head.joined_local)
+        return True
+
+    async def _known(self, head: RoomHead) -> None:
+        """Have at hand what is stored of a room."""
+        if head.room_id not in self._rooms:
+            await self.refresh(head.room_id)
+            self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
+        self._rooms.move_to_end(head.room_id)
+
+    def _note(self, room_id: str, room: _RoomTyping, user_id: str, expires_ts: int, position: int | None) -> None:
+        """Bring what is at hand in line with what was stored. Without a position, only the time was moved."""
+        if position is not None:
+            if position < room.positions.get(user_id, 0):
+                return  # two answers of the database came in the other order
+            room.positions[user_id] = position
+            room.position = max(room.position, position)
+            room.rendered = None
+        if not expires_ts:
+            room.users.pop(user_id, None)
+            room.positions.pop(user_id, None)
+            return
+        room.users[user_id] = expires_ts
+        heapq.heappush(self._due, (expires_ts, room_id, user_id))
+        self._set_timer()
+        self._forget_quiet_rooms()
+
+    def _forget_quiet_rooms(self) -> None:
+        while len(self._rooms) > ROOMS_REMEMBERED_MAX:
+            room_id, room = next(iter(self._rooms.items()))
+            if room.users:
+                return  # those have a timer, which will end them
+            del self._rooms[room_id]
+
+    def _publish(self, room_id: str, position: int, audience: Iterable[str]) -> None:
+        self._notifier.publish([Change(position, Stream.TYPING, room_id, None, audience)])
+
+    def _remember_told(self, key: tuple[str, str], when: float | None) -> None:
+        self._told.pop(key, None)
+        if when is not None:
+            self._told[key] = when
+            if len(self._told) > ROOMS_REMEMBERED_MAX:
+                self._told.popitem(last=False)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        due_ts = self._due[0][0]
+        loop = asyncio.get_running_loop()
+        when = loop.time() + max(0, due_ts - self._clock.now_ms()) / 1000
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._expiring is None:
+            self._expiring = asyncio.get_running_loop().create_task(self._expire_logged())
+
+    async def _expire_logged(self) -> None:
+        try:
+            await self.expire()
+        except Exception:
+            logger.exception("typing notices could not be ended")
+        finally:
+            self._expiring = None
+            if self._due:
+                self._set_timer()
+
+    async def expire(self) -> None:
+        """End the notices whose time has run out."""
+        now = self._clock.now_ms()
+        due: dict[tuple[int, str], str] = {}
+        while self._due and self._due[0][0] <= now:
+            expires_ts, room_id, user_id = heapq.heappop(self._due)
+            room = self._rooms.get(room_id)
+            if room is not None and room.users.get(user_id) == expires_ts:
+                due[room.room_nid, user_id] = room_id
+        if not due:
+            return
+        # Another process may know that the user types on, or may have ended it already.
+        heads = await self._heads.of_many(list(set(due.values())))
+        answers = await self._database.write(store.expire, list(due), now)
+        ended: list[tuple[str, str]] = []
+        for (room_nid, user_id), (expires_ts, position) in answers.items():
+            room_id = due[room_nid, user_id]
+            self._note(room_id, self._rooms.setdefault(room_id, _RoomTyping(room_nid)), user_id, expires_ts, position)
+            self._told.pop((room_id, user_id), None)
+            if position is not None:
+                head = self._heads.cached(room_id) or heads.get(room_id)
+                self._publish(room_id, position, head.joined_local if head else ())
+                if head is not None and user_id in head.joined_local:
+                    ended.append((room_id, user_id))
+        for room_id, user_id in ended:
+            await self._delivery.send_typing(room_id, user_id, False)
+
+    # -- readers -------------------------------------------------------------------------------------------------------
+
+    def is_fresh(self, room_id: str, position: int) -> bool:
+        """Whether what is at hand takes the change at this position into account."""
+        room = self._rooms.get(room_id)
+        return room is not None and room.position >= position
+
+    async def refresh(self, room_id: str, position: int = 0) -> None:
+        """Read from the database what another process wrote, up to a position at least."""
+        stored = {user.user_id: user for user in await self._database.read(store.typing_in, room_id)}
+        for user in stored.values():
+            room = self._rooms.setdefault(room_id, _RoomTyping(user.room_nid))
+            if user.position >= room.positions.get(user.user_id, 0):
+                self._note(room_id, room, user.user_id, user.expires_ts, user.position)
+        if (known := self._rooms.get(room_id)) is not None:
+            for user_id in known.users.keys() - stored.keys():
+                self._note(room_id, known, user_id, 0, position)
+            known.position = max(known.position, position)
+
+    def users_in(self, room_id: str) -> list[str]:
+        """Who types in a room."""
+        room = self._rooms.get(room_id)
+        return list(room.users) if room is not None else []
+
+    def event_in(self, room_id: str) -> bytes:
+        """The m.typing event of a room, for clients."""
+        room = self._rooms.get(room_id)
+        if room is None:
+            return _render(())
+        if room.rendered is None:
+            room.rendered = _render(room.users)
+        return room.rendered
+
+    def last_change_in(self, room_id: str) -> int:
+        """The position of the last change in a room, as far as it is at hand."""
+        room = self._rooms.get(room_id)
+        return room.position if room is not None else 0
+
+
+def _render(user_ids: Iterable[str]) -> bytes:
+    return orjson.dumps({"type": "m.typing", "content": {"user_ids": list(user_ids)}})

@@ -1,0 +1,233 @@
+"""Who has read an event, as far as read receipts say.
+
+A receipt says "up to here": it counts for all events before it that its user was in the room for, in the order in
+which this server got them. For an event of a thread the receipts of that thread and those of no thread count. Private
+receipts never do, and neither does that somebody has said something since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict
+
+from homeserver.caches import WeightedCache
+from homeserver.ephemeral.receipts import IDENTIFIER_CHARACTERS_MAX, UNTHREADED, Receipts
+from homeserver.errors import Forbidden, NotFound
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, RoomHeads, StateReader
+from homeserver.protocol.events import StateKey
+from homeserver.reading.listings import PageRequest, place_of, room_of_member, token_of
+from homeserver.reading.visible_events import Viewer, VisibleEvents
+from homeserver.storage import read_receipts as store
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.read_receipts import ReadUpTo
+
+RECEIPTS_PER_READ_MIN = 100
+"""Receipts that are read at once for a part of the list, since not all of them may count."""
+
+
+ATTENDANCES_USERS_MAX = 100_000
+"""Users, at all states together, of whom it is remembered whether they were in the room."""
+MEMBER = "m.room.member"
+
+
+class ListedReceipt(TypedDict):
+    """A user who has read up to an event or past it."""
+
+    user_id: str
+    display_name: str | None
+    ts: int
+    """When, by the earliest receipt that says so."""
+    thread_id: str | None
+    is_remote: bool
+
+
+class ReceiptList(TypedDict, total=False):
+    """Who has read an event. The whole list: whose receipt came last goes first. Parts of it: by user ID."""
+
+    receipts: list[ListedReceipt]
+    next: str
+    """Only there if there is more."""
+
+
+class _Attendance(NamedTuple):
+    """What is known of who was in the room in one of its states."""
+
+    present: frozenset[str]
+    absent: frozenset[str]
+
+
+def _weigh(attendance: _Attendance) -> int:
+    return 20 + len(attendance.present) + len(attendance.absent)
+
+
+class WhoHasRead:
+    """Answers who has read what."""
+
+    def __init__(
+        self,
+        database: Database,
+        heads: RoomHeads,
+        events: Events,
+        states: StateReader,
+        visible: VisibleEvents,
+        receipts: Receipts,
+        server_name: str,
+    ) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._states = states
+        self._visible = visible
+        self._receipts = receipts
+        self._server_name = server_name
+        self._attendances: WeightedCache[int, _Attendance] = WeightedCache(ATTENDANCES_USERS_MAX, _weigh)
+        """By state group."""
+
+    async def of_event(self, user_id: str, room_id: str, event_id: str, page: PageRequest) -> ReceiptList:
+        """Who has read an event, for a member of the room who may see it.
+
+        Raises ``Forbidden`` for others, and for everybody where the administrator has switched receipts off,
+        ``NotFound`` for events that are not there or not to be seen, ``InvalidParam``.
+        """
+        if not self._receipts.enabled:
+            raise Forbidden("Read receipts are switched off on this server")
+        after = str(place_of(page.after, (str,))[0]) if page.after is not None else ""
+        head = await room_of_member(self._heads, user_id, room_id)
+        stored = await self._seen_event(head, user_id, event_id)
+        thread_ids = {UNTHREADED, event_id, await self._receipts.thread_of(stored.event)}
+        if page.limit is not None:
+            return await self._part(head, stored, thread_ids, after, page.limit)
+        found = await self._read(head, stored, thread_ids)
+        readers = _readers(found, stored, await self._present(head, stored, found, is_whole=True))
+        readers.sort(key=_receipt_position, reverse=True)
+        return {"receipts": self._shown(readers)}
+
+    async def _seen_event(self, head: RoomHead, user_id: str, event_id: str) -> StoredEvent:
+        stored = await self._events.get(event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
+        in_room = stored is not None and stored.room_nid == head.room_nid and stored.stream_position is not None
+        if stored is None or not in_room or not await self._visible.of([stored], Viewer(user_id, None)):
+            raise NotFound("There is no such event, or you may not see it")
+        return stored
+
+    async def _part(
+        self, head: RoomHead, stored: StoredEvent, thread_ids: Collection[str], after: str, limit: int
+    ) -> ReceiptList:
+        """So many of the readers who follow one, by user ID.
+
+        Places among the latest would not do: a receipt leaves its place as soon as its user reads on, and whoever has
+        not come to it yet would never see it.
+        """
+        readers: list[ReadUpTo] = []
+        # Of a user who has several receipts, all are read: one for each thread at most.
+        most = max(limit + 1, RECEIPTS_PER_READ_MIN) + len(thread_ids)
+        is_end = False
+        while len(readers) <= limit and not is_end:
+            found = await self._read(head, stored, thread_ids, after, most)
+            is_end = len(found) < most
+            if not is_end:
+                found = _whole_users(found)
+                after = found[-1][0]
+            readers += _readers(found, stored, await self._present(head, stored, found, is_whole=False))
+        answer: ReceiptList = {"receipts": self._shown(readers[:limit])}
+        if len(readers) > limit:
+            answer["next"] = token_of((readers[limit - 1][0],))
+        return answer
+
+    async def _read(
+        self,
+        head: RoomHead,
+        stored: StoredEvent,
+        thread_ids: Collection[str],
+        after: str = "",
+        most: int | None = None,
+    ) -> Sequence[ReadUpTo]:
+        position = stored.stream_position or 0
+        return await self._database.read(store.read_receipts_of, head.room_nid, thread_ids, position, after, most)
+
+    async def _present(
+        self, head: RoomHead, stored: StoredEvent, receipts: Iterable[ReadUpTo], *, is_whole: bool
+    ) -> Container[str]:
+        """Those of the users of some receipts who were in the room right after an event, and maybe others who were."""
+        group = stored.state_group
+        assert group is not None
+        if group == head.snapshot.group:
+            return head.joined
+        known = self._attendances.get(group) or _Attendance(frozenset(), frozenset())
+        asked = {receipt[0] for receipt in receipts}.difference(known.present, known.absent)
+        if asked:
+            if is_whole:
+                then: Mapping[StateKey, str] = (await self._states.snapshot(group)).state
+            else:
+                then = await self._states.lookup(group, {(MEMBER, user_id) for user_id in asked})
+            present = await self._joined(head, then, asked)
+            known = _Attendance(known.present | present, known.absent | (asked - present))
+            self._attendances.put(group, known)
+        return known.present
+
+    async def _joined(self, head: RoomHead, then: Mapping[StateKey, str], user_ids: Iterable[str]) -> set[str]:
+        """Those of the users who have joined according to a state of the room."""
+        now = head.state
+        joined: set[str] = set()
+        changed: dict[str, str] = {}
+        for user_id in user_ids:
+            key = (MEMBER, user_id)
+            member_id = then.get(key)
+            if member_id is None:
+                continue
+            if member_id != now.get(key):
+                changed[user_id] = member_id
+            elif user_id in head.joined:
+                joined.add(user_id)
+        members = await self._events.by_id(changed.values())
+        for user_id, member_id in changed.items():
+            member = members.get(member_id)
+            if member is not None and member.event.membership == "join":
+                joined.add(user_id)
+        return joined
+
+    def _shown(self, readers: Iterable[ReadUpTo]) -> list[ListedReceipt]:
+        return [
+            {
+                "user_id": user_id,
+                "display_name": display_name,
+                "ts": ts,
+                "thread_id": thread_id or None,
+                "is_remote": user_id.partition(":")[2] != self._server_name,
+            }
+            for user_id, thread_id, ts, _, _, display_name in readers
+        ]
+
+
+def _readers(receipts: Iterable[ReadUpTo], stored: StoredEvent, present: Container[str]) -> list[ReadUpTo]:
+    """Of the users who have read an event the receipt that says so: of several the earliest, by then it was read.
+
+    Who was not ``present`` at the event has read it only if the receipt names it: who joins later and reads on has not
+    read what was before, whatever the history shows.
+    """
+    position = stored.stream_position or 0
+    earliest: dict[str, ReadUpTo] = {}
+    for receipt in receipts:
+        user_id, _, ts, _, event_position, _ = receipt
+        if event_position is None or event_position < position:
+            continue
+        if event_position != position and user_id not in present:
+            continue
+        known = earliest.get(user_id)
+        if known is None or ts < known[2]:
+            earliest[user_id] = receipt
+    return list(earliest.values())
+
+
+def _whole_users(receipts: Sequence[ReadUpTo]) -> Sequence[ReadUpTo]:
+    """The receipts without those of the last user, who may have more than were read."""
+    last = receipts[-1][0]
+    end = len(receipts)
+    while end and receipts[end - 1][0] == last:
+        end -= 1
+    return receipts[:end]
+
+
+def _receipt_position(receipt: ReadUpTo) -> int:
+    return receipt[3]

@@ -1,0 +1,386 @@
+"""The one door into the event graph.
+
+A room has one writer at a time. Jobs for a room wait in line; all that wait are run one after the other, each on the
+head that the one before leaves behind, and what they compose is written in one transaction. If another process was
+faster, the head is read again and the jobs are run anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from immutables import Map
+
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, RoomHeads, StateReader, StateSnapshot
+from homeserver.graph.working_head import LEVEL_KEYS, Job, SentInBatch, WorkingHead
+from homeserver.notifier import Change, Notifier, StateEffect, Stream
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.storage import event_graph
+from homeserver.storage.appends import AlreadySent, Appended, NewAlias, NewRoom, StaleHead, TransactionKey
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
+
+JOBS_PER_APPEND_MAX = 64
+"""Jobs of one room that share a transaction."""
+APPEND_ATTEMPTS_MAX = 20
+"""How often jobs are run anew because another process was faster."""
+RACES_MAX = 3
+"""How often that is left to chance. Then the other processes wait."""
+
+
+ReplacementJob = Callable[[WorkingHead], Awaitable[WorkingHead | None]]
+"""Takes in, one by one, the last events of a room, and those of the new room that it returns, made on ``empty``.
+
+It may run more than once. None: nothing is to be written.
+"""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A job in line, or something that wants the room for itself."""
+
+    job: Job | None
+    alone: Callable[[], Awaitable[Any]] | None
+    future: asyncio.Future[Any]
+    events: list[Event] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Line:
+    """Who waits to write to a room."""
+
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    worker: asyncio.Task[None] | None = None
+
+
+class RoomWriters:
+    """The writers of all rooms."""
+
+    def __init__(
+        self,
+        database: Database,
+        heads: RoomHeads,
+        events: Events,
+        states: StateReader,
+        notifier: Notifier,
+        graph: GraphWriter,
+        is_local: Callable[[str], bool],
+    ) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._states = states
+        self._notifier = notifier
+        self._graph = graph
+        self._is_local = is_local
+        self._lines: dict[str, _Line] = {}
+        self._watchers: list[Callable[[str, list[str]], None]] = []
+
+    def watch_power_levels(self, watcher: Callable[[str, list[str]], None]) -> None:
+        """Have a function called with a room and those m.room.power_levels events that lost to others there just now.
+
+        That is, the room's are others, which are not built on them. Only of what this process writes.
+        """
+        self._watchers.append(watcher)
+
+    async def submit(self, room_id: str, job: Job) -> list[StoredEvent]:
+        """Run a job when it is the room's turn, and append what it composes.
+
+        Returns the events in the job's order, committed. Raises ``NotFound`` where this server has no part in the
+        room, and what the job raises.
+        """
+        found: list[StoredEvent] = await self._enter(room_id, _Waiting(job, None, _future()))
+        return found
+
+    async def create(
+        self,
+        room_id: str,
+        version: RoomVersion,
+        job: Job,
+        now_ms: int,
+        *,
+        published: bool = False,
+        alias: NewAlias | None = None,
+    ) -> list[StoredEvent]:
+        """Make a new room of what a job composes on an empty head. Nobody else knows the room before this is over.
+
+        Raises ``AliasTaken`` where another room has the alias that it was to get.
+        """
+        working = self.empty(room_id, version)
+        composed = await working.run(job)
+        append, groups = working.to_append()
+        append.new_room = NewRoom(room_id, version.identifier, now_ms, published, alias)
+        appended = await self._database.write_batched(self._graph.append, append)
+        stored = self._committed(working, appended, groups)
+        return [stored[event.event_id] for event in composed]
+
+    async def replace(self, room_id: str, job: ReplacementJob) -> None:
+        """Write what a job composes for a room together with the new room that takes its place: both or neither.
+
+        The new room gets the aliases that this server has for the old one. Raises ``NotFound`` where this server has
+        no part in the room, and what the job raises.
+        """
+        await self.alone(room_id, lambda: self._replace(room_id, job))
+
+    async def _replace(self, room_id: str, job: ReplacementJob) -> None:
+        for attempt in range(APPEND_ATTEMPTS_MAX):
+            async with self._attempt(room_id, attempt):
+                old = self.look_at(await self._heads.get(room_id))
+                new = await job(old)
+                if new is None:
+                    return
+                # In this order they get their positions: who hears of the end of a room finds the next one.
+                workings = (new, old)
+                composed = [working.to_append() for working in workings]
+                create = new.written[0].new.event
+                composed[0][0].new_room = NewRoom(
+                    create.room_id, create.version.identifier, create.origin_server_ts, replaces=room_id
+                )
+                try:
+                    appended = await self._database.write(
+                        self._graph.append_together, [append for append, _ in composed]
+                    )
+                except StaleHead:
+                    self._heads.forget(room_id)
+                    continue
+                for working, done, (_, groups) in zip(workings, appended, composed, strict=True):
+                    self._committed(working, done, groups)
+                return
+        raise RuntimeError(f"cannot replace {room_id}: other processes are always faster")
+
+    async def alone(self, room_id: str, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Run something while nobody else in this process writes to the room."""
+        return await self._enter(room_id, _Waiting(None, action, _future()))
+
+    async def _enter(self, room_id: str, waiting: _Waiting) -> Any:
+        line = self._lines.get(room_id)
+        if line is None:
+            line = self._lines[room_id] = _Line()
+        line.waiting.append(waiting)
+        if line.worker is None:
+            line.worker = asyncio.get_running_loop().create_task(self._work(room_id, line))
+        # Who goes away does not take back what may be half done.
+        return await asyncio.shield(waiting.future)
+
+    async def _work(self, room_id: str, line: _Line) -> None:
+        try:
+            while line.waiting:
+                first = line.waiting.popleft()
+                if first.alone is not None:
+                    await _settle(first, first.alone)
+                    continue
+                batch = [first]
+                while line.waiting and line.waiting[0].job and len(batch) < JOBS_PER_APPEND_MAX:
+                    batch.append(line.waiting.popleft())
+                try:
+                    await self._run(room_id, batch)
+                except BaseException as error:
+                    for waiting in batch:
+                        _fail(waiting, error)
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            line.worker = None
+            if not line.waiting:
+                self._lines.pop(room_id, None)
+
+    @contextlib.asynccontextmanager
+    async def _races_over(self, room_id: str) -> AsyncIterator[None]:
+        """No other process changes the room meanwhile, nor anything else."""
+        async with self._database.no_other_writers():
+            self._heads.forget(room_id)
+            yield
+
+    def _attempt(self, room_id: str, number: int) -> AbstractAsyncContextManager[None]:
+        # A process that sends all the time has the head at hand and would win every race with one that has to read it.
+        return contextlib.nullcontext() if number < RACES_MAX else self._races_over(room_id)
+
+    async def _run(self, room_id: str, batch: list[_Waiting]) -> None:
+        for attempt in range(APPEND_ATTEMPTS_MAX):
+            async with self._attempt(room_id, attempt):
+                head = await self._heads.get(room_id)
+                working = WorkingHead(head, self._events, self._states, self._is_local)
+                for waiting in batch:
+                    if waiting.future.done():
+                        continue
+                    assert waiting.job is not None
+                    try:
+                        waiting.events = await working.run(waiting.job)
+                    except SentInBatch as repeated:
+                        waiting.events = [repeated.event]
+                    except Exception as error:
+                        _fail(waiting, error)
+                batch = [waiting for waiting in batch if not waiting.future.done()]
+                if not working.written:
+                    await self._answer(batch, {})
+                    return
+                await self._settle_pending_redactions(working)
+                append, groups = working.to_append()
+                try:
+                    appended = await self._database.write_batched(self._graph.append, append)
+                except StaleHead:
+                    self._heads.forget(room_id)
+                except AlreadySent as already:
+                    await self._answer_repeated(batch, already.sent)
+                else:
+                    await self._answer(batch, self._committed(working, appended, groups))
+                    return
+        raise RuntimeError(f"cannot append to {room_id}: other processes are always faster")
+
+    def _committed(
+        self, working: WorkingHead, appended: Appended, groups: Sequence[StateSnapshot]
+    ) -> dict[str, StoredEvent]:
+        numbers = {id(snapshot): group for snapshot, group in zip(groups, appended.groups, strict=True)}
+        replaced = self._replaced_nids(working, appended)
+        stored: dict[str, StoredEvent] = {}
+        changes: list[Change] = []
+        effects = working.effects()
+        for written in working.written:
+            new, event = written.new, written.new.event
+            position = appended.positions.get(event.event_id)
+            after = written.after
+            stored[event.event_id] = StoredEvent(
+                event=event,
+                event_nid=appended.nids[event.event_id],
+                room_nid=appended.room_nid,
+                verdict=new.verdict,
+                stream_position=position,
+                state_group=None if after is None else (after.group or numbers[id(after)]),
+                replaces_nid=replaced.get(written.replaces) if written.replaces else None,
+                txn=(new.txn.user_id, new.txn.device_id, new.txn.txn_id) if new.txn else None,
+            )
+            if position is not None and position > 0:
+                effect = effects.get(event.event_id, StateEffect.NONE)
+                changes.append(
+                    Change(position, Stream.EVENTS, event.room_id, None, written.audience, event.event_id, effect)
+                )
+        for snapshot in groups:
+            snapshot.stored_as(numbers[id(snapshot)])
+        self._graph.remember(appended.state_keys)
+        self._keep(working, appended, stored)
+        self._notifier.publish(changes)
+        if overtaken := working.overtaken_power_levels():
+            for watcher in self._watchers:
+                watcher(working.head.room_id, overtaken)
+        return stored
+
+    def _replaced_nids(self, working: WorkingHead, appended: Appended) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for written in working.written:
+            if written.replaces is None:
+                continue
+            nid = appended.nids.get(written.replaces)
+            if nid is None and (known := self._events.cached(written.replaces)) is not None:
+                nid = known.event_nid
+            if nid is not None:
+                found[written.replaces] = nid
+        return found
+
+    def _keep(self, working: WorkingHead, appended: Appended, stored: Mapping[str, StoredEvent]) -> None:
+        head = working.finished(appended)
+        self._heads.keep(head)
+        redacted: list[tuple[str, Event]] = []
+        for written in working.written:
+            event = written.new.event
+            if written.replaces is not None and stored[event.event_id].replaces_nid is None:
+                self._events.forget(event.event_id)  # what it replaces is read back with it
+            else:
+                self._events.keep(stored[event.event_id])
+            if written.redaction_applied and event.redacts is not None:
+                redacted.append((event.redacts, event))
+        for target, redaction in redacted:
+            self._events.redacted(target, redaction)
+        for target, _ in working.applied_redactions:
+            self._events.forget(target)  # it is read back as redacted
+
+    async def _answer(self, batch: Iterable[_Waiting], stored: Mapping[str, StoredEvent]) -> None:
+        for waiting in batch:
+            missing = [e.event_id for e in waiting.events if e.event_id not in stored]
+            more = await self._events.by_id(missing) if missing else {}
+            if not waiting.future.done():
+                waiting.future.set_result([stored.get(e.event_id) or more[e.event_id] for e in waiting.events])
+
+    async def _answer_repeated(self, batch: Iterable[_Waiting], sent: Mapping[str, int]) -> None:
+        """Jobs whose transaction ID was used before get the event of that time."""
+        old = await self._events.by_nid(sent.values())
+        for waiting in batch:
+            if any(event.event_id in sent for event in waiting.events) and not waiting.future.done():
+                waiting.future.set_result([old[sent[e.event_id]] for e in waiting.events if e.event_id in sent])
+
+    def look_at(self, head: RoomHead) -> WorkingHead:
+        """A head to compose on outside of the room's turn; what is composed so becomes a branch of its own."""
+        return WorkingHead(head, self._events, self._states, self._is_local)
+
+    def empty(self, room_id: str, version: RoomVersion) -> WorkingHead:
+        """A room in which nothing has happened, to compose its first events on."""
+        return self.look_at(
+            RoomHead(
+                room_id=room_id,
+                room_nid=0,
+                version=version,
+                generation=0,
+                extremities=(),
+                snapshot=StateSnapshot.whole({}),
+                joined=Map(),
+                joined_local=frozenset(),
+                joined_servers=Map(),
+                invited=frozenset(),
+            )
+        )
+
+    async def stored(self, event_id: str) -> StoredEvent:
+        """An event that is known to be here."""
+        found = await self._events.get(event_id)
+        assert found is not None
+        return found
+
+    async def sent_before(self, txn: TransactionKey) -> StoredEvent | None:
+        """The event that was sent under a transaction ID, if there is one."""
+        event_nid = await self._database.read(event_of_transaction, txn)
+        return None if event_nid is None else (await self._events.by_nid([event_nid]))[event_nid]
+
+    async def _settle_pending_redactions(self, working: WorkingHead) -> None:
+        """Apply the redactions that came before their targets, which have come now, as far as they are allowed."""
+        arrived = working.arrived()
+        if not arrived:
+            return
+        pending: list[tuple[Event, Mapping[StateKey, str]]] = []
+        for redaction in await self._database.read(event_graph.pending_redactions, arrived):
+            if redaction.visible and redaction.state_group is not None:
+                before = await self._states.lookup(redaction.state_group, LEVEL_KEYS)
+                pending.append((redaction.event, before))
+        await working.settle_redactions(pending)
+
+    async def idle(self) -> None:
+        """Wait until nobody writes (for a clean stop)."""
+        while workers := [line.worker for line in self._lines.values() if line.worker is not None]:
+            await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def _settle(waiting: _Waiting, action: Callable[[], Awaitable[Any]]) -> None:
+    try:
+        result = await action()
+    except Exception as error:
+        _fail(waiting, error)
+    else:
+        if not waiting.future.done():
+            waiting.future.set_result(result)
+
+
+def _fail(waiting: _Waiting, error: BaseException) -> None:
+    if not waiting.future.done():
+        waiting.future.set_exception(error)
+        waiting.future.exception()  # its caller may be gone, which is no reason for a warning

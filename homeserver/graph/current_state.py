@@ -1,0 +1,66 @@
+"""What changes in a room's head when its current state does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from homeserver.graph.state import RoomHead, StateSnapshot
+from homeserver.protocol.events import StateKey
+from homeserver.protocol.identifiers import server_of
+from homeserver.storage.appends import CurrentChange
+
+
+def differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
+    """The keys under which two states have different events."""
+    keys: set[StateKey] = set()
+    step: StateSnapshot | None = new
+    while step is not None and step is not old:
+        if step.base is None or step.delta is None:
+            # No common line: compare them whole.
+            return {k for k in {*old.state, *new.state} if old.state.get(k) != new.state.get(k)}
+        keys.update(step.delta)
+        step = step.base
+    return {key for key in keys if old.state.get(key) != new.state.get(key)}
+
+
+def overtaken(key: StateKey, first: str | None, changes: Iterable[CurrentChange]) -> list[str]:
+    """The IDs of those events that others took the place of under a key, without citing them.
+
+    ``first`` is the one that was there before the changes.
+    """
+    found: list[str] = []
+    current = first
+    for change in changes:
+        if change.key == key:
+            if current is not None and change.event is not None and current not in change.event.auth_events:
+                found.append(current)
+            current = change.event.event_id if change.event is not None else None
+    return found
+
+
+def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: Callable[[str], bool]) -> RoomHead:
+    """The head with its lists of members brought in line with changes of the state."""
+    of_members = [change for change in changes if change.key[0] == "m.room.member"]
+    if not of_members:
+        return head
+    joined, servers = head.joined, head.joined_servers
+    local, invited = set(head.joined_local), set(head.invited)
+    for change in of_members:
+        user_id = change.key[1]
+        membership = change.event.membership if change.event else None
+        if (membership == "join") != (user_id in joined):
+            server = server_of(user_id)  # who joins has a valid user ID; who is banned need not have one
+            count = servers.get(server, 0) + (1 if membership == "join" else -1)
+            servers = servers.set(server, count) if count > 0 else servers.delete(server)
+            joined = joined.set(user_id, True) if membership == "join" else joined.delete(user_id)
+            if is_local(user_id):
+                (local.add if membership == "join" else local.discard)(user_id)
+        (invited.add if membership == "invite" else invited.discard)(user_id)
+    return replace(
+        head,
+        joined=joined,
+        joined_servers=servers,
+        joined_local=frozenset(local),
+        invited=frozenset(invited),
+    )

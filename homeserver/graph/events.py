@@ -1,0 +1,137 @@
+"""Stored events, read through a cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from homeserver.caches import WeightedCache
+from homeserver.protocol.events import Event
+from homeserver.storage import event_graph
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+
+CACHE_BYTES = 24 * 1024 * 1024
+PARSED_FACTOR = 5
+"""A parsed event takes about this many times the memory of its JSON."""
+ENTRY_BYTES = 600
+"""What an entry takes besides."""
+CHANGED_MAX = 10_000
+"""Events of which it is remembered that they changed, for reads that are under way meanwhile."""
+
+
+def _weigh(stored: StoredEvent) -> int:
+    return ENTRY_BYTES + PARSED_FACTOR * len(stored.event.json)
+
+
+class Events:
+    """The events that this server has, by event ID and by numeric ID."""
+
+    def __init__(self, database: Database, cache_bytes: int = CACHE_BYTES) -> None:
+        self._database = database
+        self._cache: WeightedCache[str, StoredEvent] = WeightedCache(cache_bytes, _weigh)
+        self._ids: dict[int, str] = {}
+        self._changed: OrderedDict[str, int] = OrderedDict()
+        """Events that changed in the database, with the number of the change."""
+        self._changes = 0
+        self._watchers: list[Callable[[str], None]] = []
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Have a function called with the ID of each event that changes: one that is redacted, for instance."""
+        self._watchers.append(watcher)
+
+    def cached(self, event_id: str) -> StoredEvent | None:
+        """The event if it is at hand."""
+        return self._cache.get(event_id)
+
+    def cached_by_nid(self, event_nid: int) -> StoredEvent | None:
+        """The event if it is at hand."""
+        event_id = self._ids.get(event_nid)
+        return self._cache.get(event_id) if event_id is not None else None
+
+    async def get(self, event_id: str) -> StoredEvent | None:
+        """One event, or None where this server does not have it."""
+        return self._cache.get(event_id) or (await self.by_id([event_id])).get(event_id)
+
+    async def by_id(self, event_ids: Iterable[str]) -> dict[str, StoredEvent]:
+        """The events with these IDs; those that this server does not have are left out."""
+        found: dict[str, StoredEvent] = {}
+        missing: list[str] = []
+        for event_id in event_ids:
+            stored = self._cache.get(event_id)
+            if stored is not None:
+                found[event_id] = stored
+            else:
+                missing.append(event_id)
+        if missing:
+            began = self._changes
+            for stored in await self._database.read(event_graph.events_by_id, missing):
+                found[stored.event_id] = self._keep_read(stored, began)
+        return found
+
+    async def by_nid(self, nids: Iterable[int]) -> dict[int, StoredEvent]:
+        """The events with these numeric IDs."""
+        found: dict[int, StoredEvent] = {}
+        missing: list[int] = []
+        for nid in nids:
+            stored = self.cached_by_nid(nid)
+            if stored is not None:
+                found[nid] = stored
+            else:
+                missing.append(nid)
+        if missing:
+            began = self._changes
+            for stored in await self._database.read(event_graph.events_by_nid, missing):
+                found[stored.event_nid] = self._keep_read(stored, began)
+        return found
+
+    async def by_nid_anew(self, outdated: Iterable[StoredEvent]) -> dict[int, StoredEvent]:
+        """Events by numeric ID as the database has them now: another process may have given them their places."""
+        nids: list[int] = []
+        for stored in outdated:
+            nids.append(stored.event_nid)
+            self.forget(stored.event_id)
+        return await self.by_nid(nids)
+
+    def _keep_read(self, stored: StoredEvent, began: int) -> StoredEvent:
+        """What a read that ``began`` after so many changes has found: kept, unless it may be out of date by now."""
+        known = self._cache.peek(stored.event_id)
+        if known is not None:
+            return known
+        if self._changed.get(stored.event_id, 0) > began:
+            return stored
+        return self.keep(stored)
+
+    def keep(self, stored: StoredEvent) -> StoredEvent:
+        """Put an event that was written into the cache; returns the one that is kept."""
+        known = self._cache.peek(stored.event_id)
+        if known is not None and known.redacted_by is not None and stored.redacted_by is None:
+            # A redaction that was committed after this copy was read.
+            stored = replace(stored, redacted_by=known.redacted_by)
+        self._cache.put(stored.event_id, stored)
+        self._ids[stored.event_nid] = stored.event_id
+        if len(self._ids) > 2 * len(self._cache) + 1000:
+            self._ids = {nid: eid for nid, eid in self._ids.items() if self._cache.peek(eid) is not None}
+        return stored
+
+    def forget(self, event_id: str) -> None:
+        """Drop an event from the cache: it was changed in the database."""
+        self._cache.drop(event_id)
+        self._note_change(event_id)
+
+    def redacted(self, event_id: str, redaction: Event) -> None:
+        """A redaction of the event was applied."""
+        known = self._cache.peek(event_id)
+        if known is not None:
+            self._cache.put(event_id, replace(known, redacted_by=redaction))
+        self._note_change(event_id)
+
+    def _note_change(self, event_id: str) -> None:
+        self._changes += 1
+        self._changed[event_id] = self._changes
+        self._changed.move_to_end(event_id)
+        if len(self._changed) > CHANGED_MAX:
+            self._changed.popitem(last=False)
+        for watcher in self._watchers:
+            watcher(event_id)

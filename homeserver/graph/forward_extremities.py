@@ -1,0 +1,78 @@
+"""Which forward extremities an event of ours brings together, and what the state is there.
+
+https://spec.matrix.org/v1.19/server-server-api/#pdus
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from homeserver.graph.state import RESOLVED_TOGETHER_MAX, Extremity, RoomHead, StateSnapshot
+from homeserver.graph.working_head import WorkingHead
+from homeserver.protocol.events import StateKey
+
+CANDIDATES_MAX = 100
+"""Forward extremities that are looked at where there are more than can be brought together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an event of ours comes into the graph."""
+
+    extremities: Sequence[Extremity]
+    before: StateSnapshot
+    """The state before the event, which follows from the extremities."""
+
+
+async def next_place(working: WorkingHead, keys: Collection[StateKey]) -> Place:
+    """Where the next event goes whose auth events are under some keys of the state.
+
+    Other servers judge it by the state where the extremities that it names meet. Where those are not all, they are
+    chosen so that what the sender may do by the room's state is seen from them.
+    """
+    head = working.head
+    if head.is_exact:
+        return Place(sorted(head.extremities, key=lambda e: e.depth, reverse=True), head.snapshot)
+    candidates = deepest_and_longest_waiting(head.extremities, CANDIDATES_MAX)
+    best = await _nearest(working, candidates, keys)
+    others = [extremity for extremity in candidates if extremity is not best]
+    chosen = [best, *deepest_and_longest_waiting(others, RESOLVED_TOGETHER_MAX - 1)]
+    return Place(chosen, await working.resolve([await working.state_after(extremity) for extremity in chosen]))
+
+
+def cited_in_template(head: RoomHead) -> list[Extremity]:
+    """The forward extremities for an event that another server will sign."""
+    return deepest_and_longest_waiting(head.extremities, RESOLVED_TOGETHER_MAX)
+
+
+def deepest_and_longest_waiting(extremities: Iterable[Extremity], count: int) -> list[Extremity]:
+    """Some forward extremities, the deepest first.
+
+    Half of them are those that have been waiting for longest: a server that makes ever deeper branches cannot keep the
+    others from being brought together.
+    """
+    by_depth = sorted(extremities, key=lambda extremity: extremity.depth, reverse=True)
+    if len(by_depth) <= count:
+        return by_depth
+    deepest, rest = by_depth[: count - count // 2], by_depth[count - count // 2 :]
+    waiting = sorted(rest, key=_arrival)[: count // 2]
+    return [*deepest, *sorted(waiting, key=lambda extremity: extremity.depth, reverse=True)]
+
+
+def _arrival(extremity: Extremity) -> tuple[bool, int]:
+    return extremity.event_nid == 0, extremity.event_nid  # 0: it is being appended right now
+
+
+async def _nearest(working: WorkingHead, candidates: Sequence[Extremity], keys: Collection[StateKey]) -> Extremity:
+    """The extremity after which most of the keys stand as in the room's state."""
+    now = {key: event_id for key in keys if (event_id := working.head.state.get(key)) is not None}
+    best, agrees_best = candidates[0], -1
+    for extremity in candidates:
+        there = await working.lookup_after(extremity, now)
+        agrees = sum(there.get(key) == event_id for key, event_id in now.items())
+        if agrees > agrees_best:
+            best, agrees_best = extremity, agrees
+        if agrees == len(now):
+            break
+    return best

@@ -1,0 +1,109 @@
+"""Checks 1 to 3 on receipt of a PDU: it is an event, it is signed, and it is whole, or else redacted.
+
+https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+
+from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature
+from homeserver.graph.internal_errors import as_outcome
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import Event
+from homeserver.protocol.hashes import has_intact_content
+from homeserver.protocol.redaction import redact_event
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.signatures import VerifyKeyData, event_signatures, verify_event_signature
+
+logger = structlog.get_logger(__name__)
+
+EVENTS_AT_A_STRETCH = 100
+"""Events that are looked at before others get their turn."""
+
+
+class EventVerifier(Protocol):
+    """Checks signatures: the key ring."""
+
+    async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
+        """For each event what is wrong with its signatures, or None."""
+
+    async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
+        """Keys of servers: name to key ID to the time until which it must be valid."""
+
+
+class IncomingEvents:
+    """Turns what other servers send into events whose origin and integrity are certain."""
+
+    def __init__(self, verifier: EventVerifier) -> None:
+        self._verifier = verifier
+
+    async def check(
+        self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
+    ) -> list[Event]:
+        """The events among the PDUs that pass checks 1 to 3; the others are dropped. None comes twice.
+
+        ``room_id`` is the room that all must belong to. ``is_history``: they are an answer to /backfill, which "MUST
+        NOT be validated" on how many events each may refer to.
+        """
+        parsed: dict[str, Event] = {}
+        for index, pdu in enumerate(pdus):
+            if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
+                await asyncio.sleep(0)
+            try:
+                event = parse_event(pdu, version, room_id=room_id, is_history=is_history)
+            except InvalidEvent as error:
+                logger.info("event dropped", room_id=room_id, reason=str(error)[:200])
+                continue
+            except Exception as error:
+                as_outcome(error, room_id=room_id, event_id=None)
+                continue
+            parsed.setdefault(event.event_id, event)
+        outcomes = await self.verify_each(list(parsed.values()))
+        return [outcome for outcome in outcomes if isinstance(outcome, Event)]
+
+    async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
+        """Checks 2 and 3: each event, redacted where its content is not what was signed, or what is wrong with it."""
+        failures = await self._verifier.verify_events(events)
+        outcomes: list[Event | InvalidSignature] = []
+        for index, (event, failure) in enumerate(zip(events, failures, strict=True)):
+            if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
+                await asyncio.sleep(0)
+            if failure is not None:
+                logger.info("event dropped", event_id=event.event_id, reason=str(failure)[:200])
+                outcomes.append(failure)
+            else:
+                outcomes.append(intact_or_redacted(event))
+        return outcomes
+
+    async def verify_each(self, events: Sequence[Event]) -> Sequence[Event | HomeserverError]:
+        """The same, where one event that this server stumbles over keeps no other one out."""
+        try:
+            return await self.verify(events)
+        except Exception:
+            return [await self._verify_alone(event) for event in events]
+
+    async def _verify_alone(self, event: Event) -> Event | HomeserverError:
+        try:
+            (outcome,) = await self.verify([event])
+        except Exception as error:
+            return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
+        return outcome
+
+    async def check_signature_of(self, event: Event, server_name: str) -> None:
+        """Check that a server has signed an event, beside those who must. Raises ``InvalidSignature``."""
+        wanted = dict.fromkeys(event_signatures(event, server_name), event.origin_server_ts)
+        keys = await self._verifier.keys_for({server_name: wanted})
+        verify_event_signature(event, server_name, keys.get(server_name, {}))
+
+
+def intact_or_redacted(event: Event) -> Event:
+    """Check 3. "If the hash check fails, then it is assumed that […] we have only been given a redacted version".
+
+    https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
+    """
+    return event if has_intact_content(event) else redact_event(event)

@@ -1,0 +1,194 @@
+"""Checks 4 to 6 on receipt of a PDU: is the event allowed by what it cites, by the state before it, and by now?
+
+All of it runs when it is the room's turn (see ``append``), on the newest head.
+
+https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from homeserver.errors import HomeserverError, NotAuthorized
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, StateReader, StateSnapshot
+from homeserver.graph.working_head import WorkingHead
+from homeserver.protocol.authorization import auth_event_keys, authorize, check_auth_events
+from homeserver.protocol.events import CREATE, Event
+from homeserver.storage.event_graph import Verdict
+
+
+class MissingAncestors(HomeserverError):
+    """An event cannot be judged before others are here."""
+
+    def __init__(self, event_id: str, *, auth: Iterable[str] = (), prev: Iterable[str] = ()) -> None:
+        self.auth = frozenset(auth)
+        """auth_events that are not known."""
+        self.prev = frozenset(prev)
+        """prev_events that do not stand in the graph."""
+        super().__init__(f"{event_id}: {len(self.auth)} auth events and {len(self.prev)} prev events are missing")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the checks said."""
+
+    verdict: Verdict
+    reason: str | None = None
+
+
+class Judge:
+    """Applies the authorization rules to events from other servers."""
+
+    def __init__(self, events: Events, states: StateReader) -> None:
+        self._events = events
+        self._states = states
+
+    async def judge(
+        self, working: WorkingHead, event: Event, before: StateSnapshot, *, is_past: bool = False
+    ) -> Ruling:
+        """Checks 4 to 6; without the last one for events that are long past (``is_past``).
+
+        Raises ``MissingAncestors`` where auth events are not here.
+        """
+        try:
+            # 4. "Passes authorisation rules based on the event's auth events, otherwise it is rejected."
+            create = await self._check_citations(working, event)
+            # 5. "Passes authorisation rules based on the state before the event, otherwise it is rejected."
+            keys = auth_event_keys(event.type, event.sender, event.state_key, event.content, event.version)
+            ids_before = {event_id for key in keys if (event_id := before.state.get(key)) is not None}
+            if ids_before != set(event.auth_events):  # otherwise it is the same question once more
+                authorize(event, await working.state_events(keys, before.state), create=create)
+        except NotAuthorized as error:
+            return Ruling(Verdict.REJECTED, str(error))
+        # 6. "Passes authorisation rules based on the current state of the room, otherwise it is soft failed."
+        current = working.head.snapshot
+        if is_past or current is before:
+            return Ruling(Verdict.ACCEPTED)
+        ids_now = {event_id for key in keys if (event_id := current.state.get(key)) is not None}
+        if ids_now != ids_before:
+            try:
+                authorize(event, await working.state_events(keys), create=create)
+            except NotAuthorized as error:
+                return Ruling(Verdict.SOFT_FAILED, str(error))
+        return Ruling(Verdict.ACCEPTED)
+
+    async def _check_citations(self, working: WorkingHead, event: Event) -> Event | None:
+        """Check 4. Returns the create event, where the room version does not cite it."""
+        wanted = list(dict.fromkeys(event.auth_events))
+        create_id = None
+        if event.version.room_id_is_create_hash and event.type != "m.room.create":
+            create_id = "$" + event.room_id[1:]
+            wanted.append(create_id)
+        found = await working.events(wanted)
+        if len(found) < len(set(wanted)):
+            raise MissingAncestors(event.event_id, auth=(name for name in wanted if name not in found))
+        cited = [found[event_id] for event_id in event.auth_events]
+        create = found[create_id] if create_id is not None else None
+        check_auth_events(event, cited, self.rejected_among(working, wanted), create=create)
+        authorize(event, {(auth.type, auth.state_key or ""): auth for auth in cited}, create=create)
+        return create
+
+    def rejected_among(self, working: WorkingHead, event_ids: Iterable[str]) -> set[str]:
+        """Those of the events, which were just looked at, that were rejected."""
+        rejected: set[str] = set()
+        for event_id in event_ids:
+            if working.knows(event_id):
+                verdict = next(w.new.verdict for w in working.written if w.new.event.event_id == event_id)
+            else:
+                stored = self._events.cached(event_id)
+                verdict = stored.verdict if stored is not None else Verdict.ACCEPTED
+            if verdict & Verdict.REJECTED:
+                rejected.add(event_id)
+        return rejected
+
+    async def state_before(self, working: WorkingHead, event: Event) -> StateSnapshot:
+        """The state before an event, all of whose prev_events stand in the graph.
+
+        Raises ``MissingAncestors`` where they do not.
+        """
+        head = working.head
+        if not event.prev_events and head.state.get(CREATE) == event.event_id:
+            return StateSnapshot.whole({})  # where the room begins, which history leads back to
+        if head.is_exact and follows_all(head, event):
+            return head.snapshot
+        snapshots: list[StateSnapshot] = []
+        missing: list[str] = []
+        for event_id in sorted(set(event.prev_events)):
+            snapshot = await self._state_after(working, event_id)
+            if snapshot is None:
+                missing.append(event_id)
+            else:
+                snapshots.append(snapshot)
+        if missing or not snapshots:
+            raise MissingAncestors(event.event_id, prev=missing)
+        return await working.resolve(snapshots)
+
+    async def _state_after(self, working: WorkingHead, event_id: str) -> StateSnapshot | None:
+        if working.knows(event_id):
+            return working.snapshot_after(event_id)
+        for extremity in working.head.extremities:
+            if extremity.event_id == event_id:
+                return await self._states.after_extremity(extremity)
+        stored = await self._events.get(event_id)
+        if stored is None or stored.state_group is None or stored.room_nid != working.head.room_nid:
+            return None
+        return await self._states.snapshot(stored.state_group)
+
+
+def follows_all(head: RoomHead, event: Event) -> bool:
+    """Whether an event follows exactly the room's forward extremities: nothing that is here can come after it."""
+    return bool(event.prev_events) and set(event.prev_events) == {e.event_id for e in head.extremities}
+
+
+def judge_alone(
+    event: Event, known: Mapping[str, Event], rejected: set[str], *, create: Event | None = None
+) -> NotAuthorized | None:
+    """Check 4 alone, for outliers: what speaks against the event, by the events that it cites, all of which are known.
+
+    ``rejected`` holds the IDs of known events that were rejected.
+    """
+    cited = [known[event_id] for event_id in event.auth_events if event_id in known]
+    try:
+        if len(cited) < len(event.auth_events):
+            raise NotAuthorized("the event cites events that nobody could show")
+        check_auth_events(event, cited, rejected, create=create)
+        authorize(event, {(auth.type, auth.state_key or ""): auth for auth in cited}, create=create)
+    except NotAuthorized as error:
+        return error
+    return None
+
+
+def auth_events_first(events: Mapping[str, Event]) -> list[Event]:
+    """The events in an order in which auth events come before those that cite them."""
+    return _ancestors_first(events, lambda event: event.auth_events)
+
+
+def prev_events_first(events: Mapping[str, Event]) -> list[Event]:
+    """The events in an order in which prev_events come before those that follow them."""
+    by_depth = {event.event_id: event for event in sorted(events.values(), key=lambda e: (e.depth, e.event_id))}
+    return _ancestors_first(by_depth, lambda event: event.prev_events)
+
+
+def _ancestors_first(events: Mapping[str, Event], ancestors: Callable[[Event], Sequence[str]]) -> list[Event]:
+    ordered: dict[str, Event] = {}
+    open_ids: set[str] = set()
+    for start in events:
+        stack = [start]
+        while stack:
+            event_id = stack[-1]
+            if event_id in ordered:
+                stack.pop()
+                continue
+            waiting = [
+                name
+                for name in ancestors(events[event_id])
+                if name in events and name not in ordered and name not in open_ids
+            ]
+            open_ids.add(event_id)  # a circle, which only forged event IDs of version 1 can make, ends here
+            if waiting:
+                stack.extend(waiting)
+            else:
+                ordered[event_id] = events[stack.pop()]
+    return list(ordered.values())

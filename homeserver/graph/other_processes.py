@@ -1,0 +1,119 @@
+"""What other processes on the same database do to rooms: noticed, and taken into account.
+
+With PostgreSQL several processes may serve one database. Each is told by PostgreSQL when another one has committed;
+with SQLite only the command line writes besides the server, so it is enough to look now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+import structlog
+
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHeads
+from homeserver.notifier import Change, Notifier, StateEffect, Stream
+from homeserver.storage import changes, streams
+from homeserver.storage.changes import WrittenChange
+from homeserver.storage.database import Database
+
+logger = structlog.get_logger(__name__)
+
+POLL_S = 2.0
+"""How often a process looks whether somebody else has written, where nobody tells it."""
+RECONNECT_S = 1.0
+STOP_AGAIN_S = 0.2
+
+
+class ChangeListener(Protocol):
+    """Is told of everything that other processes write."""
+
+    def note(self, changes: Iterable[WrittenChange]) -> None:
+        """Take note; must not block."""
+
+    async def stop(self) -> None:
+        """Leave off."""
+
+
+class OtherProcesses:
+    """Keeps caches true to what other processes write, and wakes those who wait for it.
+
+    Made before the notifier, which gets ``load_changes``; started with it.
+    """
+
+    def __init__(self, database: Database, heads: RoomHeads, events: Events) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._relay: ChangeListener | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def load_changes(self, after: int, upto: int) -> list[Change]:
+        """What was written after one position up to and with another; caches forget what it made untrue."""
+        written = await self._database.read(changes.load_changes, after, upto)
+        for room_id, generation in written.generations.items():
+            self._heads.forget(room_id, generation)
+        for event_id in written.redacted:
+            self._events.forget(event_id)
+        for change in written.changes:
+            cached = self._events.cached(change.event_id) if change.event_id is not None else None
+            if cached is not None and cached.stream_position is None:
+                self._events.forget(cached.event_id)  # an outlier has found its place
+        if self._relay is not None:
+            self._relay.note(written.changes)
+        return [
+            Change(
+                change.position,
+                Stream(change.stream),
+                change.room_id,
+                change.user_id,
+                frozenset(change.audience),
+                change.event_id,
+                StateEffect.NONE if change.is_hidden else StateEffect.UNKNOWN,
+            )
+            for change in written.changes
+        ]
+
+    def start(self, notifier: Notifier, relay: ChangeListener | None = None) -> None:
+        """Begin to follow what is written, and to tell the notifier; and the relay, of what is for other servers."""
+        self._relay = relay
+        self._following = asyncio.get_running_loop().create_task(self._follow(notifier))
+
+    async def stop(self) -> None:
+        """Leave off."""
+        following, self._following = self._following, None
+        while following is not None and not following.done():
+            # Again if need be: before Python 3.12, asyncio.wait_for, which waits for announcements, may swallow it.
+            following.cancel()
+            await asyncio.wait([following], timeout=STOP_AGAIN_S)
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            await relay.stop()
+
+    async def _follow(self, notifier: Notifier) -> None:
+        while True:
+            try:
+                if self._database.is_sqlite:
+                    await self._look(notifier)
+                    await asyncio.sleep(POLL_S)
+                else:
+                    await self._listen(notifier)
+            except Exception as error:
+                logger.warning("cannot follow what other processes write", error=str(error))
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _look(self, notifier: Notifier) -> None:
+        await notifier.catch_up(await self._database.read(streams.current_position))
+
+    async def _listen(self, notifier: Notifier) -> None:
+        async with changes.listening(self._database.engine.url) as announcements:
+            await self._look(notifier)
+            async for announcement in announcements:
+                if announcement is None:
+                    await self._look(notifier)
+                    continue
+                position, writer = announcement
+                if writer != self._database.name:
+                    await notifier.catch_up(position)

@@ -1,0 +1,242 @@
+"""Putting events of other servers into their place in the graph: judged, and with all that they build on.
+
+https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import structlog
+
+from homeserver.errors import HomeserverError, RemoteUnreachable
+from homeserver.graph.ancestors import Ancestors
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.internal_errors import as_outcome, is_internal_error
+from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, follows_all
+from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
+from homeserver.graph.state import RoomHeads, StateSnapshot
+from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.protocol.events import Event
+from homeserver.storage import federation_queries
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent, Verdict
+
+logger = structlog.get_logger(__name__)
+
+STATES_ASKED_MAX = 4
+"""States that are asked for while one batch of events is placed."""
+AUTH_CHAINS_ASKED_MAX = 8
+"""Auth chains, likewise."""
+
+Outcome: TypeAlias = StoredEvent | HomeserverError | None
+"""The event as it was stored, why it could not be, or None where it was there already."""
+
+
+@dataclass(slots=True)
+class _Help:
+    """What the origin may be asked for yet, and what it gave, while one batch of events is placed."""
+
+    origin: str
+    may_ask: bool
+    states_asked: int = 0
+    states: dict[str, StateSnapshot] = field(default_factory=dict)
+    """Event ID to the state before the event."""
+    auth_chains_asked: set[str] = field(default_factory=set)
+    """The events whose auth chains were asked for."""
+    opinions: Opinions = field(default_factory=Opinions)
+    """What the room's policy server says."""
+
+    def take_turn(self, event: Event, missing: MissingAncestors) -> None:
+        """Count one more question. Raises ``MissingAncestors`` where there have been enough."""
+        if not self.may_ask:
+            raise missing
+        if missing.auth:
+            if event.event_id in self.auth_chains_asked or len(self.auth_chains_asked) >= AUTH_CHAINS_ASKED_MAX:
+                raise missing
+            self.auth_chains_asked.add(event.event_id)
+        else:
+            if event.event_id in self.states or self.states_asked >= STATES_ASKED_MAX:
+                raise missing
+            self.states_asked += 1
+
+
+class Placer:
+    """Places events that have passed checks 1 to 3."""
+
+    def __init__(
+        self,
+        database: Database,
+        heads: RoomHeads,
+        events: Events,
+        writers: RoomWriters,
+        judge: Judge,
+        ancestors: Ancestors,
+        policy: PolicyServers,
+    ) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._writers = writers
+        self._judge = judge
+        self._ancestors = ancestors
+        self._policy = policy
+
+    async def place(
+        self, origin: str, room_id: str, events: Sequence[Event], *, is_past: bool = False, may_ask: bool = True
+    ) -> dict[str, Outcome]:
+        """Judge and append events, ancestors first; what is missing is asked of the origin, as far as we ``may_ask``.
+
+        All that can be appended as it is shares a transaction. ``is_past``: they are from before what we have.
+        """
+        outcomes: dict[str, Outcome] = {}
+        help_ = _Help(origin, may_ask)
+        placed = await self._ancestors.placed(event.event_id for event in events) if is_past else ()
+        todo = [event for event in events if event.event_id not in placed]
+        while todo:
+            waiting: list[tuple[Event, MissingAncestors | Unasked]] = []
+            for event, outcome in zip(todo, await self._append_all(todo, help_, is_past), strict=True):
+                if isinstance(outcome, MissingAncestors | Unasked):
+                    waiting.append((event, outcome))
+                else:
+                    outcomes[event.event_id] = outcome
+            todo = await self._help_one(waiting, help_, outcomes)
+        return outcomes
+
+    async def _help_one(
+        self, waiting: Sequence[tuple[Event, MissingAncestors | Unasked]], help_: _Help, outcomes: dict[str, Outcome]
+    ) -> list[Event]:
+        """Get what the first of those that wait lacks, and return those that are worth another try.
+
+        What cannot be helped gets its outcome. The policy server is asked about all at once, before anything else: the
+        others may lack nothing but an event that it has to sign.
+        """
+        for _, unasked in waiting:
+            if isinstance(unasked, Unasked):
+                todo = [event for event, _ in waiting]
+                await self._policy.ask_about(unasked.server, todo, help_.opinions)
+                return todo
+        for index, (event, missing) in enumerate(waiting):
+            assert isinstance(missing, MissingAncestors)
+            try:
+                await self._help(event, missing, help_)
+            except HomeserverError as error:
+                logger.info("event lacks others", room_id=event.room_id, event_id=event.event_id, reason=str(error))
+                if not await self._do_without(event, missing, help_):
+                    outcomes[event.event_id] = error
+                    continue
+            return [event for event, _ in waiting[index:]]
+        return []
+
+    async def _do_without(self, event: Event, missing: MissingAncestors, help_: _Help) -> bool:
+        """Whether an event is to be judged by the room's state as it is now, for want of the state before it.
+
+        Many servers show nothing more of a room to a server whose last user they have removed. If that was away when
+        it happened, it could not place the removal, and its user would be left in a room that is silent for ever.
+        """
+        if missing.auth or event.event_id in help_.states or event.type != "m.room.member":
+            return False
+        head = await self._heads.get(event.room_id)
+        is_removal = event.membership in ("leave", "ban") and event.sender != event.state_key
+        if not is_removal or event.state_key not in head.joined_local:
+            return False
+        help_.states[event.event_id] = head.snapshot
+        return True
+
+    async def _help(self, event: Event, missing: MissingAncestors, help_: _Help) -> None:
+        """Get what an event lacks. Raises ``MissingAncestors`` or ``RemoteError`` where that is not possible."""
+        help_.take_turn(event, missing)
+        head = await self._heads.get(event.room_id)
+        try:
+            if missing.auth:
+                await self._ancestors.fetch_auth_chain(help_.origin, head, event)
+            else:
+                help_.states[event.event_id] = await self._ancestors.fetch_state_before(help_.origin, head, event)
+        except RemoteUnreachable:
+            help_.may_ask = False
+            raise
+
+    async def _append_all(
+        self, events: Sequence[Event], help_: _Help, is_past: bool
+    ) -> list[StoredEvent | HomeserverError | None]:
+        """Judge and append events in one transaction, those among them that can be."""
+        jobs = (self._append(event, help_, is_past) for event in events)
+        outcomes: list[StoredEvent | HomeserverError | None] = []
+        for event, result in zip(events, await asyncio.gather(*jobs, return_exceptions=True), strict=True):
+            if not isinstance(result, BaseException) or isinstance(result, HomeserverError):
+                outcomes.append(result)
+            elif is_internal_error(result):
+                # One that we stumble over fails those that were to share its transaction: each by itself, then.
+                outcomes.append(await self._append_alone(event, help_, is_past))
+            else:
+                raise result
+        return outcomes
+
+    async def _append_alone(self, event: Event, help_: _Help, is_past: bool) -> StoredEvent | HomeserverError | None:
+        try:
+            return await self._append(event, help_, is_past)
+        except Exception as error:
+            return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
+
+    async def _append(self, event: Event, help_: _Help, is_past: bool) -> StoredEvent | None:
+        before = help_.states.get(event.event_id)
+        runs = 0
+
+        async def job(working: WorkingHead) -> Sequence[NewEvent]:
+            nonlocal runs
+            runs += 1
+            if await self.is_placed(working, event, ask_database=runs > 1):
+                return ()
+            return (await self.compose(working, event, help_.opinions, before, is_past),)
+
+        stored = await self._writers.submit(event.room_id, job)
+        return stored[0] if stored else None
+
+    async def is_placed(self, working: WorkingHead, event: Event, *, ask_database: bool) -> bool:
+        """Whether an event stands in the graph already, as far as that is at hand, or by the database's word."""
+        if working.knows(event.event_id):
+            return True
+        if ask_database:  # another request was faster with this event
+            return bool(await self._ancestors.placed([event.event_id]))
+        stored = self._events.cached(event.event_id)
+        return stored is not None and not stored.verdict & Verdict.OUTLIER
+
+    async def compose(
+        self,
+        working: WorkingHead,
+        event: Event,
+        opinions: Opinions,
+        before: StateSnapshot | None = None,
+        is_past: bool = False,
+    ) -> NewEvent:
+        """Judge an event on the head that it will be appended to. ``before`` is the state before it, if it was given.
+
+        Raises ``MissingAncestors``, and ``Unasked`` where the room's policy server has to be asked first.
+        """
+        if before is None:
+            before = await self._judge.state_before(working, event)
+        ruling = await self._judge.judge(working, event, before, is_past=is_past)
+        if ruling.verdict == Verdict.ACCEPTED and not is_past:
+            # 7. "Is validated by the Policy Server, if the room is using a Policy Server, otherwise it is soft failed."
+            opinion = await self._policy.opinion(working, event, opinions)
+            if opinion is not None:
+                event = opinion.event
+                if opinion.objection is not None:
+                    ruling = Ruling(Verdict.SOFT_FAILED, f"the policy server objects: {opinion.objection}")
+        extends = False
+        if ruling.verdict == Verdict.ACCEPTED and not is_past:
+            extends = follows_all(working.head, event) or not await self._is_followed(working, event)
+        return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past)
+
+    async def _is_followed(self, working: WorkingHead, event: Event) -> bool:
+        """Whether an accepted event that is here already follows this one."""
+        if any(
+            written.new.verdict == Verdict.ACCEPTED and event.event_id in written.new.event.prev_events
+            for written in working.written
+        ):
+            return True
+        return await self._database.read(federation_queries.is_followed_by_accepted, event.event_id)

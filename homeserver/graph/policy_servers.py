@@ -1,0 +1,284 @@
+"""Check 7: asking the policy servers of rooms for their signatures, on what comes in and what our users send.
+
+A job, which runs while it is the room's turn to write, only finds out that a signature is missing and raises
+``Unasked``. Whoever submitted it asks outside of the room's turn, which may take seconds, and submits it again with
+what the policy server said.
+
+https://spec.matrix.org/v1.19/server-server-api/#policy-servers
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from homeserver.clock import Clock
+from homeserver.errors import (
+    Forbidden,
+    HomeserverError,
+    InvalidSignature,
+    LimitExceeded,
+    MatrixError,
+    NotRecommended,
+    RemoteError,
+    RemoteRefused,
+    RemoteTimedOut,
+    RemoteUnreachable,
+    TooLarge,
+)
+from homeserver.federation.caching import LruDict
+from homeserver.federation.refusals import as_matrix_error
+from homeserver.graph.events import Events
+from homeserver.graph.judgement import Judge, MissingAncestors
+from homeserver.graph.working_head import NewEvent, SentInBatch, WorkingHead
+from homeserver.protocol.event_format import PDU_BYTES_MAX
+from homeserver.protocol.events import Event
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.policy_servers import (
+    POLICY,
+    PolicyServer,
+    is_for_policy_server,
+    is_recommended,
+    policy_server_of,
+    with_recommendation,
+)
+from homeserver.storage.event_graph import Verdict
+
+logger = structlog.get_logger(__name__)
+
+SECONDS_MAX = 15.0
+"""How long all events of a request or of a batch wait for a policy server together."""
+REQUESTS_AT_ONCE_MAX = 10
+"""Requests that one policy server gets from us at the same time."""
+SECOND_ATTEMPT_SECONDS = 1.0
+"""How soon a policy server that fails is asked again about another server's event, which has one chance only."""
+LEFT_ALONE_MS_MIN = 2_000
+"""How long a policy server that fails is not asked at all. Doubles each time."""
+LEFT_ALONE_MS_MAX = 30_000
+SERVERS_REMEMBERED_MAX = 1_000
+ROUNDS_MAX = 3
+"""How often policy servers are asked about one batch, where the room changes its policy in the midst of it."""
+
+_PASSED_ON = frozenset(
+    {(400, "M_FORBIDDEN"), (400, "M_BAD_JSON"), (400, "M_NOT_JSON"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")}
+)
+"""The refusals that the specification gives to policy servers. What else they answer could mean more to a client than
+that its event is refused: M_UNKNOWN_TOKEN, for instance, would log it out."""
+
+
+class PolicySigner(Protocol):
+    """Asks policy servers: the federation client."""
+
+    async def ask_policy_server_to_sign(self, destination: str, event: bytes) -> JsonObject:
+        """What ``POST /_matrix/policy/v1/sign`` answers. Raises ``RemoteError``."""
+
+
+class Unasked(HomeserverError):
+    """The room's policy server has yet to say what it thinks of an event."""
+
+    def __init__(self, event: Event, server: PolicyServer) -> None:
+        super().__init__(f"{server.name} has not signed {event.event_id}")
+        self.event = event
+        self.server = server
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a policy server said of an event when it was asked."""
+
+    server: PolicyServer
+    event: Event
+    """With its signature, if it gave one."""
+    objection: MatrixError | None = None
+    """Why the event is not recommended."""
+
+
+@dataclass(slots=True)
+class Opinions:
+    """What policy servers said of the events of one batch."""
+
+    by_event_id: dict[str, Opinion] = field(default_factory=dict)
+    rounds: int = 0
+    """How often they were asked: more than once where the room changes its policy meanwhile."""
+
+    def objection_to(self, event: Event) -> MatrixError | None:
+        """What was last said against an event, if anything."""
+        opinion = self.by_event_id.get(event.event_id)
+        return opinion.objection if opinion is not None else None
+
+
+@dataclass(slots=True)
+class _Standing:
+    """How a policy server does."""
+
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTS_AT_ONCE_MAX))
+    failures_in_row: int = 0
+    left_alone_until_ts: int = 0
+
+
+class PolicyServers:
+    """Knows the policy servers of rooms, and asks them."""
+
+    def __init__(self, client: PolicySigner, events: Events, judge: Judge, clock: Clock) -> None:
+        self._client = client
+        self._events = events
+        self._judge = judge
+        self._clock = clock
+        self._standings: LruDict[str, _Standing] = LruDict(SERVERS_REMEMBERED_MAX)
+
+    # -- in the room's turn --------------------------------------------------------------------------------------------
+
+    async def missing(self, working: WorkingHead, event: Event) -> PolicyServer | None:
+        """The policy server that has to sign an event before it is appended, as the room is now."""
+        policy_id = working.head.state.get(POLICY)
+        if policy_id is None or not is_for_policy_server(event):
+            return None
+        server = policy_server_of(await self._policy(working, policy_id), working.head.joined_servers)
+        return None if server is None or is_recommended(event, server) else server
+
+    async def _policy(self, working: WorkingHead, event_id: str) -> JsonObject:
+        stored = None if working.knows(event_id) else await self._events.get(event_id)
+        if stored is None:
+            return (await working.events([event_id]))[event_id].content
+        return {} if stored.redacted_by is not None else stored.event.content
+
+    async def opinion(self, working: WorkingHead, event: Event, opinions: Opinions) -> Opinion | None:
+        """Check 7 of another server's event: what the policy server said of it, None where it need not say anything.
+
+        Raises ``Unasked``.
+        """
+        if (server := await self.missing(working, event)) is None:
+            return None
+        opinion = opinions.by_event_id.get(event.event_id)
+        if opinion is None or opinion.server != server:
+            raise Unasked(event, server)
+        return opinion
+
+    async def take_up(self, working: WorkingHead, event: Event) -> NewEvent | None:
+        """Our own event, which was composed before the policy server was asked, judged again in its place.
+
+        None where it cannot be sent any more as it is. Raises ``SentInBatch`` where it stands in the graph already: the
+        policy server has passed it on.
+        """
+        if working.knows(event.event_id):
+            raise SentInBatch(event)
+        stored = await self._events.get(event.event_id)
+        if stored is not None:
+            if stored.verdict == Verdict.ACCEPTED:
+                raise SentInBatch(stored.event)
+            return None
+        if await self.missing(working, event) is not None:
+            return None
+        try:
+            before = await self._judge.state_before(working, event)
+            ruling = await self._judge.judge(working, event, before)
+        except MissingAncestors:
+            return None
+        return NewEvent(event, before) if ruling.verdict == Verdict.ACCEPTED else None
+
+    # -- outside of it -------------------------------------------------------------------------------------------------
+
+    async def sign(self, server: PolicyServer, event: Event) -> Event:
+        """Our user's event with the policy server's signature.
+
+        Raises ``NotRecommended`` where it refuses, ``Forbidden`` where its signature is of no use, ``LimitExceeded``,
+        ``RemoteFailed`` and ``RemoteTimedOut`` where it cannot be asked.
+        """
+        try:
+            async with asyncio.timeout(SECONDS_MAX):
+                signed = await self._ask(server, event, attempts=1)
+        except (RemoteError, InvalidSignature, TimeoutError) as error:
+            logger.info("event not recommended", room_id=event.room_id, server=server.name, reason=str(error))
+            raise _answer_to_client(server, error) from error
+        if len(signed.json) > PDU_BYTES_MAX:
+            raise TooLarge(f"With its signatures, the event is larger than {PDU_BYTES_MAX} bytes")
+        return signed
+
+    async def ask_about(self, server: PolicyServer, events: Iterable[Event], opinions: Opinions) -> None:
+        """Add what the policy server says of other servers' events, all of them within ``SECONDS_MAX``.
+
+        An event that it does not answer about is not recommended, as one that it refuses. Never fails.
+        """
+        wanted = [e for e in events if is_for_policy_server(e) and not is_recommended(e, server)]
+        late = RemoteTimedOut(f"The room's policy server {server.name} did not answer in time")
+        opinions.by_event_id.update((event.event_id, Opinion(server, event, late)) for event in wanted)
+        opinions.rounds += 1
+        if opinions.rounds > ROUNDS_MAX:
+            return
+
+        async def ask(event: Event) -> None:
+            opinions.by_event_id[event.event_id] = await self._opinion(server, event)
+
+        try:
+            async with asyncio.timeout(SECONDS_MAX):
+                await asyncio.gather(*map(ask, wanted))
+        except TimeoutError:
+            logger.info("policy server too slow", server=server.name, events=len(wanted))
+
+    async def _opinion(self, server: PolicyServer, event: Event) -> Opinion:
+        try:
+            signed = await self._ask(server, event, attempts=2)
+        except (RemoteError, InvalidSignature) as error:
+            logger.info("event not recommended", event_id=event.event_id, server=server.name, reason=str(error))
+            return Opinion(server, event, _answer_to_client(server, error))
+        # Other servers may ask for themselves about an event that has no room for one more signature.
+        return Opinion(server, signed if len(signed.json) <= PDU_BYTES_MAX else event)
+
+    async def _ask(self, server: PolicyServer, event: Event, *, attempts: int) -> Event:
+        """The event with the policy server's signature. Raises ``RemoteError``, ``InvalidSignature``."""
+        standing = self._standings.get(server.name)
+        if standing is None:
+            standing = _Standing()
+            self._standings.put(server.name, standing)
+        async with standing.slots:
+            if self._clock.now_ms() < standing.left_alone_until_ts:
+                raise RemoteUnreachable(server.name, "it failed a moment ago")
+            for left in reversed(range(attempts)):
+                try:
+                    answer = await self._client.ask_policy_server_to_sign(server.name, event.json)
+                except RemoteError as error:
+                    self._note(standing, error)
+                    if not left or not _may_pass(error):
+                        raise
+                    await asyncio.sleep(SECOND_ATTEMPT_SECONDS)
+                else:
+                    self._note(standing)
+                    break
+        return with_recommendation(event, server, answer)
+
+    def _note(self, standing: _Standing, error: RemoteError | None = None) -> None:
+        if error is None or not _is_outage(error):
+            standing.failures_in_row = standing.left_alone_until_ts = 0
+            return
+        pause_ms = min(LEFT_ALONE_MS_MIN << min(standing.failures_in_row, 20), LEFT_ALONE_MS_MAX)
+        standing.failures_in_row += 1
+        standing.left_alone_until_ts = self._clock.now_ms() + pause_ms
+
+
+def _is_outage(error: RemoteError) -> bool:
+    return not isinstance(error, RemoteRefused) or error.status >= 500
+
+
+def _may_pass(error: RemoteError) -> bool:
+    return _is_outage(error) or (isinstance(error, RemoteRefused) and error.status == LimitExceeded.status)
+
+
+def _answer_to_client(server: PolicyServer, error: RemoteError | InvalidSignature | TimeoutError) -> MatrixError:
+    """What our user is told whose event has no valid signature of the policy server."""
+    if isinstance(error, RemoteRefused):
+        # "If the Policy Server returned an error, that error SHOULD be provided to the client verbatim."
+        if (error.status, error.errcode) in _PASSED_ON:
+            return NotRecommended(error.status, error.errcode, error.error)
+        if error.status == LimitExceeded.status:
+            wait = {} if error.retry_after_ms is None else {"retry_after_ms": error.retry_after_ms}
+            return LimitExceeded(error.error or None, **wait)
+    if isinstance(error, RemoteError):
+        return as_matrix_error(error, "have the event checked by the room's policy server")
+    if isinstance(error, TimeoutError):
+        return RemoteTimedOut(f"The room's policy server {server.name} did not answer in time")
+    # Not a fault that passes: who may change the room's policy has to name the new key, or nobody gets through.
+    return Forbidden(f"The event could not be sent: {error}")

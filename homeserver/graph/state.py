@@ -1,0 +1,430 @@
+"""The state of rooms, now and then.
+
+``RoomHead`` is what a room looks like at its forward extremities; ``RoomHeads`` keeps recent ones. ``StateReader``
+reads historic states and resolves those of branches that meet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from immutables import Map
+from sqlalchemy import Connection
+
+from homeserver.caches import WeightedCache
+from homeserver.errors import NotFound
+from homeserver.graph.events import Events
+from homeserver.graph.full_conflicts import cited_keys, full_conflict
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.identifiers import server_of
+from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, StateResolution
+from homeserver.protocol.state_resolution import MissingEvents, resolve, split_states
+from homeserver.storage import auth_chains, event_graph, room_state
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent, Verdict
+
+HEADS_STATE_ENTRIES_MAX = 400_000
+"""State entries of all cached heads together, at roughly 300 bytes each."""
+SNAPSHOT_ENTRIES_MAX = 200_000
+"""State entries of all cached historic states together."""
+OUTDATED_MAX = 10_000
+"""Rooms of which it is remembered that other processes went on, for reads that are under way meanwhile."""
+LOOKUPS_MAX = 50_000
+"""Answers to questions for single entries of historic states that are remembered."""
+RESOLVED_ENTRIES_MAX = 200_000
+"""State entries of all resolutions together that are remembered."""
+RESOLVED_TOGETHER_MAX = 10
+"""Forward extremities whose states are resolved with each other (see ``RoomHead.is_exact``), and that one of our events
+brings together; the protocol allows 20."""
+RESOLUTION_ROUNDS_MAX = 50
+"""How often a resolution may ask for more events before it is given up as broken."""
+
+EMPTY_STATE: Map[StateKey, str] = Map()
+
+
+class StateSnapshot:
+    """A state of a room: its map, and its state group once it is stored.
+
+    ``group`` is None while the event that leads to it is not committed; ``base`` and ``delta`` then say what is to be
+    stored.
+    """
+
+    __slots__ = ("base", "delta", "group", "state")
+
+    def __init__(
+        self,
+        state: Map[StateKey, str],
+        group: int | None = None,
+        base: StateSnapshot | None = None,
+        delta: Mapping[StateKey, str | None] | None = None,
+    ) -> None:
+        self.state = state
+        self.group = group
+        self.base = base
+        self.delta = delta
+
+    def changed(self, changes: Mapping[StateKey, str | None]) -> StateSnapshot:
+        """This state with some entries replaced (None: removed)."""
+        changes = {key: event_id for key, event_id in changes.items() if self.state.get(key) != event_id}
+        if not changes:
+            return self
+        with self.state.mutate() as mutation:
+            for key, event_id in changes.items():
+                if event_id is None:
+                    del mutation[key]
+                else:
+                    mutation[key] = event_id
+            state = mutation.finish()
+        return StateSnapshot(state, None, self, changes)
+
+    def towards(self, state: Mapping[StateKey, str]) -> StateSnapshot:
+        """Another state, stored as its difference to this one."""
+        changes: dict[StateKey, str | None] = {k: v for k, v in state.items() if self.state.get(k) != v}
+        changes.update({key: None for key in self.state if key not in state})
+        return self.changed(changes)
+
+    @classmethod
+    def whole(cls, state: Mapping[StateKey, str]) -> StateSnapshot:
+        """A state that shares nothing with any other."""
+        return cls(Map(state), None, None, dict(state))
+
+    def stored_as(self, group: int) -> None:
+        """The transaction that stores this state was committed."""
+        self.group = group
+        self.base = self.delta = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extremity:
+    """A forward extremity: an event that nothing follows yet."""
+
+    event_id: str
+    event_nid: int
+    """0 while it is not committed."""
+    depth: int
+    after: StateSnapshot | int
+    """The state after it, or its state group."""
+
+    @property
+    def state_identity(self) -> StateSnapshot | int:
+        """What is equal where two extremities share a stored state, or one that is still to be stored."""
+        if isinstance(self.after, int) or self.after.group is None:
+            return self.after
+        return self.after.group
+
+
+@dataclass(frozen=True, slots=True)
+class RoomHead:
+    """What a room looks like at its forward extremities."""
+
+    room_id: str
+    room_nid: int
+    version: RoomVersion
+    generation: int
+    extremities: tuple[Extremity, ...]
+    snapshot: StateSnapshot
+    joined: Map[str, bool]
+    """The joined users of all servers."""
+    joined_local: frozenset[str]
+    """Those of this server."""
+    joined_servers: Map[str, int]
+    """Servers with joined users, and how many."""
+    invited: frozenset[str]
+    """Users with a pending invitation."""
+
+    @property
+    def state(self) -> Map[StateKey, str]:
+        """The current state: ``(type, state_key)`` to event ID."""
+        return self.snapshot.state
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the current state is that of the forward extremities, resolved with each other.
+
+        Where there are many of them, which takes a faulty server or a hostile one, each new event would cost as much
+        as there are. There the state of the room stands for all of them, as if an event had brought them together, and
+        a state event, which has passed authorization by that state, is resolved with what it would take the place of.
+        """
+        return len(self.extremities) <= RESOLVED_TOGETHER_MAX
+
+
+def _weigh_head(head: RoomHead) -> int:
+    return 20 + len(head.state)
+
+
+class RoomHeads:
+    """The heads of the rooms that this server takes part in, or took part in."""
+
+    def __init__(self, database: Database, events: Events, is_local: Callable[[str], bool]) -> None:
+        self._database = database
+        self._events = events
+        self._is_local = is_local
+        self._heads: WeightedCache[str, RoomHead] = WeightedCache(HEADS_STATE_ENTRIES_MAX, _weigh_head)
+        self._oldest_valid: OrderedDict[str, int] = OrderedDict()
+        """Generations that rooms are known to have reached."""
+
+    async def get(self, room_id: str) -> RoomHead:
+        """The head of a room; raises ``NotFound`` where this server has no part in the room."""
+        head = self._heads.get(room_id) or await self.find(room_id)
+        if head is None:
+            raise NotFound("This server does not know the room")
+        return head
+
+    async def find(self, room_id: str) -> RoomHead | None:
+        """The head of a room, or None."""
+        head = self._heads.get(room_id)
+        if head is not None:
+            return head
+        return (await self.of_many([room_id])).get(room_id)
+
+    def cached(self, room_id: str) -> RoomHead | None:
+        """The head of a room if it is at hand."""
+        return self._heads.get(room_id)
+
+    async def of_many(self, room_ids: Sequence[str]) -> dict[str, RoomHead]:
+        """The heads of several rooms, as far as this server has a part in them."""
+        found: dict[str, RoomHead] = {}
+        missing: list[str] = []
+        for room_id in room_ids:
+            head = self._heads.get(room_id)
+            if head is not None:
+                found[room_id] = head
+            else:
+                missing.append(room_id)
+        if missing:
+            for head in await self._database.read(self._load, missing):
+                found[head.room_id] = self.keep(head)
+        return found
+
+    def keep(self, head: RoomHead) -> RoomHead:
+        """Remember a head, unless a newer one is there; returns the newer one."""
+        known = self._heads.peek(head.room_id)
+        if known is not None and known.generation > head.generation:
+            return known
+        if head.generation >= self._oldest_valid.get(head.room_id, 0):
+            self._heads.put(head.room_id, head)
+        return head
+
+    def forget(self, room_id: str, generation: int | None = None) -> None:
+        """Another process changed the room: it has reached this generation at least."""
+        known = self._heads.peek(room_id)
+        if known is not None and (generation is None or known.generation < generation):
+            self._heads.drop(room_id)
+        if generation is not None:
+            self._oldest_valid[room_id] = max(generation, self._oldest_valid.get(room_id, 0))
+            self._oldest_valid.move_to_end(room_id)
+            if len(self._oldest_valid) > OUTDATED_MAX:
+                self._oldest_valid.popitem(last=False)
+
+    def _load(self, connection: Connection, room_ids: Sequence[str]) -> list[RoomHead]:
+        rows = room_state.room_rows(connection, room_ids)
+        inside = {room_id: row for room_id, row in rows.items() if row[3] is not None}
+        nids = [row[0] for row in inside.values()]
+        extremities = event_graph.forward_extremities_of(connection, nids)
+        states = room_state.read_current_state_of_many(connection, nids)
+        members = room_state.members_of_many(connection, nids, ("join", "invite"))
+        heads: list[RoomHead] = []
+        for room_id, (room_nid, version, generation, group) in inside.items():
+            joined = [user_id for user_id, membership in members[room_nid] if membership == "join"]
+            servers: dict[str, int] = {}
+            for user_id in joined:
+                server = server_of(user_id)
+                servers[server] = servers.get(server, 0) + 1
+            heads.append(
+                RoomHead(
+                    room_id=room_id,
+                    room_nid=room_nid,
+                    version=ROOM_VERSIONS[version],
+                    generation=generation,
+                    extremities=tuple(
+                        Extremity(row.event_id, row.event_nid, row.depth, row.state_group)
+                        for row in extremities[room_nid]
+                    ),
+                    snapshot=StateSnapshot(Map(states[room_nid]), group),
+                    joined=Map(dict.fromkeys(joined, True)),
+                    joined_local=frozenset(user_id for user_id in joined if self._is_local(user_id)),
+                    joined_servers=Map(servers),
+                    invited=frozenset(u for u, membership in members[room_nid] if membership == "invite"),
+                )
+            )
+        return heads
+
+    async def state_event(self, head: RoomHead, event_type: str, state_key: str = "") -> Event | None:
+        """One event of the current state."""
+        event_id = head.state.get((event_type, state_key))
+        if event_id is None:
+            return None
+        stored = await self._events.get(event_id)
+        return stored.event if stored else None
+
+    async def state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
+        """Some events of the current state, as far as they exist."""
+        return await events_of(self._events, head.state, keys)
+
+
+async def events_of(events: Events, state: Mapping[StateKey, str], keys: Iterable[StateKey]) -> dict[StateKey, Event]:
+    """The events that a state has under some keys."""
+    wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
+    found = await events.by_id(wanted.values())
+    return {key: found[event_id].event for key, event_id in wanted.items() if event_id in found}
+
+
+class StateReader:
+    """Historic states, and the resolution of states that differ."""
+
+    def __init__(self, database: Database, events: Events) -> None:
+        self._database = database
+        self._events = events
+        self._snapshots: WeightedCache[int, StateSnapshot] = WeightedCache(
+            SNAPSHOT_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
+        )
+        self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(LOOKUPS_MAX, lambda _: 1)
+        self._resolved: WeightedCache[frozenset[int], StateSnapshot] = WeightedCache(
+            RESOLVED_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
+        )
+
+    async def snapshot(self, state_group: int) -> StateSnapshot:
+        """A whole state."""
+        known = self._snapshots.get(state_group)
+        if known is None:
+            state = await self._database.read(room_state.read_group, state_group)
+            known = StateSnapshot(Map(state), state_group)
+            self._snapshots.put(state_group, known)
+        return known
+
+    def keep(self, snapshot: StateSnapshot) -> None:
+        """Remember a state that was just stored."""
+        if snapshot.group is not None:
+            self._snapshots.put(snapshot.group, snapshot)
+
+    async def lookup(self, state_group: int, keys: Iterable[StateKey]) -> dict[StateKey, str]:
+        """Some entries of a historic state: event IDs by key; what the state does not have is left out."""
+        wanted = list(keys)
+        whole = self._snapshots.get(state_group)
+        if whole is not None:
+            return {key: event_id for key in wanted if (event_id := whole.state.get(key)) is not None}
+        found: dict[StateKey, str] = {}
+        missing: list[StateKey] = []
+        for key in wanted:
+            known = self._lookups.get((state_group, key))
+            if known is None:
+                missing.append(key)
+            elif known:
+                found[key] = known
+        if missing:
+            read = await self._database.read(room_state.read_group_keys, state_group, missing)
+            found.update(read)
+            for key in missing:
+                self._lookups.put((state_group, key), read.get(key, ""))
+        return found
+
+    async def before(self, stored: StoredEvent) -> StateSnapshot:
+        """The state before an event that stands in the graph."""
+        assert stored.state_group is not None
+        after = await self.snapshot(stored.state_group)
+        if not stored.event.is_state or stored.verdict & Verdict.REJECTED:
+            return after
+        replaced: str | None = None
+        if stored.replaces_nid is not None:
+            replaced = (await self._events.by_nid([stored.replaces_nid]))[stored.replaces_nid].event_id
+        return after.changed({stored.event.key: replaced})
+
+    async def after_extremity(self, extremity: Extremity) -> StateSnapshot:
+        """The state after a forward extremity."""
+        if isinstance(extremity.after, StateSnapshot):
+            return extremity.after
+        return await self.snapshot(extremity.after)
+
+    async def resolve(
+        self,
+        version: RoomVersion,
+        snapshots: Sequence[StateSnapshot],
+        unstored: Mapping[str, Event] | None = None,
+    ) -> StateSnapshot:
+        """The resolution of several states of a room.
+
+        ``unstored`` holds events that the states name but that are not committed yet.
+        """
+        distinct = _distinct(snapshots)
+        if len(distinct) == 1:
+            return distinct[0]
+        groups = frozenset(snapshot.group for snapshot in distinct if snapshot.group is not None)
+        is_stored = len(groups) == len(distinct)
+        known = self._resolved.get(groups) if is_stored else None
+        if known is None:
+            known = await self._resolve(version, distinct, unstored or {})
+            if is_stored:
+                self._resolved.put(groups, known)
+        return known
+
+    async def _resolve(
+        self, version: RoomVersion, distinct: Sequence[StateSnapshot], unstored: Mapping[str, Event]
+    ) -> StateSnapshot:
+        states = [snapshot.state for snapshot in distinct]
+        _, conflicted = split_states(states)
+        conflicted_ids = {event_id for ids in conflicted.values() for event_id in ids}
+        rejected: set[str] = set()
+        events = await self._gather(conflicted_ids, unstored, rejected)
+        difference = subgraph = set[str]()
+        if version.state_resolution is not StateResolution.V1:
+            likely = cited_keys(events.values())
+            difference, subgraph = await full_conflict(
+                self._database, version, states, conflicted_ids, likely, unstored
+            )
+        events.update(await self._gather((difference | subgraph) - events.keys(), unstored, rejected))
+        for round_ in range(RESOLUTION_ROUNDS_MAX):
+            try:
+                resolved = resolve(
+                    version,
+                    states,
+                    events=events,
+                    auth_difference=difference,
+                    conflicted_subgraph=subgraph,
+                    rejected=rejected,
+                )
+            except MissingEvents as missing:
+                wanted = set(missing.event_ids)
+                if round_ > 0:
+                    # The line of power levels is followed step by step: bring all of it.
+                    wanted |= await self._database.read(_auth_chain_of, wanted - unstored.keys())
+                more = await self._gather(wanted, unstored, rejected)
+                if not missing.event_ids <= more.keys():
+                    raise
+                events.update(more)
+                continue
+            changes: dict[StateKey, str | None] = {key: resolved.get(key) for key in conflicted}
+            return distinct[0].changed(changes)
+        raise RuntimeError("state resolution does not come to an end")
+
+    async def _gather(
+        self, event_ids: Iterable[str], unstored: Mapping[str, Event], rejected: set[str]
+    ) -> dict[str, Event]:
+        wanted = set(event_ids)
+        found = {event_id: unstored[event_id] for event_id in wanted if event_id in unstored}
+        for event_id, stored in (await self._events.by_id(wanted - found.keys())).items():
+            found[event_id] = stored.event
+            if stored.verdict & Verdict.REJECTED:
+                rejected.add(event_id)
+        return found
+
+
+def _distinct(snapshots: Sequence[StateSnapshot]) -> list[StateSnapshot]:
+    distinct: list[StateSnapshot] = []
+    for snapshot in snapshots:
+        same = any(
+            other is snapshot
+            or (other.group is not None and other.group == snapshot.group)
+            or other.state is snapshot.state
+            or other.state == snapshot.state
+            for other in distinct
+        )
+        if not same:
+            distinct.append(snapshot)
+    return distinct
+
+
+def _auth_chain_of(connection: Connection, event_ids: set[str]) -> set[str]:
+    nids = event_graph.nids_of(connection, event_ids).values()
+    return set(room_state.event_ids_of(connection, auth_chains.auth_chain_nids(connection, nids)).values())

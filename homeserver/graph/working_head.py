@@ -1,0 +1,412 @@
+"""What a job composes on: the head of its room, with what the jobs before it in the same batch have composed.
+
+See ``append``, which runs the jobs and writes what they leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from homeserver.errors import HomeserverError
+from homeserver.graph.current_state import change_members, differing_keys, overtaken
+from homeserver.graph.events import Events
+from homeserver.graph.state import RESOLVED_TOGETHER_MAX, Extremity, RoomHead, StateReader, StateSnapshot
+from homeserver.notifier import StateEffect
+from homeserver.protocol.authorization import redaction_applies
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
+from homeserver.protocol.power_levels import power_levels_of
+from homeserver.storage.appends import (
+    Appended,
+    CurrentChange,
+    EventWrite,
+    GroupRef,
+    GroupWrite,
+    RoomAppend,
+    TransactionKey,
+)
+from homeserver.storage.event_graph import Verdict
+
+LOOKED_THROUGH_MAX = 200
+"""Events before an event that are looked at to find what it follows."""
+
+
+@dataclass(slots=True)
+class NewEvent:
+    """An event that a job wants to append, judged already."""
+
+    event: Event
+    before: StateSnapshot | None
+    """The state before it; None for an outlier."""
+    verdict: Verdict = Verdict.ACCEPTED
+    reason: str | None = None
+    """Why it was rejected or soft-failed."""
+    extends: bool = True
+    """Whether it becomes a forward extremity; not if events that are here already follow it."""
+    txn: TransactionKey | None = None
+    backfilled: bool = False
+
+
+@dataclass(slots=True)
+class WrittenEvent:
+    """A new event on its way into the database."""
+
+    new: NewEvent
+    after: StateSnapshot | None
+    replaces: str | None
+    redaction_applied: bool
+    audience: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the jobs of a batch have composed so far. Small, so that it can be set back when a job fails."""
+
+    head: RoomHead
+    written: tuple[WrittenEvent, ...] = ()
+    changes: tuple[CurrentChange, ...] = ()
+    applied_redactions: tuple[tuple[str, str], ...] = ()
+
+
+class SentInBatch(HomeserverError):
+    """A job of the same batch sends an event with the same transaction ID: the same request, twice at once."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__("transaction ID used in this batch")
+        self.event = event
+
+
+class WorkingHead:
+    """The head that a job sees: the room's, with what the jobs before it in the same batch have composed."""
+
+    def __init__(self, head: RoomHead, events: Events, states: StateReader, is_local: Callable[[str], bool]) -> None:
+        self._events = events
+        self._states = states
+        self._is_local = is_local
+        self._base = head
+        self._draft = _Draft(head)
+        self._unstored: dict[str, Event] = {}
+
+    @property
+    def head(self) -> RoomHead:
+        """The head as a frozen value."""
+        return self._draft.head
+
+    async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
+        """Events by ID, those of the batch included."""
+        found: dict[str, Event] = {}
+        missing: list[str] = []
+        for event_id in event_ids:
+            event = self._unstored.get(event_id)
+            if event is None and (stored := self._events.cached(event_id)) is not None:
+                event = stored.event
+            if event is not None:
+                found[event_id] = event
+            else:
+                missing.append(event_id)
+        if missing:
+            found.update((i, stored.event) for i, stored in (await self._events.by_id(missing)).items())
+        return found
+
+    async def state_events(
+        self, keys: Iterable[StateKey], state: Mapping[StateKey, str] | None = None
+    ) -> dict[StateKey, Event]:
+        """The events under some keys of the current state, or of another one."""
+        state = self.head.state if state is None else state
+        wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
+        found = await self.events(wanted.values())
+        return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
+
+    async def resolve(self, snapshots: Sequence[StateSnapshot]) -> StateSnapshot:
+        """The resolution of several states of the room, which may name events of the batch."""
+        return await self._states.resolve(self.head.version, snapshots, self._unstored)
+
+    async def state_after(self, extremity: Extremity) -> StateSnapshot:
+        """The state after a forward extremity."""
+        return await self._states.after_extremity(extremity)
+
+    async def lookup_after(self, extremity: Extremity, keys: Iterable[StateKey]) -> Mapping[StateKey, str]:
+        """Some entries of the state after a forward extremity, at least."""
+        after = extremity.after
+        return after.state if isinstance(after, StateSnapshot) else await self._states.lookup(after, keys)
+
+    def snapshot_after(self, event_id: str) -> StateSnapshot | None:
+        """The state after an event of this batch, or after an extremity whose state is the room's."""
+        for written in reversed(self._draft.written):
+            if written.new.event.event_id == event_id:
+                return written.after
+        return None
+
+    def knows(self, event_id: str) -> bool:
+        """Whether an event is part of this batch."""
+        return event_id in self._unstored
+
+    # -- for RoomWriters -----------------------------------------------------------------------------------------------
+
+    async def run(self, job: Job) -> list[Event]:
+        """Run a job and take in its events; leaves everything as it was if the job fails."""
+        mark = self._draft
+        names = set(self._unstored)
+        try:
+            for event in await job(self):
+                await self.take_in(event)
+        except BaseException:
+            self._draft = mark
+            self._unstored = {name: self._unstored[name] for name in names}
+            raise
+        return [written.new.event for written in self._draft.written[len(mark.written) :]]
+
+    async def take_in(self, new: NewEvent) -> None:
+        """Add an event to the batch, so that what a job composes next builds on it.
+
+        What a job returns is taken in as well; a job uses this only where it composes several events.
+        """
+        event, head = new.event, self.head
+        if new.txn is not None:
+            for earlier in self._draft.written:
+                if earlier.new.txn == new.txn:
+                    raise SentInBatch(earlier.new.event)
+        accepted = not new.verdict & (Verdict.REJECTED | Verdict.OUTLIER)
+        after, replaces = new.before, None
+        if new.before is not None and accepted and event.is_state:
+            replaces = new.before.state.get(event.key)
+            after = new.before.changed({event.key: event.event_id})
+        written = WrittenEvent(new, after, replaces, await self._redaction_applies(new))
+        self._unstored[event.event_id] = event
+        self._draft = replace(self._draft, written=(*self._draft.written, written))
+        if new.before is None or new.backfilled or new.verdict != Verdict.ACCEPTED:
+            return
+        assert after is not None
+        mine = (Extremity(event.event_id, 0, event.depth, after),) if new.extends else ()
+        head = await self._follow(head, event, mine)
+        written.audience = self._audience(event, self._draft.head, head)
+        self._draft = replace(self._draft, head=head)
+
+    async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
+        """The head with an accepted event in the graph, which is a forward extremity itself unless others follow it.
+
+        What it follows is none any longer, in either case.
+        """
+        followed = await self._followed_by(event)
+        extremities = (*(e for e in head.extremities if e.event_id not in followed), *mine)
+        if not extremities or extremities == head.extremities:
+            return head
+        current = await self._state_where_they_meet(head, extremities, event)
+        head = replace(head, extremities=extremities)
+        if current is head.snapshot:
+            return head
+        return await self._change_state(head, current, event)
+
+    async def _followed_by(self, event: Event) -> set[str]:
+        """What an accepted event follows, through events that were not let in: they are nobody's forward extremity."""
+        reached = {extremity.event_id for extremity in self.head.extremities}
+        followed = set(event.prev_events)
+        todo = followed - reached
+        while todo and len(followed) < LOOKED_THROUGH_MAX:
+            refused = [e for e in await self._with_verdicts(todo) if e[1] & (Verdict.SOFT_FAILED | Verdict.REJECTED)]
+            todo = {prev for other, _ in refused for prev in other.prev_events} - followed
+            followed |= todo
+            todo -= reached
+        return followed
+
+    async def _with_verdicts(self, event_ids: Iterable[str]) -> list[tuple[Event, Verdict]]:
+        wanted = set(event_ids)
+        found = [(w.new.event, w.new.verdict) for w in self._draft.written if w.new.event.event_id in wanted]
+        wanted -= {event.event_id for event, _ in found}
+        found.extend((s.event, s.verdict) for s in (await self._events.by_id(wanted)).values())
+        return found
+
+    async def _state_where_they_meet(
+        self, head: RoomHead, extremities: Sequence[Extremity], event: Event
+    ) -> StateSnapshot:
+        """The room's state at its new forward extremities; see ``RoomHead.is_exact``."""
+        if len(extremities) > RESOLVED_TOGETHER_MAX:
+            if not event.is_state:
+                return head.snapshot
+            return await self.resolve([head.snapshot, head.snapshot.changed({event.key: event.event_id})])
+        met = {extremity.state_identity for extremity in head.extremities}
+        if head.is_exact and met == {extremity.state_identity for extremity in extremities}:
+            return head.snapshot
+        # Where there was but one, the room's state is the one after it, and need not be read.
+        single = len(head.extremities) == 1
+        states = [
+            head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
+            for e in extremities
+        ]
+        return states[0] if len(states) == 1 else await self.resolve(states)
+
+    async def _change_state(self, head: RoomHead, current: StateSnapshot, at: Event) -> RoomHead:
+        if current.state is head.state:
+            return replace(head, snapshot=current)
+        keys = differing_keys(head.snapshot, current)
+        found = await self.events([i for key in keys if (i := current.state.get(key)) is not None])
+        changes = [
+            CurrentChange(key, found[i] if (i := current.state.get(key)) is not None else None, at.event_id)
+            for key in sorted(keys)
+        ]
+        self._draft = replace(self._draft, changes=(*self._draft.changes, *changes))
+        return change_members(replace(head, snapshot=current), changes, self._is_local)
+
+    def _audience(self, event: Event, before: RoomHead, after: RoomHead) -> frozenset[str]:
+        audience = after.joined_local
+        if before.joined_local is not audience:
+            audience |= before.joined_local
+        if event.type == "m.room.member" and event.state_key and self._is_local(event.state_key):
+            audience |= {event.state_key}
+        return audience
+
+    async def _redaction_applies(self, new: NewEvent) -> bool:
+        """Whether this is a redaction that may take effect now."""
+        event = new.event
+        # A soft-failed redaction is not to be seen, and neither is what it would do.
+        if new.verdict != Verdict.ACCEPTED or new.before is None or event.redacts is None:
+            return False
+        target = (await self.events([event.redacts])).get(event.redacts)
+        if target is None:
+            return False
+        return _redaction_applies(event, target, await self.state_events(LEVEL_KEYS, new.before.state))
+
+    def arrived(self) -> set[str]:
+        """The events of the batch that other servers made: events here may have named them before they came."""
+        return {
+            written.new.event.event_id
+            for written in self._draft.written
+            if written.after is not None and not self._is_local(written.new.event.sender)
+        }
+
+    async def settle_redactions(self, pending: Iterable[tuple[Event, Mapping[StateKey, str]]]) -> None:
+        """Apply those redactions that came before their targets and are allowed by the state given with each."""
+        waiting = [
+            *pending,
+            *(
+                (written.new.event, written.new.before.state)
+                for written in self._draft.written
+                if written.new.verdict == Verdict.ACCEPTED
+                and written.new.before is not None
+                and written.new.event.redacts in self._unstored
+                and not written.redaction_applied
+            ),
+        ]
+        pairs: list[tuple[str, str]] = []
+        for redaction, state in waiting:
+            target = self._unstored.get(redaction.redacts or "")
+            if target is not None:
+                levels = await self.state_events(LEVEL_KEYS, state)
+                if _redaction_applies(redaction, target, levels):
+                    pairs.append((target.event_id, redaction.event_id))
+        self._draft = replace(self._draft, applied_redactions=(*self._draft.applied_redactions, *pairs))
+
+    @property
+    def written(self) -> tuple[WrittenEvent, ...]:
+        """What the batch has composed so far."""
+        return self._draft.written
+
+    @property
+    def applied_redactions(self) -> tuple[tuple[str, str], ...]:
+        """Redactions that came before their targets and take effect now: ``(redacted, redaction)`` event IDs."""
+        return self._draft.applied_redactions
+
+    def effects(self) -> dict[str, StateEffect]:
+        """What each event did to the current state; those that are not named left it as it was."""
+        effects: dict[str, StateEffect] = {}
+        for change in self._draft.changes:
+            is_own = change.event is not None and change.event.event_id == change.at and change.at not in effects
+            effects[change.at] = StateEffect.OWN if is_own else StateEffect.OTHER
+        return effects
+
+    def overtaken_power_levels(self) -> list[str]:
+        """Those m.room.power_levels events, the room's or our users', that what is now the room's was not built on."""
+        changes = [change for change in self._draft.changes if change.key == POWER_LEVELS]
+        found = overtaken(POWER_LEVELS, self._base.state.get(POWER_LEVELS), changes) if changes else []
+        for written in self._draft.written:
+            new, event = written.new, written.new.event
+            if event.type == "m.room.power_levels" and event.state_key == "" and self._is_local(event.sender):
+                is_placed = new.verdict == Verdict.ACCEPTED and not new.backfilled
+                # One that the policy server was slow to sign may have become a branch that never won.
+                if is_placed and not any(change.event is event for change in changes):
+                    found.append(event.event_id)
+        return found
+
+    def to_append(self) -> tuple[RoomAppend, list[StateSnapshot]]:
+        """The transaction for what was composed, and the states that it stores."""
+        draft, base = self._draft, self._base
+        groups: list[StateSnapshot] = []
+        append = RoomAppend(
+            room_nid=base.room_nid,
+            generation=base.generation,
+            changes=list(draft.changes),
+            applied_redactions=list(draft.applied_redactions),
+            known={e.event_id: e.event_nid for e in base.extremities},
+        )
+        for written in draft.written:
+            new = written.new
+            append.events.append(
+                EventWrite(
+                    event=new.event,
+                    verdict=new.verdict,
+                    state=_reference(written.after, groups, append) if written.after is not None else None,
+                    replaces=written.replaces,
+                    reason=new.reason,
+                    txn=new.txn,
+                    backfilled=new.backfilled,
+                    # Others can only have named what is not of our own making just now.
+                    awaited=new.backfilled or not new.extends or not self._is_local(new.event.sender),
+                    redaction_applied=written.redaction_applied,
+                )
+            )
+        if draft.head.snapshot is not base.snapshot:
+            append.current = _reference(draft.head.snapshot, groups, append)
+        before = frozenset(e.event_id for e in base.extremities)
+        after = frozenset(e.event_id for e in draft.head.extremities)
+        if before != after:
+            append.extremities = (before, after)
+        return append, groups
+
+    def finished(self, appended: Appended) -> RoomHead:
+        """The head after the commit."""
+        head = self._draft.head
+        return replace(
+            head,
+            room_nid=appended.room_nid,
+            generation=self._base.generation + 1,
+            extremities=tuple(
+                replace(e, event_nid=appended.nids.get(e.event_id, e.event_nid)) for e in head.extremities
+            ),
+        )
+
+
+Job = Callable[[WorkingHead], Awaitable[Sequence[NewEvent]]]
+"""Looks at the head and composes new events, which it returns or takes in one by one.
+
+It may run more than once; what it raises goes to its own caller only.
+"""
+
+
+LEVEL_KEYS: tuple[StateKey, ...] = (CREATE, POWER_LEVELS)
+
+
+def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey, Event]) -> bool:
+    levels = power_levels_of(redaction.version, *(state.get(key) for key in LEVEL_KEYS))
+    return redaction_applies(redaction, target, levels)
+
+
+def _reference(snapshot: StateSnapshot, groups: list[StateSnapshot], append: RoomAppend) -> GroupRef:
+    """A state's group, put into the append if it is not stored yet, those that it builds on first."""
+    line: list[StateSnapshot] = []
+    step: StateSnapshot | None = snapshot
+    while step is not None and step.group is None and not any(step is other for other in groups):
+        line.append(step)
+        step = step.base
+    for new in reversed(line):
+        base = new.base
+        predecessor: GroupRef | None = None
+        if base is not None:
+            predecessor = GroupRef(base.group) if base.group is not None else GroupRef(index=_index(groups, base))
+        assert new.delta is not None
+        append.groups.append(GroupWrite(predecessor, new.delta))
+        groups.append(new)
+    return GroupRef(snapshot.group) if snapshot.group is not None else GroupRef(index=_index(groups, snapshot))
+
+
+def _index(groups: Sequence[StateSnapshot], wanted: StateSnapshot) -> int:
+    return next(index for index, snapshot in enumerate(groups) if snapshot is wanted)

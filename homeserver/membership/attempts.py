@@ -1,0 +1,49 @@
+"""Asking several servers, one after the other, to do something for one of our users."""
+
+from __future__ import annotations
+
+from homeserver.errors import (
+    Forbidden,
+    IncompatibleRoomVersion,
+    LimitExceeded,
+    MatrixError,
+    NotFound,
+    RemoteError,
+    RemoteRefused,
+)
+from homeserver.federation.refusals import as_matrix_error
+from homeserver.membership.join_answers import UnusableAnswer
+
+
+class Attempts:
+    """The failures of several servers that were asked one after the other, and what they come to."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._failures: list[tuple[str, RemoteError | UnusableAnswer]] = []
+
+    def failed(self, server_name: str, error: RemoteError | UnusableAnswer) -> None:
+        """A server did not help."""
+        self._failures.append((server_name, error))
+
+    def all_forbade(self, server_name: str) -> bool:
+        """Whether every server said that it is not allowed, that one among them."""
+        forbade = [
+            name
+            for name, error in self._failures
+            if isinstance(error, RemoteRefused) and error.status == 403 and error.errcode == Forbidden.errcode
+        ]
+        return server_name in forbade and len(forbade) == len(self._failures)
+
+    def error(self) -> MatrixError:
+        """The failure that says most to the user: a clear refusal rather than a server that could not be reached."""
+        if not self._failures:
+            return NotFound(f"Could not {self._what}: no server is known that is in it")
+        errors = [as_matrix_error(error, self._what) for _, error in self._failures]
+        for kind in (Forbidden, IncompatibleRoomVersion, LimitExceeded):
+            for error in errors:
+                if isinstance(error, kind):
+                    return error
+        if all(isinstance(error, NotFound) for error in errors):
+            return errors[0]
+        return next(error for error in errors if not isinstance(error, NotFound))

@@ -1,0 +1,142 @@
+"""Checking what a server answers to a join: everything that our part in the room will be built on.
+
+https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature, NotAuthorized
+from homeserver.graph.incoming_events import EVENTS_AT_A_STRETCH, IncomingEvents
+from homeserver.graph.judgement import auth_events_first, judge_alone
+from homeserver.protocol.authorization import auth_event_keys, authorize
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import CREATE, Event, StateKey
+from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.room_versions import RoomVersion
+
+logger = structlog.get_logger(__name__)
+
+
+class UnusableAnswer(HomeserverError):
+    """Another server answered, but not with what we can build on."""
+
+    def __init__(self, server_name: str, reason: str) -> None:
+        super().__init__(f"{server_name}: {reason}")
+        self.destination = server_name
+        self.message = reason
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedRoom:
+    """A room as another server gave it to us, checked."""
+
+    join: Event
+    """Our user's join, with what signatures the other server has added."""
+    state: Mapping[StateKey, Event]
+    """The state before the join."""
+    auth_chain: Sequence[Event]
+
+
+class JoinAnswers:
+    """Checks the answers to joins."""
+
+    def __init__(self, incoming: IncomingEvents) -> None:
+        self._incoming = incoming
+
+    async def check(self, server_name: str, version: RoomVersion, join: Event, answer: JsonObject) -> JoinedRoom:
+        """The room that the answer describes. Raises ``UnusableAnswer``."""
+        room_id = join.room_id
+        if answer.get("members_omitted") is True:
+            raise UnusableAnswer(server_name, "the members were left out, which we did not ask for")
+        state = await self._incoming.check(answer["state"], version, room_id)
+        known = {event.event_id: event for event in state}
+        chain = await self._incoming.check(answer["auth_chain"], version, room_id)
+        everything = {**{event.event_id: event for event in chain}, **known}
+        rejected = await _rejected(everything, version, room_id)
+        before: dict[StateKey, Event] = {}
+        for event in state:
+            if event.event_id in rejected or not event.is_state:
+                continue
+            if event.key in before:
+                raise UnusableAnswer(server_name, f"the state has two events for {event.key}")
+            before[event.key] = event
+        _check_create(server_name, version, before)
+        signed = await self.signed_join(join, answer)
+        _check_join(server_name, signed, before, everything, rejected)
+        auth_chain = [event for event_id, event in everything.items() if event_id not in rejected]
+        return JoinedRoom(signed, before, auth_chain)
+
+    async def signed_join(self, join: Event, answer: JsonObject) -> Event:
+        """Our join as the other server took it, with its signature; ours where it does not say.
+
+        Raises ``UnusableAnswer`` where a signature is missing without which nobody else will take it.
+        """
+        given = answer.get("event")
+        signed = join
+        server_name = join.sender_domain
+        if isinstance(given, dict):
+            try:
+                returned = parse_event(given, join.version, room_id=join.room_id)
+            except InvalidEvent as error:
+                raise UnusableAnswer(server_name, f"the join that was returned is no event: {error}") from error
+            if returned.event_id == join.event_id and returned.content == join.content:
+                signatures = {**returned.pdu["signatures"], **join.pdu["signatures"]}
+                signed = Event({**join.pdu, "signatures": signatures}, join.version, join.event_id, join.room_id)
+        (outcome,) = await self._incoming.verify([signed])
+        if isinstance(outcome, InvalidSignature) and signed is not join:
+            (outcome,) = await self._incoming.verify([join])
+            signed = join
+        if isinstance(outcome, InvalidSignature):
+            raise UnusableAnswer(server_name, f"the join is not signed as it must be: {outcome}")
+        return signed
+
+
+async def _rejected(events: Mapping[str, Event], version: RoomVersion, room_id: str) -> set[str]:
+    """The events that are not allowed by those that they cite."""
+    rejected: set[str] = set()
+    known: dict[str, Event] = {}
+    create = events.get("$" + room_id[1:]) if version.room_id_is_create_hash else None
+    for index, event in enumerate(auth_events_first(events)):
+        if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
+            await asyncio.sleep(0)
+        failure = judge_alone(event, known, rejected, create=create)
+        known[event.event_id] = event
+        if failure is not None:
+            logger.info("event left out of a join", event_id=event.event_id, reason=str(failure)[:200])
+            rejected.add(event.event_id)
+    return rejected
+
+
+def _check_create(server_name: str, version: RoomVersion, state: Mapping[StateKey, Event]) -> None:
+    create = state.get(CREATE)
+    if create is None:
+        raise UnusableAnswer(server_name, "the state has no create event")
+    said = create.content.get("room_version", "1")
+    if said != version.identifier:
+        raise UnusableAnswer(server_name, "the create event is of another room version")
+
+
+def _check_join(
+    server_name: str,
+    join: Event,
+    state: Mapping[StateKey, Event],
+    known: Mapping[str, Event],
+    rejected: set[str],
+) -> None:
+    """Checks 4 and 5 for our own event."""
+    create = state[CREATE]
+    failure: HomeserverError | None = judge_alone(join, known, rejected, create=create)
+    if failure is None:
+        keys = auth_event_keys(join.type, join.sender, join.state_key, join.content, join.version)
+        try:
+            authorize(join, {key: state[key] for key in keys if key in state}, create=create)
+        except NotAuthorized as error:
+            failure = error
+    if failure is not None:
+        raise UnusableAnswer(server_name, f"by what it says of the room, we cannot join: {failure}")

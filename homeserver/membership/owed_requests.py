@@ -1,0 +1,135 @@
+"""Handshakes that we owe other servers, tried until one of them takes it.
+
+https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias
+
+import orjson
+import structlog
+
+from homeserver.clock import Clock
+from homeserver.errors import RemoteError, RemoteRefused
+from homeserver.membership.join_answers import UnusableAnswer
+from homeserver.protocol.json_types import JsonObject
+from homeserver.storage import delivery as store
+from homeserver.storage.database import Database
+from homeserver.storage.delivery import OwedRequest
+
+logger = structlog.get_logger(__name__)
+
+RETRY_MS_MIN = 5_000
+RETRY_MS_MAX = 6 * 3600 * 1000
+GIVE_UP_AFTER_MS = 30 * 24 * 3600 * 1000
+REQUESTS_AT_ONCE = 10
+SLEEP_S_MAX = 300.0
+LEAVE = "leave"
+"""A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
+UNDO_JOIN = "undo_join"
+"""A user is to leave again whose join another server has accepted, but in vain; see ``RemoteMembership.undo_join``."""
+
+Handshake: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[bool]]
+"""Carries a request out with one server: ``(server_name, room_id, user_id, details)``.
+
+Whether that settles it; False where this server has nothing to be told. Raises ``RemoteError``, ``UnusableAnswer``.
+"""
+
+
+class OwedRequests:
+    """Remembers handshakes in the database and makes good on them, also after a restart."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._handshakes: Mapping[str, Handshake] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, handshakes: Mapping[str, Handshake]) -> None:
+        """Begin to work off what is owed; ``handshakes`` has for each kind what carries it out."""
+        self._handshakes = handshakes
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop; what is left is done after the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def owe(
+        self,
+        kind: str,
+        room_id: str,
+        user_id: str,
+        candidates: Iterable[str],
+        details: JsonObject,
+        *,
+        delay_ms: int = 0,
+    ) -> None:
+        """Owe one of these servers a handshake of some kind; it replaces an earlier one for the user and the room."""
+        await self._database.write(
+            store.owe_request,
+            kind,
+            room_id,
+            user_id,
+            orjson.dumps(list(candidates)),
+            orjson.dumps(details),
+            self._clock.now_ms() + delay_ms,
+        )
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                self._wake.clear()
+                wait_s = await self._work()
+            except Exception:
+                logger.exception("owed requests could not be worked off")
+                wait_s = SLEEP_S_MAX
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+
+    async def _work(self) -> float:
+        """Try what is due. Returns in how many seconds there is more to do."""
+        due = await self._database.read(store.due_requests, self._clock.now_ms(), REQUESTS_AT_ONCE)
+        await asyncio.gather(*(self._try(request) for request in due))
+        next_ts = await self._database.read(store.next_request_ts)
+        if next_ts is None:
+            return SLEEP_S_MAX
+        return min(SLEEP_S_MAX, max(0.0, (next_ts - self._clock.now_ms()) / 1000))
+
+    async def _try(self, request: OwedRequest) -> None:
+        if await self._is_settled(request):
+            await self._database.write(store.remove_request, request.request_nid)
+            return
+        now = self._clock.now_ms()
+        if now - request.created_ts > GIVE_UP_AFTER_MS:
+            logger.warning("nobody could be told that our user left", room_id=request.room_id, user_id=request.user_id)
+            await self._database.write(store.remove_request, request.request_nid)
+            return
+        wait_ms = min(RETRY_MS_MIN * 2 ** min(request.attempts, 20), RETRY_MS_MAX)
+        await self._database.write(store.postpone_request, request.request_nid, request.attempts + 1, now + wait_ms)
+
+    async def _is_settled(self, request: OwedRequest) -> bool:
+        """Whether a server was told, or all of them say that there is nothing to tell."""
+        handshake = self._handshakes[request.kind]
+        details = orjson.loads(request.content)
+        nothing_to_tell = True
+        for server_name in orjson.loads(request.candidates):
+            try:
+                if await handshake(server_name, request.room_id, request.user_id, details):
+                    return True
+            except RemoteRefused as error:
+                nothing_to_tell = nothing_to_tell and error.status in (400, 403, 404)
+            except (RemoteError, UnusableAnswer) as error:
+                logger.info("leave not sent", room_id=request.room_id, server=server_name, reason=str(error))
+                nothing_to_tell = False
+        return nothing_to_tell

@@ -1,0 +1,88 @@
+"""Which part of a room's past and present a user of ours may read: all, up to when it left, or only what is public."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.errors import Forbidden
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.protocol.history_visibility import effective_visibility
+from homeserver.reading.visible_events import VISIBILITY_KEY, Viewer
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.sync_streams import Standing, standing_in
+
+STEPS_BACK_MAX = 20
+"""How many membership events of a user are looked at to find the one that ended its stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a user may read of a room."""
+
+    head: RoomHead
+    viewer: Viewer
+    departure: StoredEvent | None = None
+    """The event that ended the user's stay: the present is as of then, unless the room is public."""
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the user is in the room now."""
+        return self.viewer.joined_until is None
+
+
+class RoomAccess:
+    """Decides who may read a room."""
+
+    def __init__(self, database: Database, heads: RoomHeads, events: Events) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+
+    async def of(self, user_id: str, room_id: str) -> Access:
+        """What a user may read of a room. Raises ``Forbidden`` if that is nothing.
+
+        "If the user is joined to the room then the state is taken from the current state of the room. If the user has
+        left the room then the state is taken from the state of the room when they left."
+        """
+        head = await self._heads.find(room_id)
+        if head is not None and user_id in head.joined_local:
+            return Access(head, Viewer(user_id, None))
+        standing = await self._database.read(standing_in, user_id, room_id) if head is not None else None
+        if head is not None and standing is not None and standing.membership == "join":
+            head = await self._heads.find(room_id)  # it joined in this moment
+            if head is not None and user_id in head.joined_local:
+                return Access(head, Viewer(user_id, None))
+        if head is None:
+            raise Forbidden("You are not in this room")
+        departure = None
+        if standing is not None and not standing.forgotten:
+            departure = await self.departure(standing)
+        joined_until = departure.stream_position or 0 if departure is not None else 0
+        if await self._is_public(head):
+            return Access(head, Viewer(user_id, joined_until))
+        if departure is None:
+            raise Forbidden("You are not in this room")
+        return Access(head, Viewer(user_id, joined_until, peeks=False), departure)
+
+    async def departure(self, standing: Standing) -> StoredEvent | None:
+        """The event with which the user stopped being in the room; None if it never was, or the event is not here."""
+        later: StoredEvent | None = None
+        nid: int | None = standing.event_nid
+        for _ in range(STEPS_BACK_MAX):
+            if nid is None:
+                return None
+            stored = (await self._events.by_nid([nid])).get(nid)
+            if stored is None:
+                return None
+            if stored.event.membership == "join":
+                return later
+            if stored.stream_position is not None:
+                later = stored
+            nid = stored.replaces_nid
+        return None
+
+    async def _is_public(self, head: RoomHead) -> bool:
+        event = await self._heads.state_event(head, *VISIBILITY_KEY)
+        return event is not None and effective_visibility(event.content.get("history_visibility")) == "world_readable"

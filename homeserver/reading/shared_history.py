@@ -1,0 +1,214 @@
+"""What servers in a room may see of its history: events, states and auth chains.
+
+A server that is in the room no longer still gets what it was there for: it may have been away when its last user was
+removed, and cannot place the removal without what came before.
+
+https://spec.matrix.org/v1.19/server-server-api/#retrieving-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from homeserver.errors import Forbidden, NotFound
+from homeserver.graph.events import Events
+from homeserver.graph.server_access import ServerAccess, member_keys
+from homeserver.graph.state import RoomHead, RoomHeads, StateReader
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.history_visibility import effective_visibility, server_may_see_event
+from homeserver.protocol.redaction import redact_event
+from homeserver.storage import federation_queries
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent, Verdict
+
+BACKFILL_MAX = 100
+MISSING_EVENTS_MAX = 50
+START_EVENTS_MAX = 50
+"""Events that one question may start from."""
+VISIBILITY: StateKey = ("m.room.history_visibility", "")
+
+
+class SharedHistory:
+    """Answers servers that are in a room."""
+
+    def __init__(
+        self, database: Database, heads: RoomHeads, events: Events, states: StateReader, access: ServerAccess
+    ) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._states = states
+        self._access = access
+
+    async def backfill(self, origin: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[bytes]:
+        """Events and what precedes them. What the server may not see comes redacted, to keep the graph in one piece.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
+        """
+        head = await self._access.known_room(room_id, origin)
+        nids = await self._database.read(
+            federation_queries.walk_back, head.room_nid, event_ids[:START_EVENTS_MAX], min(limit, BACKFILL_MAX)
+        )
+        return await self._shown(head, origin, nids)
+
+    async def missing_events(
+        self,
+        origin: str,
+        room_id: str,
+        *,
+        earliest: Sequence[str],
+        latest: Sequence[str],
+        min_depth: int,
+        limit: int,
+    ) -> list[bytes]:
+        """Events between others, oldest first.
+
+        https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid
+        """
+        head = await self._access.known_room(room_id, origin)
+        nids = await self._database.read(
+            federation_queries.walk_between,
+            head.room_nid,
+            latest[:START_EVENTS_MAX],
+            earliest[:START_EVENTS_MAX],
+            min_depth,
+            min(limit, MISSING_EVENTS_MAX),
+        )
+        return await self._shown(head, origin, nids[::-1])
+
+    async def event(self, origin: str, event_id: str) -> bytes:
+        """One event.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1eventeventid
+        """
+        stored = await self._events.get(event_id)
+        if stored is None or stored.verdict & Verdict.REJECTED:
+            raise NotFound("Event not found")
+        try:
+            head = await self._access.known_room(stored.event.room_id, origin)
+        except Forbidden as error:
+            raise NotFound("Event not found") from error  # nor does a stranger learn that it exists
+        shown = await self._shown(head, origin, [stored.event_nid])
+        if not shown:
+            raise NotFound("Event not found")
+        return shown[0]
+
+    async def state(self, origin: str, room_id: str, event_id: str) -> tuple[list[bytes], list[bytes]]:
+        """The state before an event, and its auth chain.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid
+        """
+        head = await self._access.known_room(room_id, origin)
+        state_ids = await self._state_before(head, origin, event_id)
+        state = await self._database.read(federation_queries.pdus_by_id, head.version, state_ids)
+        chain = await self._database.read(federation_queries.auth_chain_of, state_ids)
+        return state, await self._database.read(federation_queries.pdus_by_nid, head.version, chain)
+
+    async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
+        """The same as event IDs.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid
+        """
+        head = await self._access.known_room(room_id, origin)
+        state_ids = await self._state_before(head, origin, event_id)
+        chain = await self._database.read(federation_queries.auth_chain_of, state_ids)
+        return state_ids, await self._database.read(federation_queries.event_ids_in_order, chain)
+
+    async def event_auth(self, origin: str, room_id: str, event_id: str) -> list[bytes]:
+        """The auth chain of an event.
+
+        https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1event_authroomideventid
+        """
+        head = await self._access.known_room(room_id, origin)
+        stored = await self._in_room(head, origin, event_id)
+        chain = await self._database.read(federation_queries.auth_chain_through, stored.event.auth_events)
+        return await self._database.read(federation_queries.pdus_by_nid, head.version, chain)
+
+    async def _state_before(self, head: RoomHead, origin: str, event_id: str) -> list[str]:
+        stored = await self._in_room(head, origin, event_id)
+        if stored.state_group is None:
+            raise NotFound("The state at that event is not known here")
+        return list((await self._states.before(stored)).state.values())
+
+    async def _in_room(self, head: RoomHead, origin: str, event_id: str) -> StoredEvent:
+        stored = await self._events.get(event_id)
+        if stored is None or stored.room_nid != head.room_nid:
+            raise NotFound(f"Could not find event {event_id[:255]}")
+        if origin not in head.joined_servers and not await self._was_there(_Viewer(head, origin), stored):
+            raise Forbidden("Your server is not in this room")
+        return stored
+
+    # -- visibility ----------------------------------------------------------------------------------------------------
+
+    async def _shown(self, head: RoomHead, origin: str, nids: Sequence[int]) -> list[bytes]:
+        """Events as a server may see them: whole, or redacted, or not at all if it is in the room no longer."""
+        viewer = _Viewer(head, origin)
+        found = await self._events.by_nid(nids)
+        shown: list[bytes] = []
+        for nid in nids:
+            if (stored := found.get(nid)) is None:
+                continue
+            may_see = await self._may_see(viewer, stored)
+            if may_see or viewer.is_inside:
+                is_whole = may_see and stored.redacted_by is None
+                shown.append(stored.event.json if is_whole else redact_event(stored.event).json)
+        return shown
+
+    async def _may_see(self, viewer: _Viewer, stored: StoredEvent) -> bool:
+        """https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events"""
+        if stored.state_group is None:
+            return viewer.is_inside  # an auth event, which is part of what every server in the room must know
+        if not viewer.is_inside:
+            _, _, server_name = (stored.event.state_key or "").partition(":")
+            is_its_member = stored.event.type == "m.room.member" and server_name == viewer.server_name
+            return is_its_member or await self._was_there(viewer, stored)
+        visibility = await self._visibility_before(stored)
+        if effective_visibility(visibility) in ("world_readable", "shared"):
+            return True
+        memberships = await self._memberships_at(viewer, stored.state_group)
+        return server_may_see_event(stored.event, viewer.server_name, visibility, memberships)
+
+    async def _was_there(self, viewer: _Viewer, stored: StoredEvent) -> bool:
+        """Whether a server that is in the room no longer had joined users when an event happened."""
+        if stored.state_group is None:
+            return False
+        event_ids = set((await self._states.lookup(stored.state_group, viewer.member_keys)).values())
+        members = [*(await self._events.by_id(event_ids - {stored.event.event_id})).values()]
+        if stored.event.event_id in event_ids and stored.replaces_nid is not None:
+            members.extend((await self._events.by_nid([stored.replaces_nid])).values())
+        return any(member.event.membership == "join" for member in members)
+
+    async def _visibility_before(self, stored: StoredEvent) -> str | None:
+        assert stored.state_group is not None
+        event: Event | None = None
+        if stored.event.is_state and stored.event.key == VISIBILITY:
+            if stored.replaces_nid is not None:
+                replaced = await self._events.by_nid([stored.replaces_nid])
+                event = replaced[stored.replaces_nid].event
+        else:
+            event_id = (await self._states.lookup(stored.state_group, [VISIBILITY])).get(VISIBILITY)
+            known = await self._events.get(event_id) if event_id is not None else None
+            event = known.event if known is not None else None
+        value = event.content.get("history_visibility") if event is not None else None
+        return value if isinstance(value, str) else None
+
+    async def _memberships_at(self, viewer: _Viewer, state_group: int) -> list[str | None]:
+        """Of the server's users, at an event."""
+        event_ids = await self._states.lookup(state_group, viewer.member_keys)
+        found = await self._events.by_id(event_ids.values())
+        return [stored.event.membership for stored in found.values()]
+
+
+class _Viewer:
+    """A server that asks, and how it stands to the room."""
+
+    def __init__(self, head: RoomHead, server_name: str) -> None:
+        self.server_name = server_name
+        self.is_inside = server_name in head.joined_servers
+        self._head = head
+
+    @cached_property
+    def member_keys(self) -> list[StateKey]:
+        """The keys of its members, which it takes a walk through the room's state to find."""
+        return member_keys(self._head, self.server_name)

@@ -1,0 +1,148 @@
+"""Which events of a room a user of ours may see, by the state of the room at each of them.
+
+https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from homeserver.caches import WeightedCache
+from homeserver.graph.events import Events
+from homeserver.graph.state import RoomHeads
+from homeserver.protocol.events import Event, StateKey
+from homeserver.protocol.history_visibility import may_see_event
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.history import entries_of_groups
+
+VISIBILITY_KEY: StateKey = ("m.room.history_visibility", "")
+GROUPS_REMEMBERED_MAX = 50_000
+MEMBERSHIPS = frozenset({"join", "invite", "leave", "ban", "knock"})
+
+_Entries = tuple[str, str]
+"""Event IDs of the history visibility and of the user's membership in a state; '' where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """A user who looks at a room's history."""
+
+    user_id: str
+    joined_until: int | None = 0
+    """The position of the event that ended the user's stay; None while it lasts, 0 if it never was there."""
+    peeks: bool = True
+    """Sees what is world-readable, also from the time after the stay."""
+
+    def joined_after(self, stored: StoredEvent) -> bool:
+        """Whether the user was in the room at any time after the event."""
+        return self.joined_until is None or (stored.stream_position or 0) < self.joined_until
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEvent:
+    """An event that the user may see."""
+
+    stored: StoredEvent
+    membership: str
+    """The user's membership at the event, with what the event itself changed of it."""
+
+
+class VisibleEvents:
+    """Asks the states at events, and remembers what they said."""
+
+    def __init__(self, database: Database, events: Events, heads: RoomHeads) -> None:
+        self._database = database
+        self._events = events
+        self._heads = heads
+        self._entries: WeightedCache[tuple[int, str], _Entries] = WeightedCache(GROUPS_REMEMBERED_MAX, lambda _: 1)
+
+    async def of(self, stored: Sequence[StoredEvent], viewer: Viewer) -> list[SeenEvent]:
+        """Those of the events (all of one room) that the viewer may see, in their order."""
+        stored = [event for event in stored if event.visible and event.state_group is not None]
+        if not stored:
+            return []
+        user_id = viewer.user_id
+        entries = await self._entries_at(stored, user_id)
+        await self._load(stored, entries, user_id)
+        seen: list[SeenEvent] = []
+        for event in stored:
+            visibility_id, member_id = entries[event.state_group or 0]
+            if self._may_see(event, visibility_id, member_id, viewer):
+                seen.append(SeenEvent(event, _known(self._membership(member_id))))
+        return seen
+
+    def _may_see(self, stored: StoredEvent, visibility_id: str, member_id: str, viewer: Viewer) -> bool:
+        event = stored.event
+        # The states are those after the events: what an event itself has put there is taken back.
+        if visibility_id == event.event_id:
+            visibility_id = self._replaced_by(stored)
+        if member_id == event.event_id:
+            member_id = self._replaced_by(stored)
+        visibility = self._visibility(visibility_id)
+        if visibility == "world_readable" and not viewer.peeks:
+            visibility = "shared"
+        return may_see_event(
+            event,
+            viewer.user_id,
+            visibility,
+            self._membership(member_id),
+            joined_later=viewer.joined_after(stored),
+        )
+
+    def _visibility(self, event_id: str) -> str | None:
+        event = self._event(event_id)
+        if event is None and event_id:
+            return "joined"  # it is there, but could not be read: show no more than is safe
+        value = event.content.get("history_visibility") if event is not None else None
+        return value if isinstance(value, str) else None
+
+    def _membership(self, event_id: str) -> str | None:
+        event = self._event(event_id)
+        return event.membership if event is not None else None
+
+    def _event(self, event_id: str) -> Event | None:
+        stored = self._events.cached(event_id) if event_id else None
+        return stored.event if stored is not None else None
+
+    def _replaced_by(self, stored: StoredEvent) -> str:
+        replaced = self._events.cached_by_nid(stored.replaces_nid) if stored.replaces_nid is not None else None
+        return replaced.event_id if replaced is not None else ""
+
+    async def _entries_at(self, stored: Sequence[StoredEvent], user_id: str) -> dict[int, _Entries]:
+        keys = (VISIBILITY_KEY, ("m.room.member", user_id))
+        found: dict[int, _Entries] = {}
+        missing: list[int] = []
+        head = self._heads.cached(stored[0].event.room_id)
+        now = head.snapshot.group if head is not None else None
+        for group in {event.state_group or 0 for event in stored}:
+            known = self._entries.get((group, user_id))
+            if known is None and head is not None and group == now:
+                known = (head.state.get(keys[0], ""), head.state.get(keys[1], ""))
+                self._entries.put((group, user_id), known)
+            if known is not None:
+                found[group] = known
+            else:
+                missing.append(group)
+        if missing:
+            for group, entries in (await self._database.read(entries_of_groups, missing, keys)).items():
+                found[group] = (entries.get(keys[0], ""), entries.get(keys[1], ""))
+                self._entries.put((group, user_id), found[group])
+        return found
+
+    async def _load(self, stored: Sequence[StoredEvent], entries: dict[int, _Entries], user_id: str) -> None:
+        """Bring into the cache what the questions will be about."""
+        await self._events.by_id({event_id for pair in entries.values() for event_id in pair if event_id})
+        replaced = [
+            event.replaces_nid
+            for event in stored
+            if event.replaces_nid is not None and event.event.key in (VISIBILITY_KEY, ("m.room.member", user_id))
+        ]
+        if replaced:
+            await self._events.by_nid(replaced)
+
+
+def _known(membership: str | None) -> str:
+    # "If the user had yet to join the room at the time of the event …, this property is set to leave."
+    return membership if membership in MEMBERSHIPS else "leave"

@@ -1,0 +1,142 @@
+"""Fetching history from before this server came, from servers that help and servers that do not."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from homeserver.protocol.events import Event
+from homeserver.storage.event_graph import Verdict
+from tests.factories.rooms import ServerKey
+from tests.fakes.servers import Servers
+from tests.graph.test_receive import ALICE, EVE, OTHER, OURS, REMOTE, Scene, play
+
+VERSIONS = pytest.mark.parametrize("version", ["1", "6", "11", "12"])
+
+
+async def rejoin_after(at: Scene, count: int) -> list[Event]:
+    """Events that happen while our bob is away; then he comes back."""
+    from homeserver.membership.membership import Memberships
+    from tests.fakes.servers import eventually
+
+    await at.ours.get(Memberships).leave(at.bob, at.room.room_id)
+
+    async def left() -> list[dict]:  # type: ignore[type-arg]
+        return [pdu for pdu in at.remote.got() if pdu["content"].get("membership") == "leave"]
+
+    at.remote.take_in((await eventually(left))[0])
+    events = [at.room.send(ALICE, f"missed {number}") for number in range(count)]
+    await at.ours.join(at.bob, at.room.room_id, REMOTE)
+    return events
+
+
+@VERSIONS
+def test_all_of_history_comes_step_by_step(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        missed = await rejoin_after(at, 130)
+        assert await at.ours.backfill(at.room.room_id)
+        assert await at.verdict(missed[-1]) == Verdict.ACCEPTED
+        assert await at.verdict(missed[0]) is None
+        assert await at.ours.backfill(at.room.room_id)
+        assert await at.verdict(missed[0]) == Verdict.ACCEPTED
+        positions = [(await at.ours.event(event.event_id)).stream_position for event in missed]  # type: ignore[union-attr]
+        assert all(position < 0 for position in positions)
+        tips = await at.extremities()
+        while await at.ours.backfill(at.room.room_id):
+            pass
+        assert await at.extremities() == tips
+        assert await at.verdict(at.room.create_event) == Verdict.ACCEPTED  # type: ignore[arg-type]
+        assert not await at.ours.backfill(at.room.room_id)
+
+    play(servers, story, version)
+
+
+@VERSIONS
+def test_the_state_of_old_events_is_that_of_their_time(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        from homeserver.graph.state import StateReader
+
+        early = at.room.send(ALICE, "early")
+        topic = at.room.state_event(ALICE, "m.room.topic", {"topic": "x"})
+        late = at.room.send(ALICE, "late")
+        missed = await rejoin_after(at, 2)
+        while await at.ours.backfill(at.room.room_id):
+            pass
+        for event, expected in ((early, None), (late, topic.event_id), (missed[0], topic.event_id)):
+            stored = await at.ours.event(event.event_id)
+            assert stored is not None
+            assert stored.state_group is not None
+            found = await at.ours.get(StateReader).lookup(stored.state_group, [("m.room.topic", "")])
+            assert found.get(("m.room.topic", "")) == expected
+
+    play(servers, story, version)
+
+
+def test_what_is_forged_or_forbidden_is_not_shown(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        stranger = at.room.send(f"@stranger:{REMOTE}", "let me in")
+        forged = at.room.send(ALICE, "forged")
+        changed = at.room.send(ALICE, "original")
+        (last,) = await rejoin_after(at, 1)
+        at.room.events[forged.event_id].pdu["signatures"][REMOTE] = {"ed25519:1": ServerKey(OTHER).sign(b"x")}
+        at.room.events[changed.event_id].pdu["content"]["body"] = "changed"
+        while await at.ours.backfill(at.room.room_id):
+            pass
+        assert await at.verdict(last) == Verdict.ACCEPTED
+        assert await at.verdict(stranger) == Verdict.REJECTED
+        assert await at.verdict(forged) is None
+        stored = await at.ours.event(changed.event_id)
+        assert stored is not None
+        assert stored.event.content == {}
+
+    play(servers, story)
+
+
+def test_servers_that_give_nothing(servers: Servers) -> None:
+    async def refuse(_: Request) -> Response:
+        return JSONResponse({"errcode": "M_FORBIDDEN", "error": "no"}, 403)
+
+    async def nothing(_: Request) -> Response:
+        return JSONResponse({"pdus": [], "origin": REMOTE, "origin_server_ts": 1})
+
+    async def nonsense(_: Request) -> Response:
+        return JSONResponse({"pdus": [{}, {"room_id": "x"}]})
+
+    async def story(at: Scene) -> None:
+        await rejoin_after(at, 3)
+        for answer in (refuse, nothing, nonsense):
+            at.remote.replaced["backfill"] = answer
+            assert not await at.ours.backfill(at.room.room_id)
+        at.servers.network.split(OURS, REMOTE)
+        assert not await at.ours.backfill(at.room.room_id)
+        assert not await at.ours.backfill_in("!unknown:x")
+
+    play(servers, story)
+
+
+def test_history_without_the_state_stays_outside(servers: Servers) -> None:
+    async def refuse(_: Request) -> Response:
+        return JSONResponse({"errcode": "M_NOT_FOUND", "error": "no"}, 404)
+
+    async def story(at: Scene) -> None:
+        missed = await rejoin_after(at, 3)
+        at.remote.hidden = {missed[0].event_id}
+        at.remote.replaced["state_ids"] = refuse
+        await at.ours.backfill(at.room.room_id)
+        assert await at.verdict(missed[2]) is None
+
+    play(servers, story)
+
+
+def test_events_of_a_member_who_left_are_right_for_their_time(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        spoken = at.room.send(EVE, "while in the room")
+        at.room.leave(EVE)
+        (last,) = await rejoin_after(at, 1)
+        while await at.ours.backfill(at.room.room_id):
+            pass
+        assert await at.verdict(spoken) == Verdict.ACCEPTED
+        assert await at.verdict(last) == Verdict.ACCEPTED
+
+    play(servers, story)
