@@ -27,6 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "outbound",
         "storage",
         "signing notifier",
+        "foundation",
         "federation",
         "graph",
         "reading",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 
@@ -40,6 +40,9 @@ VOUCHER = "join_authorised_via_users_server"
 """The key of a join into a restricted room that names who lets the user in. Only this server may set it."""
 VIA_MAX = 20
 """Servers that a client may name to join through."""
+
+JoinedHook: TypeAlias = Callable[[str, str], Awaitable[None]]
+"""Called with a user of ours and the room that it has joined."""
 
 
 class RemoteRooms(Protocol):
@@ -90,7 +93,7 @@ class Memberships:
         restricted: RestrictedJoins,
         remote: RemoteRooms,
         server_name: str,
-        on_joined: Callable[[str, str], Awaitable[None]] | None = None,
+        on_joined: JoinedHook | None = None,
     ) -> None:
         """``on_joined`` is called with user and room when a user of ours has joined a room."""
         self._database = database

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -9,6 +11,16 @@ from fastapi import Depends
 from starlette.requests import Request
 
 T = TypeVar("T")
+
+
+def by_class(*parts: Any, singles: Iterable[Any] = ()) -> dict[type, Any]:
+    """Services under their classes: those in the fields of each part, which is a dataclass, and single ones."""
+    found = {type(single): single for single in singles}
+    for part in parts:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            found[type(value)] = value
+    return found
 
 
 def get_service(request: Request, kind: type[T]) -> T:

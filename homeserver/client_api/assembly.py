@@ -1,0 +1,23 @@
+"""Builds what only the endpoints of the client-server API need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.client_api.capabilities import Capabilities
+from homeserver.client_api.well_known import ClientDiscovery
+from homeserver.foundation import Foundation
+
+
+@dataclass(frozen=True, slots=True)
+class ClientApiServices:
+    """What clients are told about this server."""
+
+    capabilities: Capabilities
+    discovery: ClientDiscovery
+
+
+def build(base: Foundation) -> ClientApiServices:
+    """The services of this package."""
+    config = base.config
+    return ClientApiServices(Capabilities(config.rooms.default_version), ClientDiscovery(config.public_base_url))

@@ -1,0 +1,30 @@
+"""Builds what only the endpoints of the server-server API need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.federation.assembly import FederationServices
+from homeserver.federation.delivery import Delivery
+from homeserver.federation_api.answers import PduAnswers
+from homeserver.federation_api.gate import Gate
+from homeserver.federation_api.server_keys import PublishedKeys
+from homeserver.foundation import Foundation
+
+
+@dataclass(frozen=True, slots=True)
+class FederationApiServices:
+    """Who is let in, and how answers are put together."""
+
+    gate: Gate
+    answers: PduAnswers
+    published_keys: PublishedKeys
+
+
+def build(base: Foundation, federation: FederationServices, delivery: Delivery) -> FederationApiServices:
+    """The services of this package."""
+    return FederationApiServices(
+        gate=Gate(federation.authenticator, delivery),
+        answers=PduAnswers(base.server_name, base.clock),
+        published_keys=PublishedKeys(base.signing_keys, base.clock),
+    )

@@ -1,0 +1,39 @@
+"""What every package of the server stands on: the configuration, the clock, the signing keys and the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.clock import Clock, SystemClock
+from homeserver.config import Config
+from homeserver.signing import SigningKeys
+from homeserver.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """The parts that nearly every service is built from."""
+
+    config: Config
+    clock: Clock
+    signing_keys: SigningKeys
+    database: Database
+
+    @property
+    def server_name(self) -> str:
+        """The name of this server, which ends all its user IDs."""
+        return self.config.server_name
+
+    def is_local(self, user_id: str) -> bool:
+        """Whether a user has its account on this server."""
+        return user_id.endswith(f":{self.config.server_name}")
+
+
+def build(config: Config) -> Foundation:
+    """Load the signing keys and connect to the database."""
+    return Foundation(
+        config=config,
+        clock=SystemClock(),
+        signing_keys=SigningKeys.load(config.keys_dir, config.server_name),
+        database=Database(config.database.url),
+    )

@@ -1,0 +1,121 @@
+"""Builds the services of the event graph.
+
+In two steps: receiving needs to know what becomes of memberships and of ephemeral data, which packages above this one
+decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from homeserver.federation.assembly import FederationServices
+from homeserver.federation.delivery import Delivery
+from homeserver.federation.destinations import Destinations
+from homeserver.foundation import Foundation
+from homeserver.graph.ancestors import Ancestors
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.imports import RoomImports
+from homeserver.graph.incoming_events import IncomingEvents
+from homeserver.graph.judgement import Judge
+from homeserver.graph.missing_events import Backfiller
+from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.placement import Placer
+from homeserver.graph.policy_servers import PolicyServers
+from homeserver.graph.receive import OutsideEvents, Receiver
+from homeserver.graph.received_transactions import EduHandler, ReceivedTransactions
+from homeserver.graph.send import Sender
+from homeserver.graph.server_access import ServerAccess
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.unhelpful_servers import UnhelpfulServers
+from homeserver.notifier import Notifier
+from homeserver.storage import streams
+from homeserver.storage.graph_writes import GraphWriter
+
+
+@dataclass(frozen=True, slots=True)
+class GraphServices:
+    """Reading the graph, and adding to it."""
+
+    events: Events
+    heads: RoomHeads
+    states: StateReader
+    others: OtherProcesses
+    notifier: Notifier
+    writers: RoomWriters
+    imports: RoomImports
+    governed: GovernedEvents
+    policy: PolicyServers
+    sender: Sender
+    access: ServerAccess
+    incoming: IncomingEvents
+    ancestors: Ancestors
+    placer: Placer
+    backfiller: Backfiller
+    delivery: Delivery
+
+
+def build(base: Foundation, federation: FederationServices) -> GraphServices:
+    """Everything but receiving."""
+    database, clock = base.database, base.clock
+    events = Events(database)
+    heads = RoomHeads(database, events, base.is_local)
+    states = StateReader(database, events)
+    others = OtherProcesses(database, heads, events)
+    notifier = Notifier(database.read_now(streams.current_position), others.load_changes)
+    graph = GraphWriter(base.is_local)
+    writers = RoomWriters(database, heads, events, states, notifier, graph, base.is_local)
+    governed = GovernedEvents(base.config.governance.last_owner_protection, database)
+    judge = Judge(events, states)
+    policy = PolicyServers(federation.client, events, judge, clock)
+    incoming = IncomingEvents(federation.key_ring)
+    ancestors = Ancestors(federation.client, incoming, events, writers, database)
+    placer = Placer(database, heads, events, writers, judge, ancestors, policy)
+    return GraphServices(
+        events=events,
+        heads=heads,
+        states=states,
+        others=others,
+        notifier=notifier,
+        writers=writers,
+        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, base.is_local),
+        governed=governed,
+        policy=policy,
+        sender=Sender(writers, base.signing_keys, clock, governed, policy),
+        access=ServerAccess(heads),
+        incoming=incoming,
+        ancestors=ancestors,
+        placer=placer,
+        backfiller=Backfiller(base.server_name, database, heads, events, federation.client, incoming, placer),
+        delivery=Delivery(
+            database=database,
+            notifier=notifier,
+            events=events,
+            destinations=Destinations(base.server_name, database, heads, states, events),
+            sender=federation.client,
+            clock=clock,
+            enabled=base.config.federation.enabled,
+        ),
+    )
+
+
+def build_receiving(
+    base: Foundation, graph: GraphServices, outside: OutsideEvents, edus: Mapping[str, EduHandler]
+) -> ReceivedTransactions:
+    """What takes the transactions of other servers.
+
+    ``outside`` takes memberships in rooms that this server is not in, ``edus`` has a handler for each type of EDU.
+    """
+    receiver = Receiver(
+        graph.heads,
+        graph.events,
+        graph.incoming,
+        graph.ancestors,
+        graph.placer,
+        outside,
+        graph.access,
+        UnhelpfulServers(base.clock),
+    )
+    return ReceivedTransactions(base.database, receiver, edus, base.clock)

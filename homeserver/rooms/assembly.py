@@ -1,0 +1,46 @@
+"""Builds the services for the life of rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.federation.assembly import FederationServices
+from homeserver.foundation import Foundation
+from homeserver.graph.assembly import GraphServices
+from homeserver.membership.assembly import MembershipServices
+from homeserver.rooms.aliases import RoomAliases
+from homeserver.rooms.creation import RoomCreation
+from homeserver.rooms.personal_settings import PersonalSettings
+from homeserver.rooms.upgrades import RoomUpgrades
+
+
+@dataclass(frozen=True, slots=True)
+class RoomServices:
+    """Making rooms, naming them, and replacing them."""
+
+    aliases: RoomAliases
+    creation: RoomCreation
+    upgrades: RoomUpgrades
+
+
+def build_settings(base: Foundation, graph: GraphServices) -> PersonalSettings:
+    """What users have set for a room; it goes along when they join the room that replaces it."""
+    return PersonalSettings(base.database, graph.heads, graph.notifier)
+
+
+def build(
+    base: Foundation,
+    federation: FederationServices,
+    graph: GraphServices,
+    membership: MembershipServices,
+    settings: PersonalSettings,
+) -> RoomServices:
+    """The services of this package."""
+    database, heads, writers, sender = base.database, graph.heads, graph.writers, graph.sender
+    keys, clock, profiles = base.signing_keys, base.clock, membership.profiles
+    aliases = RoomAliases(database, heads, federation.client, base.server_name)
+    return RoomServices(
+        aliases=aliases,
+        creation=RoomCreation(writers, sender, membership.memberships, aliases, profiles, keys, clock),
+        upgrades=RoomUpgrades(database, heads, writers, sender, graph.governed, profiles, settings, keys, clock),
+    )
