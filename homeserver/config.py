@@ -78,6 +78,17 @@ def _server_name(value: str) -> str:
     return value
 
 
+def _own_server_name(value: str) -> str:
+    """Ours. Those of others may have upper case, and mean another server with it than without."""
+    name = _server_name(value)
+    if name != name.lower():
+        raise ValueError(
+            f'a server name in lower case, such as "{name.lower()}": names are compared letter by letter, and others '
+            "would not find the users of a server whose name has capital letters"
+        )
+    return name
+
+
 def _list_from_text(value: Any) -> Any:
     """A list may come from the environment: as JSON, or separated by commas."""
     if not isinstance(value, str):
@@ -141,6 +152,7 @@ def _room_version(value: Any) -> Any:
 
 
 ServerName = Annotated[str, AfterValidator(_server_name)]
+OwnServerName = Annotated[str, AfterValidator(_own_server_name)]
 ServerNames = Annotated[tuple[ServerName, ...], BeforeValidator(_list_from_text)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ExistingFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing_file)]
@@ -256,7 +268,7 @@ class LoggingConfig(Section):
 class Config(Section):
     """The whole configuration. Every key but ``server_name`` has a default that works; all paths are absolute."""
 
-    server_name: ServerName
+    server_name: OwnServerName
     public_base_url: BaseUrl = None
     data_dir: AbsolutePath = Path(".")
     keys_dir: Path = Path("keys")

@@ -113,7 +113,8 @@ class SigningKeys:
     def load(cls, directory: Path, server_name: str) -> SigningKeys:
         """Read the keys of a directory, which may be empty or missing: then ``generate`` makes the first one.
 
-        Raises ``ConfigurationError`` for a file that holds no key.
+        Raises ``ConfigurationError`` for a file that holds no key, and for what cannot be read: a server that made
+        itself a new key instead would lose the trust of all others.
         """
         keys = cls(directory, server_name)
         keys._read()
@@ -284,22 +285,41 @@ def _stat_files(directory: Path) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _key_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []
+    try:
+        return sorted(directory / name for name in os.listdir(directory) if name.endswith(_SUFFIX))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+    reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+    return ConfigurationError(
+        f"{path}: cannot be read: {reason}. Give the user that runs the homeserver the right to read the keys "
+        "(owner and mode), or restore them from a backup"
+    )
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
         if path.stat().st_size > KEY_FILE_BYTES_MAX:
             raise ConfigurationError(f"{path}: too large for a key file")
-        return [line for line in path.read_text("ascii").splitlines() if line.strip()]
+        lines = [line for line in path.read_text("ascii").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+        raise _unreadable(path, error) from error
+    if not lines:
+        raise ConfigurationError(
+            f"{path}: the key file is empty. Restore it from a backup; if there is none, delete it, so that the server "
+            "makes a new key"
+        )
+    return lines
 
 
 def _read_active(path: Path, server_name: str) -> Iterator[SigningKey]:
-    created_ts = _modified_ts(path)
+    lines, created_ts = _read_lines(path), _modified_ts(path)
     try:
-        keys = signedjson.key.read_signing_keys(_read_lines(path))
+        keys = signedjson.key.read_signing_keys(lines)
     except Exception as error:  # signedjson lets through whatever its decoders raise
         raise ConfigurationError(
             f"{path}: not a signing key ({type(error).__name__}), expected: ed25519 <version> <seed in Base64>"
@@ -312,8 +332,9 @@ def _read_active(path: Path, server_name: str) -> Iterator[SigningKey]:
 
 
 def _read_retired(path: Path) -> Iterator[RetiredKey]:
+    lines = _read_lines(path)
     try:
-        keys = signedjson.key.read_old_signing_keys(_read_lines(path))
+        keys = signedjson.key.read_old_signing_keys(lines)
     except Exception as error:  # signedjson lets through whatever its decoders raise
         raise ConfigurationError(
             f"{path}: not a retired key ({type(error).__name__}), expected: "
@@ -330,11 +351,18 @@ def _check_version(path: Path, version: str) -> None:
 
 
 def _modified_ts(path: Path) -> int:
-    return path.stat().st_mtime_ns // 1_000_000
+    return _status(path).st_mtime_ns // 1_000_000
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _warn_if_readable_by_others(path: Path) -> None:
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if _status(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logger.warning("signing_key_readable_by_others", file=str(path), advice="chmod 600")
 
 

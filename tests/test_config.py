@@ -200,6 +200,7 @@ def test_an_unknown_variable_is_an_error_too(tmp_path: Path) -> None:
 
 BAD_VALUES: list[tuple[str, str, str, str]] = [
     ("server_name = 'not a name'", "server_name", '"not a name"', "example.org"),
+    ("server_name = 'Example.ORG'", "server_name", '"Example.ORG"', '"example.org"'),
     ("server_name = 5", "server_name", "5", "text"),
     ("[[listeners]]\nport = 70000", "listeners.0.port", "70000", "65535 or less"),
     ("[[listeners]]\nport = 'http'", "listeners.0.port", '"http"', "whole number"),

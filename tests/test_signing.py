@@ -166,6 +166,8 @@ def test_a_running_server_keeps_its_keys_when_the_new_ones_are_unusable(director
 @pytest.mark.parametrize(
     "text",
     [
+        "",
+        "\n\n",
         "hello\n",
         "ed25519 a_1\n",
         "ed25519 a_1 AAAA\n",
@@ -204,6 +206,23 @@ def test_a_warning_when_others_can_read_the_key(directory: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("a file")
+    (tmp_path / "up").write_text("a file")
+    keys = SigningKeys(tmp_path / "up" / "keys", SERVER)
     with pytest.raises(ConfigurationError):
-        SigningKeys.load(tmp_path / "keys", SERVER).generate(NOW)
+        keys.generate(NOW)
+
+
+@pytest.mark.parametrize("place", ["x.key", "old/x.key"])
+def test_a_key_file_that_cannot_be_read_is_not_taken_for_a_missing_one(directory: Path, place: str) -> None:
+    SigningKeys.load(directory, SERVER).generate(NOW)
+    path = directory / place
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(path.name)  # a loop: even root cannot read it
+    with pytest.raises(ConfigurationError, match=r"x\.key: cannot be read.*right to read the keys"):
+        SigningKeys.load(directory, SERVER)
+
+
+def test_a_keys_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a file")
+    with pytest.raises(ConfigurationError, match=r"keys.*: cannot be read"):
+        SigningKeys.load(tmp_path / "keys", SERVER)

@@ -44,9 +44,12 @@ def load_config(path: Path | None) -> Config:
 
 
 @contextmanager
-def open_database(config: Config, *, create: bool = False) -> Iterator[Database]:
-    """The database, which must be migrated already, or with ``create`` may be missing. Raises HomeserverError."""
-    from homeserver.storage import migrate
+def open_database(config: Config, *, create: bool = False, any_server: bool = False) -> Iterator[Database]:
+    """The database, which must be migrated already, or with ``create`` may be missing.
+
+    Unless ``any_server``, it must not belong to a server of another name. Raises HomeserverError.
+    """
+    from homeserver.storage import migrate, server_identity
     from homeserver.storage.database import Database
 
     if create and migrate.current(config.database.url) is None:
@@ -54,9 +57,23 @@ def open_database(config: Config, *, create: bool = False) -> Iterator[Database]
     migrate.require_current(config.database.url)
     database = Database(config.database.url, readers=1)
     try:
+        if create:
+            claim_database(database, config)
+        elif not any_server:
+            database.read_now(server_identity.check_name, config.server_name)
         yield database
     finally:
         database.close()
+
+
+def claim_database(database: Database, config: Config) -> None:
+    """Make the database that of the configured server. Raises ConfigurationError if it is that of another one."""
+    from homeserver.storage import server_identity
+
+    if database.read_now(server_identity.recorded_name) == config.server_name:
+        return  # without a write, as at every start but the first
+    with database.begin() as connection:
+        server_identity.claim(connection, config.server_name)
 
 
 def now_ms() -> int:

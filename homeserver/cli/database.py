@@ -39,9 +39,11 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check that the event graph and the state fit together; exit status 1 if they do not."""
     from homeserver.storage import integrity
 
-    with open_database(load_config(config)) as database:
+    loaded = load_config(config)
+    with open_database(loaded, any_server=True) as database:
         counts = database.read_now(integrity.counts)
-        problems = database.read_now(integrity.find_problems)
+        problems = database.read_now(integrity.wrong_server_name, loaded.server_name)
+        problems += database.read_now(integrity.find_problems)
     if as_json:
         print_json({"ok": not problems, "checked": counts, "problems": [asdict(problem) for problem in problems]})
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from homeserver.cli.common import ConfigOption, load_config, now_ms
+from homeserver.cli.common import ConfigOption, claim_database, load_config, now_ms
 from homeserver.errors import HomeserverError
 
 if TYPE_CHECKING:
@@ -94,12 +94,15 @@ def _prepare(config: Config) -> None:
 
     from homeserver.signing import SigningKeys
     from homeserver.storage import migrate
+    from homeserver.storage.database import Database
 
     logger = structlog.get_logger(__name__)
     for warning in config.not_yet_in_effect():
         logger.warning(warning)
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     migrate.upgrade(config.database.url)
+    with contextlib.closing(Database(config.database.url, readers=1)) as database:
+        claim_database(database, config)
     keys = SigningKeys.load(config.keys_dir, config.server_name)
     if not keys.has_keys:
         key = keys.generate(now_ms())

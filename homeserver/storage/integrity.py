@@ -18,6 +18,7 @@ from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.event_graph import Verdict
 from homeserver.storage.room_state import read_current_state, read_group
+from homeserver.storage.server_identity import mismatch, recorded_name
 from homeserver.storage.tables import (
     auth_chain_positions,
     backward_extremities,
@@ -32,6 +33,7 @@ from homeserver.storage.tables import (
     state_groups,
     state_keys,
     user_rooms,
+    users,
 )
 
 EXAMPLES_MAX = 5
@@ -59,6 +61,14 @@ def find_problems(connection: Connection) -> list[Problem]:
         for what, found in check(connection)
         if (problem := _problem(what, found)) is not None
     ]
+
+
+def wrong_server_name(connection: Connection, configured: str) -> list[Problem]:
+    """The problem that the configuration names another server than the one that the database belongs to, if it does."""
+    recorded = recorded_name(connection)
+    if recorded is None or recorded == configured:
+        return []
+    return [Problem(mismatch(recorded, configured), 1, (configured,))]
 
 
 def counts(connection: Connection) -> dict[str, int]:
@@ -218,6 +228,14 @@ def _numbers(connection: Connection) -> _Found:
         yield f"{table.name}.{column.name} is ahead of its counter", iter([f"{highest} > {last}"] if behind else [])
 
 
+def _accounts(connection: Connection) -> _Found:
+    """All accounts are of the server that the database belongs to."""
+    name = recorded_name(connection)
+    if name is not None:
+        strangers = select(users.c.user_id).where(~users.c.user_id.endswith(f":{name}", autoescape=True))
+        yield "an account is of another server", _texts(connection, strangers)
+
+
 _CHECKS: tuple[Callable[[Connection], _Found], ...] = (
     _file,
     _references,
@@ -225,6 +243,7 @@ _CHECKS: tuple[Callable[[Connection], _Found], ...] = (
     _event_contents,
     _current_state,
     _numbers,
+    _accounts,
 )
 
 

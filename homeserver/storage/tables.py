@@ -92,6 +92,14 @@ counters = Table(
     comment="One row: the last number given out of each kind. Backfill counts downwards.",
 )
 
+server_identity = Table(
+    "server_identity",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("server_name", Text, nullable=False),
+    comment="One row, written at the first start: the server that the users and rooms of this database belong to.",
+)
+
 rooms = Table(
     "rooms",
     metadata,

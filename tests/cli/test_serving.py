@@ -110,3 +110,36 @@ def test_a_database_of_a_newer_version_stops_the_start(run: Run, migrated_server
     outcome = run("serve")
     assert outcome.status == 1
     assert "9999" in outcome.err
+
+
+def test_another_server_name_than_the_databases_stops_every_command(
+    run: Run, migrated_server: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text("correct horse")
+    assert run("users", "create", "alice", "--password-file", "password").status == 0
+    file = migrated_server / "homeserver.toml"
+    file.write_text(file.read_text().replace("example.org", "two.example"))
+    for command in (
+        ("serve",),
+        ("users", "list"),
+        ("users", "create", "bob", "--password-file", "password"),
+        ("rooms", "list"),
+    ):
+        outcome = run(*command)
+        assert outcome.status == 2, command
+        assert 'Set server_name = "example.org" again' in outcome.err
+    outcome = run("db", "check")
+    assert outcome.status == 1
+    assert 'belongs to the server "example.org"' in outcome.out
+
+
+@pytest.mark.parametrize("content", ["", "ed25519 a_1 AAAA\n"])
+def test_a_key_file_without_a_key_stops_the_start_and_no_new_key_is_made(
+    run: Run, migrated_server: Path, content: str
+) -> None:
+    (key,) = (migrated_server / "keys").iterdir()
+    key.write_text(content)
+    outcome = run("serve")
+    assert outcome.status == 2
+    assert key.name in outcome.err
+    assert list((migrated_server / "keys").iterdir()) == [key]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
+from homeserver.storage import accounts, server_identity
 from homeserver.storage.database import Database
-from homeserver.storage.integrity import counts, find_problems
+from homeserver.storage.integrity import counts, find_problems, wrong_server_name
 from tests.factories.rooms import RoomFactory
 from tests.storage.stored_rooms import store_room
 
@@ -63,3 +64,15 @@ def test_an_unreadable_event_is_found(stored: Database) -> None:
     with stored.begin() as connection:
         connection.execute(text("UPDATE events SET json = :json WHERE event_nid = 8"), {"json": b"{"})
     assert [problem.count for problem in stored.read_now(find_problems)] == [1]
+
+
+def test_what_belongs_to_another_server_is_found(stored: Database) -> None:
+    with stored.begin() as connection:
+        server_identity.claim(connection, "one.example")
+        for user_id in ("@ann:one.example", "@ann:two.example"):
+            accounts.create_user(connection, user_id, None, is_admin=False, now_ms=1)
+    (problem,) = stored.read_now(find_problems)
+    assert str(problem) == "an account is of another server: 1 (such as @ann:two.example)"
+    assert stored.read_now(wrong_server_name, "one.example") == []
+    (problem,) = stored.read_now(wrong_server_name, "two.example")
+    assert 'belongs to the server "one.example"' in problem.what
