@@ -32,6 +32,7 @@ from homeserver.storage.event_graph import Verdict, nids_and_verdicts
 from homeserver.storage.graph_rows import GraphRows, clear_state, write_rows
 from homeserver.storage.prepared import prepared, prepared_insert
 from homeserver.storage.room_upgrades import hand_over
+from homeserver.storage.state_replacement import record_replaced_state
 from homeserver.storage.tables import (
     client_transactions,
     counters,
@@ -133,8 +134,14 @@ class GraphWriter:
             outcomes[index] = self._collect(append, places, state_keys, numbers, rows, standings)
         if not _claim_transactions(connection, rows.txns):
             return False
-        for append in appends:
+        for index, append in todo:
             if append.replace_state:
+                outcome = outcomes[index]
+                assert isinstance(outcome, Appended)
+                new_state = {
+                    r["state_key_nid"]: r["event_nid"] for r in rows.current if r["room_nid"] == append.room_nid
+                }
+                record_replaced_state(connection, append.room_nid, max(outcome.positions.values()), new_state)
                 clear_state(connection, append.room_nid)
         write_rows(connection, rows, iter(numbers.next_chain, None))
         return True
@@ -294,7 +301,7 @@ class GraphWriter:
         for change in append.changes:
             last[change.key] = change
             if append.replace_state:
-                continue  # who joins now is given the whole state, not its changes
+                continue  # record_replaced_state compares the whole states instead
             if change.key[0] == "m.room.member":
                 rows.invitations.append(_invitation_step(room_nid, change, nids))
             rows.changes.append(
