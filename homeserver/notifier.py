@@ -1,16 +1,18 @@
-"""Wakes whoever waits on the stream, in every process; carries no data.
+"""Wakes the requests that wait for news, in every process; carries no data.
 
-After a commit, the writer says which positions it took and whom they concern. What is remembered of that is who and
-where, not what: readers fetch the rest by position. Changes of other processes on the same database are noticed as a
-gap in the positions, or by a broker (``catch_up``), and read from the database before anyone is woken, so nobody ever
-sees a later position without the earlier ones.
+After a commit, the writer publishes the positions that it took, and for each the room in which something happened, or
+the users whom it concerns. Readers fetch the rest by position. Who has to be woken for a room is not part of a change:
+each request that waits names the rooms of its user, so that a change costs no more in a room of many members than in
+any other. Changes of other processes on the same database are noticed as a gap in the positions, or by an announcement
+(``catch_up``), and read from the database before anyone is woken, so nobody ever sees a later position without the
+earlier ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,8 +20,14 @@ import structlog
 
 logger = structlog.get_logger(__name__)
 
-RECENT_CHANGES_MAX = 50_000
-"""Changes that are remembered; whoever is further behind asks the database."""
+RECENT_BYTES_MAX = 16 * 2**20
+"""What the changes that are remembered may take of memory; readers that are further behind ask the database."""
+CHANGE_BYTES = 320
+"""About what one change takes, its event ID and its entry in a reader's index included."""
+USER_BYTES = 80
+"""About what one user ID takes."""
+IDLE_ROOMS_MAX = 100_000
+"""Rooms, of all users together, that are kept for users without a waiting request, for their next one."""
 CATCH_UP_MAX = 10_000
 """Positions that are read from the database at once."""
 
@@ -53,35 +61,126 @@ class StateEffect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something happened at a position, in a room, to a user, or both."""
+    """Something happened at a position, in a room, to some users, or both."""
 
     position: int
     stream: Stream
     room_id: str | None = None
-    user_id: str | None = None
-    audience: Iterable[str] = ()
-    """Our users who should be woken."""
+    users: tuple[str, ...] = ()
+    """Our users whom it concerns themselves, such as those whose membership changed. Few, however large the room."""
+    wakes_room: bool = False
+    """Whether requests of everybody in the room are woken, not only those of ``users``."""
     event_id: str | None = None
     """The event at this position, where it is at hand: readers then need not ask the database for it."""
     effect: StateEffect = StateEffect.UNKNOWN
     """What that event did to the current state."""
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes."""
+        return CHANGE_BYTES + USER_BYTES * len(self.users)
 
 
 LoadChanges = Callable[[int, int], Awaitable[Sequence[Change]]]
 """Reads from the database what happened after one position up to and with another."""
 
 
+class _Waiters:
+    """The requests that wait, by user, and the rooms for whose changes they wait.
+
+    The rooms of a user stay registered for a while after its request has ended, so that the next request, which
+    usually comes at once, need not register hundreds of rooms again.
+    """
+
+    def __init__(self) -> None:
+        self._futures: dict[str, set[asyncio.Future[None]]] = {}
+        self._rooms: OrderedDict[str, Collection[str]] = OrderedDict()
+        """The rooms that are registered for a user; the users whose requests ended longest ago come first."""
+        self._users: dict[str, set[str]] = {}
+        """The users that are registered for a room."""
+        self._rooms_count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    def add(self, user_id: str, rooms: Collection[str], future: asyncio.Future[None]) -> None:
+        """Register a request. ``rooms`` are those of its user, and are never changed by the caller afterwards."""
+        self._register(user_id, rooms)
+        self._futures.setdefault(user_id, set()).add(future)
+
+    def discard(self, user_id: str, future: asyncio.Future[None]) -> None:
+        """A request has ended."""
+        futures = self._futures.get(user_id)
+        if futures is not None:
+            futures.discard(future)
+            if not futures:
+                del self._futures[user_id]
+        self._drop_idle()
+
+    def wake(self, change: Change) -> None:
+        """Wake all requests that a change concerns."""
+        for user_id in change.users:
+            self.wake_user(user_id)
+        if change.wakes_room and change.room_id is not None and (users := self._users.get(change.room_id)):
+            waiting = self._futures
+            found = (
+                [u for u in users if u in waiting] if len(users) < len(waiting) else [u for u in waiting if u in users]
+            )
+            for user_id in found:
+                self.wake_user(user_id)
+
+    def wake_user(self, user_id: str) -> None:
+        """Wake all requests of a user."""
+        for future in self._futures.pop(user_id, ()):
+            if not future.done():
+                future.set_result(None)
+
+    def wake_all(self) -> None:
+        """Wake all requests of everybody."""
+        for user_id in list(self._futures):
+            self.wake_user(user_id)
+
+    def _register(self, user_id: str, rooms: Collection[str]) -> None:
+        registered = self._rooms.get(user_id, ())
+        if registered is not rooms:
+            for room_id in registered:
+                if room_id not in rooms:
+                    self._remove(user_id, room_id)
+            for room_id in rooms:
+                self._users.setdefault(room_id, set()).add(user_id)
+            self._rooms_count += len(rooms) - len(registered)
+        self._rooms[user_id] = rooms
+        self._rooms.move_to_end(user_id)
+
+    def _remove(self, user_id: str, room_id: str) -> None:
+        users = self._users.get(room_id)
+        if users is not None:
+            users.discard(user_id)
+            if not users:
+                del self._users[room_id]
+
+    def _drop_idle(self) -> None:
+        while self._rooms_count > IDLE_ROOMS_MAX or len(self._rooms) > IDLE_ROOMS_MAX:
+            user_id = next(iter(self._rooms))
+            if user_id in self._futures:
+                return  # the oldest one waits still; no request waits for longer than some minutes
+            rooms = self._rooms.pop(user_id)
+            self._rooms_count -= len(rooms)
+            for room_id in rooms:
+                self._remove(user_id, room_id)
+
+
 class Notifier:
-    """The last known position, the recent changes, and those who wait for more."""
+    """The last known position, the recent changes, and the requests that wait for more."""
 
     def __init__(self, position: int, load_changes: LoadChanges) -> None:
         self.position = position
         """All changes up to here are committed, and known here."""
         self._load_changes = load_changes
-        self._recent: deque[Change] = deque(maxlen=RECENT_CHANGES_MAX)
+        self._recent: deque[Change] = deque()
+        self._recent_bytes = 0
         self._floor = position
-        self._last_in_room: dict[str, int] = {}
-        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiters = _Waiters()
         self._readers: set[asyncio.Event] = set()
         self._pending: dict[int, Change] = {}
         self._catching_up: asyncio.Task[None] | None = None
@@ -134,18 +233,14 @@ class Notifier:
 
     def _accept(self, change: Change) -> None:
         self.position = change.position
-        if len(self._recent) == RECENT_CHANGES_MAX:
-            self._floor = self._recent[0].position
         self._recent.append(change)
-        if change.room_id is not None:
-            self._last_in_room[change.room_id] = change.position
-        waiters = self._waiters
-        if waiters:
-            audience = change.audience
-            for user_id in audience if not isinstance(audience, (set, frozenset)) else _smaller(audience, waiters):
-                for future in waiters.pop(user_id, ()):
-                    if not future.done():
-                        future.set_result(None)
+        self._recent_bytes += change.weight
+        while self._recent_bytes > RECENT_BYTES_MAX:
+            forgotten = self._recent.popleft()
+            self._floor = forgotten.position
+            self._recent_bytes -= forgotten.weight
+        if self._waiters:
+            self._waiters.wake(change)
         for reader in self._readers:
             reader.set()
 
@@ -163,26 +258,22 @@ class Notifier:
         found.reverse()
         return found
 
-    def last_change_in(self, room_id: str) -> int:
-        """The position of the last change in a room, or the floor below which nothing is remembered."""
-        return self._last_in_room.get(room_id, self._floor)
-
     @property
     def floor(self) -> int:
         """Changes up to and with this position may have been forgotten."""
         return self._floor
 
-    async def wait_for_user(self, user_id: str, timeout_s: float) -> bool:
+    async def wait_for_user(self, user_id: str, timeout_s: float, rooms: Collection[str] = ()) -> bool:
         """Wait until something concerns the user; False when the time ran out or the server stops.
 
-        Call without awaiting anything between the look at the data and this: whatever is published after the look
-        then wakes.
+        ``rooms`` are the rooms that the user is in, as a collection that nobody changes afterwards. A change of the
+        user's membership wakes the request, which then waits again with other rooms. Call this without awaiting
+        anything between the look at the data and this: whatever is published after the look then wakes.
         """
         if self._closed or timeout_s <= 0:
             return False
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._waiters.setdefault(user_id, set())
-        waiters.add(future)
+        self._waiters.add(user_id, rooms, future)
         try:
             async with asyncio.timeout(timeout_s):
                 await future
@@ -190,15 +281,11 @@ class Notifier:
         except TimeoutError:
             return False
         finally:
-            waiters.discard(future)
-            if not waiters and self._waiters.get(user_id) is waiters:
-                del self._waiters[user_id]
+            self._waiters.discard(user_id, future)
 
     def wake_user(self, user_id: str) -> None:
         """Wake a user's requests for a reason that has no position (a logout)."""
-        for future in self._waiters.pop(user_id, ()):
-            if not future.done():
-                future.set_result(None)
+        self._waiters.wake_user(user_id)
 
     def reader(self) -> asyncio.Event:
         """An event that is set at every change; for background readers, which clear it themselves."""
@@ -207,10 +294,9 @@ class Notifier:
         return event
 
     def close(self) -> None:
-        """Let all who wait go: the server stops."""
+        """End all waits, because the server stops."""
         self._closed = True
-        for user_id in list(self._waiters):
-            self.wake_user(user_id)
+        self._waiters.wake_all()
         for reader in self._readers:
             reader.set()
 
@@ -219,9 +305,3 @@ def _log_failure(task: asyncio.Task[None]) -> None:
     # What is pending stays so; the next change, or the next look at the database, tries again.
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("cannot read what other processes wrote", error=str(error))
-
-
-def _smaller(audience: set[str] | frozenset[str], waiters: dict[str, set[asyncio.Future[None]]]) -> list[str]:
-    if len(audience) <= len(waiters):
-        return [user_id for user_id in audience if user_id in waiters]
-    return [user_id for user_id in waiters if user_id in audience]

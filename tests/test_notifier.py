@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -15,8 +15,12 @@ ALICE, BOB = "@alice:example.org", "@bob:example.org"
 ROOM = "!room:example.org"
 
 
-def change(position: int, *audience: str, room_id: str | None = ROOM) -> Change:
-    return Change(position, Stream.EVENTS, room_id, None, frozenset(audience))
+def change(position: int, *users: str, room_id: str | None = ROOM) -> Change:
+    return Change(position, Stream.EVENTS, room_id, users)
+
+
+def message(position: int, room_id: str = ROOM) -> Change:
+    return Change(position, Stream.EVENTS, room_id, wakes_room=True)
 
 
 class OtherProcess:
@@ -54,7 +58,6 @@ def test_changes_are_kept_in_order() -> None:
         assert positions(notifier, 12) == [13]
         assert positions(notifier, 13) == []
         assert positions(notifier, 9) is None  # before this process began
-        assert (notifier.last_change_in(ROOM), notifier.last_change_in("!other:example.org")) == (12, 10)
         assert other.asked == []
 
     asyncio.run(story())
@@ -159,7 +162,7 @@ def test_a_read_that_fails_is_made_up_for() -> None:
 
 
 def test_only_so_many_changes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifier_module, "RECENT_CHANGES_MAX", 5)
+    monkeypatch.setattr(notifier_module, "RECENT_BYTES_MAX", 5 * change(1).weight)
 
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
@@ -167,6 +170,10 @@ def test_only_so_many_changes_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
         assert notifier.floor == 7
         assert positions(notifier, 7) == [8, 9, 10, 11, 12]
         assert positions(notifier, 6) is None
+        # A change that concerns many users counts for more.
+        notifier.publish([change(13, *(f"@u{number}:example.org" for number in range(8)))])
+        assert notifier.floor == 10
+        assert positions(notifier, 10) == [11, 12, 13]
 
     asyncio.run(story())
 
@@ -188,24 +195,72 @@ def test_those_concerned_are_woken_once() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not again.done()
-        notifier.publish([Change(3, Stream.RECEIPTS, ROOM, ALICE, (ALICE, BOB))])
+        notifier.publish([Change(3, Stream.RECEIPTS, ROOM, (ALICE, BOB))])
         assert await again
         assert await waiting[2]
 
     asyncio.run(story())
 
 
-def test_a_large_audience_and_many_who_wait() -> None:
+def test_a_change_in_a_room_wakes_those_who_are_in_it() -> None:
     async def story() -> None:
         notifier = Notifier(0, OtherProcess().load)
         users = [f"@u{number}:example.org" for number in range(100)]
-        waiting = {user: asyncio.create_task(notifier.wait_for_user(user, WAIT_S)) for user in users}
+        rooms = {user: {f"!{number % 10}:example.org": True, ROOM: True} for number, user in enumerate(users)}
+        waiting = {user: asyncio.create_task(notifier.wait_for_user(user, WAIT_S, rooms[user])) for user in users}
         await asyncio.sleep(0)
-        notifier.publish([change(1, *users[:10])])
-        assert all([await waiting[user] for user in users[:10]])
-        assert not any(waiting[user].done() for user in users[10:])
-        notifier.publish([change(2, *users, *(f"@v{number}:example.org" for number in range(500)))])
-        assert all([await waiting[user] for user in users[10:]])
+        notifier.publish([message(1, "!3:example.org"), change(2), message(3, "!nobody:example.org")])
+        assert all([await waiting[user] for user in users[3::10]])
+        assert sum(task.done() for task in waiting.values()) == 10
+        notifier.publish([message(4)])
+        assert all([await task for task in waiting.values()])
+
+    asyncio.run(story())
+
+
+def test_a_request_waits_for_the_rooms_that_it_names_and_no_earlier_ones() -> None:
+    async def story() -> None:
+        notifier = Notifier(0, OtherProcess().load)
+
+        async def is_woken_by(rooms: Collection[str], published: Change) -> bool:
+            waiting = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S, rooms))
+            await asyncio.sleep(0)
+            notifier.publish([published])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            woken = waiting.done()
+            notifier.wake_user(ALICE)
+            await waiting
+            return woken
+
+        before, after = {"!a": True, "!b": True}, {"!b": True, "!c": True}
+        assert await is_woken_by(before, message(1, "!a"))
+        assert await is_woken_by(before, message(2, "!b"))
+        assert not await is_woken_by(before, message(3, "!c"))
+        assert not await is_woken_by(after, message(4, "!a"))
+        assert await is_woken_by(after, message(5, "!b"))
+        assert await is_woken_by(after, message(6, "!c"))
+        assert not await is_woken_by((), message(7, "!c"))
+
+    asyncio.run(story())
+
+
+def test_rooms_of_users_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifier_module, "IDLE_ROOMS_MAX", 20)
+
+    async def story() -> None:
+        notifier = Notifier(0, OtherProcess().load)
+        first = asyncio.create_task(notifier.wait_for_user(ALICE, WAIT_S, {ROOM: True}))
+        await asyncio.sleep(0)
+        for number in range(50):
+            rooms = {f"!{number}.{each}:example.org": True for each in range(5)}
+            await notifier.wait_for_user(f"@u{number}:example.org", 0.0001, rooms)
+        notifier.publish([message(1)])
+        assert await first  # a request that waits is not forgotten
+        await notifier.wait_for_user(BOB, 0.0001)
+        waiters = notifier._waiters
+        assert sum(len(rooms) for rooms in waiters._rooms.values()) == waiters._rooms_count <= 20
+        assert len(waiters._users) <= 20
 
     asyncio.run(story())
 
@@ -244,7 +299,7 @@ def test_time_runs_out() -> None:
         notifier = Notifier(0, OtherProcess().load)
         assert not await notifier.wait_for_user(ALICE, 0.001)
         assert not await notifier.wait_for_user(ALICE, 0)
-        assert notifier._waiters == {}
+        assert not notifier._waiters
         notifier.publish([change(1, ALICE)])
 
     asyncio.run(story())
@@ -258,7 +313,7 @@ def test_who_goes_away_is_forgotten() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert notifier._waiters == {}
+        assert not notifier._waiters
 
     asyncio.run(story())
 

@@ -43,7 +43,7 @@ class AccountData:
         if len(content_json) > CONTENT_BYTES_MAX:
             raise TooLarge(f"Account data may have {CONTENT_BYTES_MAX} bytes")
         position = await self._database.write(put_account_data, user_id, room_id, type_, content_json)
-        self._notifier.publish([Change(position, Stream.ACCOUNT_DATA, room_id or None, user_id, (user_id,))])
+        self._notifier.publish([Change(position, Stream.ACCOUNT_DATA, room_id or None, (user_id,))])
 
     async def get(self, user_id: str, type_: str, room_id: str = GLOBAL) -> bytes:
         """The content, as JSON. Raises ``NotFound``."""

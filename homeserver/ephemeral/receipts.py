@@ -184,8 +184,8 @@ class Receipts:
         for receipt in stored:
             self._recent[receipt.position] = receipt
             is_private = receipt.receipt_type == READ_PRIVATE
-            audience: Iterable[str] = (receipt.user_id,) if is_private else head.joined_local
-            changes.append(Change(receipt.position, Stream.RECEIPTS, head.room_id, receipt.user_id, audience))
+            users = (receipt.user_id,) if is_private else ()
+            changes.append(Change(receipt.position, Stream.RECEIPTS, head.room_id, users, wakes_room=not is_private))
         while len(self._recent) > RECENT_MAX:
             self._recent.popitem(last=False)
         self._notifier.publish(changes)

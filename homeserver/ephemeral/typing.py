@@ -143,7 +143,7 @@ class Typing:
         self._note(head.room_id, room, user_id, expires_ts, position)
         if position is None:
             return False
-        self._publish(head.room_id, position, head.joined_local)
+        self._publish(head.room_id, position)
         return True
 
     async def _known(self, head: RoomHead) -> None:
@@ -177,8 +177,8 @@ class Typing:
                 return  # those have a timer, which will end them
             del self._rooms[room_id]
 
-    def _publish(self, room_id: str, position: int, audience: Iterable[str]) -> None:
-        self._notifier.publish([Change(position, Stream.TYPING, room_id, None, audience)])
+    def _publish(self, room_id: str, position: int) -> None:
+        self._notifier.publish([Change(position, Stream.TYPING, room_id, wakes_room=True)])
 
     def _remember_told(self, key: tuple[str, str], when: float | None) -> None:
         self._told.pop(key, None)
@@ -235,7 +235,7 @@ class Typing:
             self._told.pop((room_id, user_id), None)
             if position is not None:
                 head = self._heads.cached(room_id) or heads.get(room_id)
-                self._publish(room_id, position, head.joined_local if head else ())
+                self._publish(room_id, position)
                 if head is not None and user_id in head.joined_local:
                     ended.append((room_id, user_id))
         for room_id, user_id in ended:

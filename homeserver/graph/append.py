@@ -26,7 +26,7 @@ from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import event_graph
 from homeserver.storage.appends import AlreadySent, Appended, NewAlias, NewRoom, StaleHead, TransactionKey
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.event_graph import StoredEvent, Verdict
 from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
 
 JOBS_PER_APPEND_MAX = 64
@@ -261,7 +261,15 @@ class RoomWriters:
             if position is not None and position > 0:
                 effect = effects.get(event.event_id, StateEffect.NONE)
                 changes.append(
-                    Change(position, Stream.EVENTS, event.room_id, None, written.audience, event.event_id, effect)
+                    Change(
+                        position=position,
+                        stream=Stream.EVENTS,
+                        room_id=event.room_id,
+                        users=written.users,
+                        wakes_room=new.verdict == Verdict.ACCEPTED,
+                        event_id=event.event_id,
+                        effect=effect,
+                    )
                 )
         for snapshot in groups:
             snapshot.stored_as(numbers[id(snapshot)])
@@ -331,9 +339,9 @@ class RoomWriters:
                 extremities=(),
                 snapshot=StateSnapshot.whole({}),
                 joined=Map(),
-                joined_local=frozenset(),
+                joined_local=Map(),
                 joined_servers=Map(),
-                invited=frozenset(),
+                invited=Map(),
             )
         )
 

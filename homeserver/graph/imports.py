@@ -63,7 +63,9 @@ class RoomImports:
             self._heads.forget(join.room_id)
             head = await self._heads.get(join.room_id)
             position = appended.positions[join.event_id]
-            self._notifier.publish([Change(position, Stream.EVENTS, join.room_id, None, head.joined_local)])
+            self._notifier.publish(
+                [Change(position, Stream.EVENTS, join.room_id, tuple(head.joined_local), wakes_room=True)]
+            )
             stored = await self._events.get(join.event_id)
             assert stored is not None
             return stored
@@ -124,7 +126,7 @@ class RoomImports:
         position = await self._database.write(self._store_out_of_band, version, event, stripped_state, ends)
         if position is None:
             return None
-        self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, user_id, (user_id,))])
+        self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, (user_id,))])
         stored = await self._events.get(event.event_id)
         assert stored is not None
         return stored

@@ -38,9 +38,9 @@ class ChangeListener(Protocol):
 
 
 class OtherProcesses:
-    """Keeps caches true to what other processes write, and wakes those who wait for it.
+    """Keeps caches in line with what other processes write, and wakes the requests that wait for it.
 
-    Made before the notifier, which gets ``load_changes``; started with it.
+    It is built before the notifier, which gets ``load_changes``, and started with it.
     """
 
     def __init__(self, database: Database, heads: RoomHeads, events: Events) -> None:
@@ -51,7 +51,7 @@ class OtherProcesses:
         self._following: asyncio.Task[None] | None = None
 
     async def load_changes(self, after: int, upto: int) -> list[Change]:
-        """What was written after one position up to and with another; caches forget what it made untrue."""
+        """What was written after one position up to and with another; drops what it outdates from the caches."""
         written = await self._database.read(changes.load_changes, after, upto)
         for room_id, generation in written.generations.items():
             self._heads.forget(room_id, generation)
@@ -68,8 +68,8 @@ class OtherProcesses:
                 change.position,
                 Stream(change.stream),
                 change.room_id,
-                change.user_id,
-                frozenset(change.audience),
+                tuple(sorted(change.users)),
+                change.wakes_room,
                 change.event_id,
                 StateEffect.NONE if change.is_hidden else StateEffect.UNKNOWN,
             )

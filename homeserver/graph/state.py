@@ -127,11 +127,11 @@ class RoomHead:
     snapshot: StateSnapshot
     joined: Map[str, bool]
     """The joined users of all servers."""
-    joined_local: frozenset[str]
+    joined_local: Map[str, bool]
     """Those of this server."""
     joined_servers: Map[str, int]
     """Servers with joined users, and how many."""
-    invited: frozenset[str]
+    invited: Map[str, bool]
     """Users with a pending invitation."""
 
     @property
@@ -244,9 +244,9 @@ class RoomHeads:
                     ),
                     snapshot=StateSnapshot(Map(states[room_nid]), group),
                     joined=Map(dict.fromkeys(joined, True)),
-                    joined_local=frozenset(user_id for user_id in joined if self._is_local(user_id)),
+                    joined_local=Map({user_id: True for user_id in joined if self._is_local(user_id)}),
                     joined_servers=Map(servers),
-                    invited=frozenset(u for u, membership in members[room_nid] if membership == "invite"),
+                    invited=Map({u: True for u, membership in members[room_nid] if membership == "invite"}),
                 )
             )
         return heads

@@ -55,7 +55,8 @@ class WrittenEvent:
     after: StateSnapshot | None
     replaces: str | None
     redaction_applied: bool
-    audience: frozenset[str] = frozenset()
+    users: tuple[str, ...] = ()
+    """Our users whose membership it may have changed."""
 
 
 @dataclass(slots=True)
@@ -178,8 +179,9 @@ class WorkingHead:
             return
         assert after is not None
         mine = (Extremity(event.event_id, 0, event.depth, after),) if new.extends else ()
+        changes_before = len(self._draft.changes)
         head = await self._follow(head, event, mine)
-        written.audience = self._audience(event, self._draft.head, head)
+        written.users = self._users_concerned(event, self._draft.changes[changes_before:])
         self._draft = replace(self._draft, head=head)
 
     async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
@@ -247,13 +249,12 @@ class WorkingHead:
         self._draft = replace(self._draft, changes=(*self._draft.changes, *changes))
         return change_members(replace(head, snapshot=current), changes, self._is_local)
 
-    def _audience(self, event: Event, before: RoomHead, after: RoomHead) -> frozenset[str]:
-        audience = after.joined_local
-        if before.joined_local is not audience:
-            audience |= before.joined_local
-        if event.type == "m.room.member" and event.state_key and self._is_local(event.state_key):
-            audience |= {event.state_key}
-        return audience
+    def _users_concerned(self, event: Event, changes: Iterable[CurrentChange]) -> tuple[str, ...]:
+        """Our users whose membership an event states, or changes by what it did to the current state."""
+        keys = {change.key for change in changes}
+        if event.type == "m.room.member" and event.state_key is not None:
+            keys.add(event.key)
+        return tuple(sorted({key[1] for key in keys if key[0] == "m.room.member" and self._is_local(key[1])}))
 
     async def _redaction_applies(self, new: NewEvent) -> bool:
         """Whether this is a redaction that may take effect now."""

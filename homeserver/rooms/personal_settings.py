@@ -31,8 +31,7 @@ class PersonalSettings:
             return
         changed = await self._database.write(copy_settings, user_id, old_id, room_id)
         self._notifier.publish(
-            Change(position, Stream.ACCOUNT_DATA, changed_in or None, user_id, (user_id,))
-            for changed_in, position in changed
+            Change(position, Stream.ACCOUNT_DATA, changed_in or None, (user_id,)) for changed_in, position in changed
         )
 
     async def _replaced_by(self, room_id: str) -> str | None:

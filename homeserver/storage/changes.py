@@ -1,7 +1,7 @@
-"""What was written to the streams between two positions, whichever process wrote it, and who has to hear of it.
+"""What was written to the streams between two positions, whichever process wrote it, and whom it concerns.
 
 A process knows what it writes itself. What others on the same database write it reads with ``load_changes``; on
-PostgreSQL it is told when there is something (``listening``).
+PostgreSQL it is told when there is something (``listening``). Nothing is read here for each member of a room.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class WrittenChange:
     position: int
     stream: str
     room_id: str | None
-    user_id: str | None = None
-    audience: set[str] = field(default_factory=set)
-    """Our users who should hear of it."""
+    users: set[str] = field(default_factory=set)
+    """Our users whom it concerns themselves."""
+    wakes_room: bool = False
+    """Whether it concerns everybody in the room."""
     event_id: str | None = None
     is_hidden: bool = False
     """An event that was rejected or soft-failed."""
@@ -53,11 +54,9 @@ class Written:
 
 @dataclass(slots=True)
 class _Found:
-    """What is found, with the rooms that it is in."""
+    """What is found so far, by position."""
 
     changes: dict[int, WrittenChange] = field(default_factory=dict)
-    room_nids: dict[int, int] = field(default_factory=dict)
-    """Position to the room whose joined users are the audience."""
     touched: set[int] = field(default_factory=set)
     """Rooms that went on."""
 
@@ -73,9 +72,6 @@ def load_changes(connection: Connection, after: int, upto: int) -> Written:
     _find_typing(connection, after, upto, found)
     _find_account_data(connection, after, upto, found)
     _find_standings(connection, after, upto, found)
-    joined = _joined_users(connection, set(found.room_nids.values()))
-    for position, room_nid in found.room_nids.items():
-        found.changes[position].audience |= joined.get(room_nid, set())
     return Written(
         changes=[found.changes[position] for position in sorted(found.changes)],
         generations=_generations(connection, found.touched),
@@ -109,34 +105,31 @@ def _find_events(connection: Connection, after: int, upto: int, found: _Found) -
         if verdict != Verdict.ACCEPTED:
             change.is_hidden = True
             continue
-        found.room_nids[position] = room_nid
+        change.wakes_room = True
         if event_type == "m.room.member":
-            change.audience.add(state_key)  # where that is no user of ours, nobody waits under the name
+            change.users.add(state_key)  # where that is no user of ours, no request waits under the name
 
 
 def _find_receipts(connection: Connection, after: int, upto: int, found: _Found) -> None:
     statement = (
-        select(receipts.c.position, receipts.c.room_nid, rooms.c.room_id, receipts.c.user_id, receipts.c.receipt_type)
+        select(receipts.c.position, rooms.c.room_id, receipts.c.user_id, receipts.c.receipt_type)
         .join_from(receipts, rooms, rooms.c.room_nid == receipts.c.room_nid)
         .where(_between(receipts.c.position, after, upto))
     )
-    for position, room_nid, room_id, user_id, receipt_type in connection.execute(statement):
-        found.changes[position] = WrittenChange(position, "receipts", room_id, user_id)
-        if receipt_type == PRIVATE_RECEIPT:
-            found.changes[position].audience.add(user_id)
-        else:
-            found.room_nids[position] = room_nid
+    for position, room_id, user_id, receipt_type in connection.execute(statement):
+        is_private = receipt_type == PRIVATE_RECEIPT
+        users = {user_id} if is_private else set()
+        found.changes[position] = WrittenChange(position, "receipts", room_id, users, not is_private)
 
 
 def _find_typing(connection: Connection, after: int, upto: int, found: _Found) -> None:
     statement = (
-        select(typing.c.position, typing.c.room_nid, rooms.c.room_id)
+        select(typing.c.position, rooms.c.room_id)
         .join_from(typing, rooms, rooms.c.room_nid == typing.c.room_nid)
         .where(_between(typing.c.position, after, upto))
     )
-    for position, room_nid, room_id in connection.execute(statement):
-        found.changes[position] = WrittenChange(position, "typing", room_id)
-        found.room_nids[position] = room_nid
+    for position, room_id in connection.execute(statement):
+        found.changes[position] = WrittenChange(position, "typing", room_id, wakes_room=True)
 
 
 def _find_account_data(connection: Connection, after: int, upto: int, found: _Found) -> None:
@@ -144,7 +137,7 @@ def _find_account_data(connection: Connection, after: int, upto: int, found: _Fo
         _between(account_data.c.position, after, upto)
     )
     for position, room_id, user_id in connection.execute(statement):
-        found.changes[position] = WrittenChange(position, "account_data", room_id or None, user_id, {user_id})
+        found.changes[position] = WrittenChange(position, "account_data", room_id or None, {user_id})
 
 
 def _find_standings(connection: Connection, after: int, upto: int, found: _Found) -> None:
@@ -157,22 +150,9 @@ def _find_standings(connection: Connection, after: int, upto: int, found: _Found
     for position, room_nid, room_id, user_id in connection.execute(statement):
         change = found.changes.get(position)
         if change is None:
-            found.changes[position] = change = WrittenChange(position, "membership", room_id, user_id)
-        change.audience.add(user_id)
+            found.changes[position] = change = WrittenChange(position, "membership", room_id)
+        change.users.add(user_id)
         found.touched.add(room_nid)
-
-
-def _joined_users(connection: Connection, room_nids: Iterable[int]) -> dict[int, set[str]]:
-    joined: dict[int, set[str]] = {}
-    for part in in_slices(list(room_nids)):
-        rows = connection.execute(
-            select(user_rooms.c.room_nid, user_rooms.c.user_id).where(
-                user_rooms.c.room_nid.in_(part), user_rooms.c.membership == "join"
-            )
-        )
-        for room_nid, user_id in rows:
-            joined.setdefault(room_nid, set()).add(user_id)
-    return joined
 
 
 def _generations(connection: Connection, room_nids: Iterable[int]) -> dict[str, int]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from homeserver.graph.events import Events
-from homeserver.notifier import Change, Notifier, StateEffect, Stream
+from homeserver.notifier import Change, Notifier, Stream
 
 CHANGES_MAX = 20_000
 """Changes that are kept here; at this many, the older half goes."""
@@ -15,9 +14,8 @@ ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS, Stream.TYPING})
 class RecentChanges:
     """An index of the recent changes. ``advance`` it before asking."""
 
-    def __init__(self, notifier: Notifier, events: Events) -> None:
+    def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
-        self._events = events
         self.position = notifier.position
         """The last change that is known here."""
         self.floor = notifier.position
@@ -53,18 +51,9 @@ class RecentChanges:
 
     def _whose_view_changes(self, change: Change) -> Collection[str]:
         """The users for whom more changed than a room that they are in goes on."""
-        if change.stream is Stream.EVENTS:
-            if change.effect is StateEffect.NONE:
-                return ()
-            if change.effect is StateEffect.OWN and change.event_id is not None:
-                stored = self._events.cached(change.event_id)
-                if stored is not None:
-                    event = stored.event
-                    return (event.state_key,) if event.type == "m.room.member" and event.state_key else ()
-            return tuple(change.audience)
-        if change.stream in ROOM_STREAMS:
+        if change.stream in (Stream.RECEIPTS, Stream.TYPING):
             return ()
-        return (change.user_id,) if change.user_id is not None else tuple(change.audience)
+        return change.users
 
     def _forget_older_half(self) -> None:
         kept = self._changes[len(self._changes) // 2 :]

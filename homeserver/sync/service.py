@@ -5,7 +5,7 @@ https://spec.matrix.org/v1.19/client-server-api/#syncing
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 from homeserver.clock import Clock
@@ -54,7 +54,7 @@ class Sync:
         self._database = database
         self._notifier = notifier
         self._clock = clock
-        recent, views = RecentChanges(notifier, events), Views()
+        recent, views = RecentChanges(notifier), Views()
         self._quick = Quick(heads, events, visible, typing, receipts, recent, views)
         self._gathering = Gathering(database, heads, events, states, visible, typing, receipts, recent, views)
         self._rendering = SyncRendering(client_events, clock)
@@ -90,7 +90,7 @@ class Sync:
         deadline = self._clock.monotonic() + min(timeout_ms, TIMEOUT_MS_MAX) / 1000
         woken = False
         while True:
-            update = await self._news(request, known)
+            update, rooms = await self._news(request, known)
             if update.says_something:
                 return update
             remaining_s = deadline - self._clock.monotonic()
@@ -102,23 +102,23 @@ class Sync:
                 await check_requester()
                 continue
             # Nothing was awaited since the look that found nothing: what comes from now on wakes.
-            woken = await self._notifier.wait_for_user(request.user_id, remaining_s)
+            woken = await self._notifier.wait_for_user(request.user_id, remaining_s, rooms)
             if not woken:
                 deadline = float("-inf")  # one last look, to move on past what was of no interest
 
-    async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> Update:
-        """What happened since ``request.since``.
+    async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> tuple[Update, Collection[str]]:
+        """What happened since ``request.since``, and the rooms that the user is in, to wait for more.
 
-        When it answers that nothing did, it has not awaited anything since it looked.
+        When it answers that nothing happened, it has not awaited anything since it looked.
         """
         assert request.since is not None
         while True:
             window = self._quick.look(request.user_id, request.since)
             if window is not None and not window.rooms:
-                return Update(window.upto)
+                return Update(window.upto), window.view.joined
             update = await self._read_news(request, window, known)
             if update.says_something:
-                return update
+                return update, ()
             request = replace(request, since=update.next_batch)
 
     async def _read_news(self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]) -> Update:

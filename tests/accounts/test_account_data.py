@@ -62,7 +62,7 @@ def test_a_change_wakes_the_users_clients(sqlite_server: AccountServer) -> None:
 
     assert sqlite_server.run(wait_and_change())
     (change,) = sqlite_server.notifier.changes_since(0) or []
-    assert (change.position, change.room_id, change.user_id) == (1, ROOM_ID, ALICE)
+    assert (change.position, change.room_id, change.users) == (1, ROOM_ID, (ALICE,))
 
 
 @pytest.mark.parametrize("path", [GLOBAL, IN_ROOM])

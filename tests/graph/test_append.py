@@ -400,10 +400,10 @@ def test_refused_events_are_stored_but_lead_nowhere(server: CoreServer) -> None:
         assert all(reasons)
         changes = server.notifier.changes_since(position)
         assert changes is not None
-        assert [(set(change.audience), change.effect) for change in changes] == [
-            ({ALICE}, StateEffect.OWN),
-            (set(), StateEffect.NONE),
-            (set(), StateEffect.NONE),
+        assert [(change.wakes_room, change.effect) for change in changes] == [
+            (True, StateEffect.OWN),
+            (False, StateEffect.NONE),
+            (False, StateEffect.NONE),
         ]
         assert server.database.read_now(find_problems) == []
 
@@ -619,10 +619,10 @@ def test_everybody_concerned_is_told(server: CoreServer) -> None:
         await server.memberships.leave(BOB, room_id)
         changes = server.notifier.changes_since(position)
         assert changes is not None
-        assert [(c.position, c.stream, c.room_id, set(c.audience)) for c in changes] == [
-            (position + 1, Stream.EVENTS, room_id, {ALICE, BOB}),
-            (position + 2, Stream.EVENTS, room_id, {ALICE, BOB, CAROL}),
-            (position + 3, Stream.EVENTS, room_id, {ALICE, BOB}),
+        assert [(c.position, c.stream, c.room_id, c.users, c.wakes_room) for c in changes] == [
+            (position + 1, Stream.EVENTS, room_id, (), True),
+            (position + 2, Stream.EVENTS, room_id, (CAROL,), True),
+            (position + 3, Stream.EVENTS, room_id, (BOB,), True),
         ]
         assert changes[0].event_id == message.event_id
         assert [change.effect for change in changes] == [StateEffect.NONE, StateEffect.OWN, StateEffect.OWN]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 
 import pytest
 from sqlalchemy import text
@@ -60,9 +60,11 @@ async def until_at(server: CoreServer, position: int | None) -> None:
             reader.clear()
 
 
-async def wakes(server: CoreServer, user: str, do: Callable[[], Awaitable[object]]) -> bool:
+async def wakes(
+    server: CoreServer, user: str, do: Callable[[], Awaitable[object]], rooms: Collection[str] = ()
+) -> bool:
     """Whether something that happens elsewhere wakes a user's request here."""
-    waiting = asyncio.create_task(server.notifier.wait_for_user(user, WAIT_S))
+    waiting = asyncio.create_task(server.notifier.wait_for_user(user, WAIT_S, rooms))
     await asyncio.sleep(0)
     await do()
     return await waiting
@@ -77,16 +79,16 @@ def test_a_request_here_wakes_on_a_message_there(pair: tuple[CoreServer, CoreSer
             await there.memberships.join(BOB, room_id)
             await until_at(here, there.notifier.position)
             position = here.notifier.position
-            assert await wakes(here, BOB, lambda: there.send(room_id))
+            assert await wakes(here, BOB, lambda: there.send(room_id), [room_id])
             changes = here.notifier.changes_since(position)
             assert changes is not None
             (change,) = changes
             assert (change.position, change.stream, change.room_id) == (position + 1, Stream.EVENTS, room_id)
-            assert set(change.audience) == {ALICE, BOB}
+            assert (change.users, change.wakes_room) == ((), True)
             assert change.effect is StateEffect.UNKNOWN
             assert change.event_id == (await here.heads.get(room_id)).extremities[0].event_id
             # And the other way round.
-            assert await wakes(there, ALICE, lambda: here.send(room_id, BOB))
+            assert await wakes(there, ALICE, lambda: here.send(room_id, BOB), [room_id])
 
     asyncio.run(story())
 
@@ -117,16 +119,16 @@ def test_all_kinds_of_changes_and_whom_they_concern(pair: tuple[CoreServer, Core
 
         upto = there.database.read_now(streams.current_position)
         changes = await here.others.load_changes(start, upto)
-        assert [(c.position - start, c.stream, c.room_id, c.user_id, set(c.audience)) for c in changes] == [
-            (1, Stream.EVENTS, room_id, None, {ALICE, CAROL}),
-            (2, Stream.EVENTS, room_id, None, {ALICE, BOB}),
-            (3, Stream.RECEIPTS, room_id, ALICE, {ALICE}),
-            (4, Stream.RECEIPTS, room_id, ALICE, {ALICE}),
-            (5, Stream.TYPING, room_id, None, {ALICE}),
-            (6, Stream.ACCOUNT_DATA, None, BOB, {BOB}),
-            (7, Stream.ACCOUNT_DATA, room_id, BOB, {BOB}),
-            (8, Stream.MEMBERSHIP, elsewhere.room_id, BOB, {BOB}),
-            (10, Stream.ACCOUNT_DATA, None, BOB, {BOB}),
+        assert [(c.position - start, c.stream, c.room_id, c.users, c.wakes_room) for c in changes] == [
+            (1, Stream.EVENTS, room_id, (CAROL,), True),
+            (2, Stream.EVENTS, room_id, (BOB,), True),
+            (3, Stream.RECEIPTS, room_id, (), True),
+            (4, Stream.RECEIPTS, room_id, (ALICE,), False),
+            (5, Stream.TYPING, room_id, (), True),
+            (6, Stream.ACCOUNT_DATA, None, (BOB,), False),
+            (7, Stream.ACCOUNT_DATA, room_id, (BOB,), False),
+            (8, Stream.MEMBERSHIP, elsewhere.room_id, (BOB,), False),
+            (10, Stream.ACCOUNT_DATA, None, (BOB,), False),
         ]
         assert [c.position - start for c in await here.others.load_changes(start + 2, start + 4)] == [3, 4]
         assert await here.others.load_changes(upto, upto) == []
@@ -147,7 +149,8 @@ def test_refused_events_wake_nobody(pair: tuple[CoreServer, CoreServer]) -> None
         (stored,) = await there.receive(rejected)
         assert stored.verdict == Verdict.REJECTED
         (change,) = await here.others.load_changes(start, start + 1)
-        assert (change.audience, change.effect, change.event_id) == (frozenset(), StateEffect.NONE, rejected.event_id)
+        assert (change.users, change.wakes_room) == ((), False)
+        assert (change.effect, change.event_id) == (StateEffect.NONE, rejected.event_id)
 
     asyncio.run(story())
 
@@ -166,7 +169,7 @@ def test_caches_are_true_to_what_others_wrote(pair: tuple[CoreServer, CoreServer
             await until_at(here, last.stream_position)
             head = await here.heads.get(room_id)
             assert head.generation > old.generation
-            assert head.joined_local == {ALICE, BOB}
+            assert set(head.joined_local) == {ALICE, BOB}
             assert head.state["m.room.topic", ""] == last.event_id
             stored = await here.events.get(message.event_id)
             assert stored is not None
@@ -217,7 +220,7 @@ def test_nothing_is_lost_or_told_twice_while_both_write(pair: tuple[CoreServer, 
                         seen[name] += [change.position for change in changes]
                         position = server.notifier.position
                     else:
-                        assert await server.notifier.wait_for_user(ALICE, WAIT_S)
+                        assert await server.notifier.wait_for_user(ALICE, WAIT_S, rooms)
 
             end = start + 60
             watching = [
