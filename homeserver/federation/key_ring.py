@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import orjson
 import structlog
 
 from homeserver.caches import WeightedCache
@@ -64,6 +63,8 @@ RETRY_MS_MIN = 2_000
 RETRY_MS_MAX = 60_000
 NOTARY_SERVERS_MAX = 100
 """How many servers one question to us as a notary may be about."""
+ANY_KEY = ""
+"""In place of a key ID, in questions to us as a notary: all keys of the server."""
 NOTARY_REFETCH_MS_MIN = 60_000
 """How often questions to us as a notary can make us ask a server that answers."""
 THREADED_EVENTS_MIN = 32
@@ -283,27 +284,37 @@ class KeyRing:
     async def notary_response(self, wanted: Wanted) -> list[JsonObject]:
         """What these servers published about their keys, each signed by us too. Servers nobody can reach are left out.
 
-        A server without key IDs is asked for all of its keys; the times say until when the keys should be valid.
+        The times say until when the keys should be valid. Without key IDs, or with the key ID ``ANY_KEY`` among them,
+        all keys of the server are given that are known here. A key that the server publishes no more comes in an object
+        of its own: the last one that held it.
 
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixkeyv2query
         """
         servers = [server for server in wanted if is_valid_server_name(server)][:NOTARY_SERVERS_MAX]
         answers = await asyncio.gather(*(self._published_by(server, wanted[server]) for server in servers))
         signer = self._signing_keys.current
-        return [sign_json(answer, signer) for answer in answers if answer is not None]
+        return [sign_json(published, signer) for answer in answers for published in answer]
 
-    async def _published_by(self, server: str, wanted: Mapping[str, int]) -> JsonObject | None:
+    async def _published_by(self, server: str, wanted: Mapping[str, int]) -> list[JsonObject]:
         now = self._clock.now_ms()
         if server == self._signing_keys.server_name:
-            return self._signing_keys.server_keys_object(now)
-        stored = await self._database.read(store.load_response, server)
-        if stored is None or _is_stale(stored, wanted, now):
+            return [self._signing_keys.server_keys_object(now)]
+        stored = await self._database.read(store.load_responses, server)
+        if not stored or _is_stale(stored, wanted, now):
             known = (await self._load([server]))[server]
             await self._fetch(server, known, _askable(wanted))
             # "If the server fails to respond to this request, intermediate notary servers should continue to return
             # the last response they received from the server".
-            stored = await self._database.read(store.load_response, server)
-        return _parse_stored(stored) if stored is not None else None
+            stored = await self._database.read(store.load_responses, server)
+        key_ids = set(wanted)
+        wants_all = not key_ids or ANY_KEY in key_ids
+        given: list[JsonObject] = []
+        for response in stored:
+            found = response.key_ids()
+            if not given or wants_all or not key_ids.isdisjoint(found):
+                given.append(response.parsed())
+                key_ids -= found
+        return given
 
     async def aclose(self) -> None:
         """Cancel fetches and give the threads back."""
@@ -372,21 +383,15 @@ def _to_stored(key_id: str, data: VerifyKeyData, *, is_old: bool) -> StoredKey:
     return StoredKey(key_id, unpadded_base64(bytes(data.key)), valid_until_ts, valid_until_ts if is_old else None)
 
 
-def _is_stale(stored: StoredResponse, wanted: Mapping[str, int], now: int) -> bool:
-    """Whether a published object should be fetched again before we vouch for it."""
-    if now - stored.fetched_ts < NOTARY_REFETCH_MS_MIN:
+def _is_stale(stored: Sequence[StoredResponse], wanted: Mapping[str, int], now: int) -> bool:
+    """Whether a server should be asked again before we vouch for its keys; ``stored`` is not empty."""
+    # A key that is not here may be a new one: whoever asks for it has seen something that was signed with it. That
+    # nobody can make us ask all the time with invented key IDs is seen to where servers are asked.
+    if not set(_askable(wanted)).issubset(set().union(*(response.key_ids() for response in stored))):
+        return True
+    latest = stored[0]
+    if now - latest.fetched_ts < NOTARY_REFETCH_MS_MIN:
         return False
     needed = max([now, *(min(valid_until_ts, now + VALIDITY_MS_MAX) for valid_until_ts in wanted.values())])
     # "Intermediate notary servers should cache a response for half of its lifetime to avoid serving a stale response."
-    if stored.valid_until_ts < needed or now > (stored.fetched_ts + stored.valid_until_ts) // 2:
-        return True
-    published = _parse_stored(stored)
-    return any(
-        key_id not in published["verify_keys"] and key_id not in published.get("old_verify_keys", {})
-        for key_id in _askable(wanted)
-    )
-
-
-def _parse_stored(stored: StoredResponse) -> JsonObject:
-    published: JsonObject = orjson.loads(stored.response)
-    return published
+    return latest.valid_until_ts < needed or now > (latest.fetched_ts + latest.valid_until_ts) // 2

@@ -13,15 +13,16 @@ from starlette.responses import Response
 
 from homeserver.clock import Clock
 from homeserver.errors import BadJson, InvalidParam
-from homeserver.federation.key_ring import NOTARY_SERVERS_MAX, KeyRing
+from homeserver.federation.key_ring import ANY_KEY, NOTARY_SERVERS_MAX, KeyRing
+from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.identifiers import is_valid_server_name
+from homeserver.protocol.json_types import JsonObject
 from homeserver.signing import SigningKeys
-from homeserver.web import json_response, query_int, read_json_object, required_object, service
+from homeserver.web import bytes_response, query_int, read_json_object, required_object, service
 
 router = APIRouter()
 
 KEY_IDS_MAX = 50
-ANY_KEY = ""
 
 
 class PublishedKeys:
@@ -41,24 +42,36 @@ class PublishedKeys:
 
 
 @router.get("/_matrix/key/v2/server")
+@router.get("/_matrix/key/v2/server/{key_id}")
 async def get_server_key(keys: Annotated[PublishedKeys, service(PublishedKeys)]) -> Response:
-    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2server"""
-    return json_response(keys.answer())
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2server
+
+    Older servers name the key that they look for. "Servers should not use this parameter and instead opt to return all
+    keys, not just the requested one", as the specification said before it dropped the parameter.
+    """
+    return _canonical_response(keys.answer())
 
 
 @router.get("/_matrix/key/v2/query/{server_name}")
+@router.get("/_matrix/key/v2/query/{server_name}/{key_id}")
 async def perspectives_key_query(
     server_name: str,
     request: Request,
     keys: Annotated[PublishedKeys, service(PublishedKeys)],
     key_ring: Annotated[KeyRing, service(KeyRing)],
 ) -> Response:
-    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2queryservername"""
+    """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2queryservername
+
+    All keys are given, whether or not an older server names one of them, as above.
+    """
     if not is_valid_server_name(server_name):
         raise InvalidParam("Not a valid server name")
     # "If not supplied, the notary server MUST use the current time."
     valid_until_ts = query_int(request, "minimum_valid_until_ts", keys.now_ms())
-    return json_response({"server_keys": await key_ring.notary_response({server_name: {ANY_KEY: valid_until_ts}})})
+    wanted = {ANY_KEY: valid_until_ts}
+    if key_id := request.path_params.get("key_id"):
+        wanted[key_id] = valid_until_ts
+    return _canonical_response({"server_keys": await key_ring.notary_response({server_name: wanted})})
 
 
 @router.post("/_matrix/key/v2/query")
@@ -73,7 +86,12 @@ async def bulk_perspectives_key_query(
         raise InvalidParam(f"One request may ask for the keys of {NOTARY_SERVERS_MAX} servers")
     now = keys.now_ms()
     wanted = {server_name: _wanted(of_server, now) for server_name, of_server in criteria.items()}
-    return json_response({"server_keys": await key_ring.notary_response(wanted)})
+    return _canonical_response({"server_keys": await key_ring.notary_response(wanted)})
+
+
+def _canonical_response(value: JsonObject) -> Response:
+    """Signed objects are sent in the form that was signed: some servers check the bytes as they came."""
+    return bytes_response(encode_canonical_json(value))
 
 
 def _wanted(criteria: Any, now: int) -> Mapping[str, int]:
@@ -82,7 +100,9 @@ def _wanted(criteria: Any, now: int) -> Mapping[str, int]:
         raise BadJson("'server_keys' must hold an object of key IDs for each server")
     wanted: dict[str, int] = {}
     for key_id, criterion in criteria.items():
-        valid_until_ts = criterion.get("minimum_valid_until_ts", now) if isinstance(criterion, dict) else None
+        valid_until_ts = criterion.get("minimum_valid_until_ts") if isinstance(criterion, dict) else False
+        if valid_until_ts is None:
+            valid_until_ts = now
         if not isinstance(valid_until_ts, int) or isinstance(valid_until_ts, bool):
             raise BadJson("'minimum_valid_until_ts' must be an integer")
         wanted[key_id] = valid_until_ts

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+import orjson
+from sqlalchemy import Connection, delete, select
 
+from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import in_slices, upsert
 from homeserver.storage.tables import server_key_responses, server_keys
+
+RESPONSES_MAX = 10
+"""How many responses are kept of one server: the latest, and earlier ones with keys that are in no later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,16 @@ class StoredResponse:
     valid_until_ts: int
     fetched_ts: int
 
+    def parsed(self) -> JsonObject:
+        """The object."""
+        published: JsonObject = orjson.loads(self.response)
+        return published
+
+    def key_ids(self) -> set[str]:
+        """The IDs of the keys in it, old ones included."""
+        published = self.parsed()
+        return {key_id for name in ("verify_keys", "old_verify_keys") for key_id in published.get(name) or ()}
+
 
 def load(connection: Connection, server_names: Sequence[str]) -> dict[str, list[StoredKey]]:
     """The keys of these servers; a server without any is not in the answer."""
@@ -48,19 +63,22 @@ def load(connection: Connection, server_names: Sequence[str]) -> dict[str, list[
     return found
 
 
-def load_response(connection: Connection, server_name: str) -> StoredResponse | None:
-    """What the server published when it was last asked."""
+def load_responses(connection: Connection, server_name: str) -> list[StoredResponse]:
+    """What the server published, as far as it is kept: the one that is valid for longest first."""
     columns = server_key_responses.c
-    row = connection.execute(
-        select(columns.response, columns.valid_until_ts, columns.fetched_ts).where(columns.server_name == server_name)
-    ).one_or_none()
-    return StoredResponse(*row) if row is not None else None
+    rows = connection.execute(
+        select(columns.response, columns.valid_until_ts, columns.fetched_ts)
+        .where(columns.server_name == server_name)
+        .order_by(columns.valid_until_ts.desc(), columns.fetched_ts.desc())
+    )
+    return [StoredResponse(*row) for row in rows]
 
 
 def store(connection: Connection, server_name: str, keys: Sequence[StoredKey], response: StoredResponse) -> None:
-    """Remember keys of a server in place of what was known under the same IDs.
+    """Remember keys of a server in place of what was known under the same IDs, and the ``response`` they came in.
 
-    ``response``, in which they came, is kept unless one is there that is valid for longer.
+    An earlier response is kept as long as it has a key that no later one has: others may still need that key to check
+    old events, and the server may not publish it any more.
     """
     rows = [
         {
@@ -74,12 +92,22 @@ def store(connection: Connection, server_name: str, keys: Sequence[StoredKey], r
         for key in keys
     ]
     upsert(connection, server_keys, rows, ("server_name", "key_id"))
-    before = load_response(connection, server_name)
-    if before is None or response.valid_until_ts >= before.valid_until_ts:
-        row = {
-            "server_name": server_name,
-            "response": response.response,
-            "valid_until_ts": response.valid_until_ts,
-            "fetched_ts": response.fetched_ts,
-        }
-        upsert(connection, server_key_responses, [row], ("server_name",))
+    row = {
+        "server_name": server_name,
+        "fetched_ts": response.fetched_ts,
+        "response": response.response,
+        "valid_until_ts": response.valid_until_ts,
+    }
+    upsert(connection, server_key_responses, [row], ("server_name", "fetched_ts"))
+    covered: set[str] = set()
+    superfluous: list[int] = []
+    for index, kept in enumerate(load_responses(connection, server_name)):
+        key_ids = kept.key_ids()
+        if index >= RESPONSES_MAX or (index > 0 and key_ids <= covered):
+            superfluous.append(kept.fetched_ts)
+        covered |= key_ids
+    columns = server_key_responses.c
+    if superfluous:
+        connection.execute(
+            delete(server_key_responses).where(columns.server_name == server_name, columns.fetched_ts.in_(superfluous))
+        )

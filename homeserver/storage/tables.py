@@ -476,10 +476,10 @@ server_key_responses = Table(
     "server_key_responses",
     metadata,
     Column("server_name", Name, primary_key=True),
+    Column("fetched_ts", Nid, primary_key=True, autoincrement=False),
     Column("response", LargeBinary, nullable=False),
     Column("valid_until_ts", Nid, nullable=False),
-    Column("fetched_ts", Nid, nullable=False),
-    comment="The signed JSON as the origin gave it, for our answers as a notary.",
+    comment="For our answers as a notary: the latest signed JSON, and earlier ones with keys that no later one has.",
 )
 
 destinations = Table(

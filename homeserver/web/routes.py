@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from homeserver.errors import InvalidParam, Unrecognized
 
-MAY_BE_EMPTY = frozenset({"state_key"})
+MAY_BE_EMPTY = frozenset({"key_id", "state_key"})
 """Path parameters that may be empty: the path then ends with a slash."""
 
 _PARAMETER = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>str|path))?\}\Z")

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from homeserver.errors import InvalidSignature, RemoteUnreachable
-from homeserver.federation.key_ring import FETCHES_MAX, RETRY_MS_MAX, RETRY_MS_MIN, THREADED_EVENTS_MIN, KeyRing
+from homeserver.federation.key_ring import (
+    ANY_KEY,
+    FETCHES_MAX,
+    RETRY_MS_MAX,
+    RETRY_MS_MIN,
+    THREADED_EVENTS_MIN,
+    KeyRing,
+)
 from homeserver.federation.server_keys import VALIDITY_MS_MAX, parse_server_keys
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import unpadded_base64
@@ -19,6 +26,7 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.signatures import sign_json, verify_json
 from homeserver.signing import SigningKeys
 from homeserver.storage.database import Database
+from homeserver.storage.server_keys import RESPONSES_MAX
 from tests.factories.rooms import RoomFactory, ServerKey, server_key
 from tests.fakes.clock import FakeClock
 from tests.waiting import WAIT_S
@@ -356,11 +364,46 @@ async def test_as_a_notary_we_ask_again_after_half_the_lifetime(
     assert await ring.notary_response({"a.example": {}, "b.example": {}, "not a server": {}}) == second
 
 
+async def test_as_a_notary_we_ask_at_once_for_a_key_that_is_not_here_and_keep_what_we_knew(
+    ring: KeyRing, servers: Servers, clock: FakeClock
+) -> None:
+    (first,) = await ring.notary_response({"a.example": {}})
+    servers.rotate("a.example", "2")
+    servers.retired.clear()  # it says nothing of the key that it had before
+    clock.advance(1000)
+    (second,) = await ring.notary_response({"a.example": {"ed25519:2": clock.now_ms()}})
+    assert (set(first["verify_keys"]), set(second["verify_keys"])) == ({"ed25519:1"}, {"ed25519:2"})
+    assert len(servers.asked) == 2
+    # Who asks for the old key, or for all keys, gets what the server last said of it.
+    for wanted in ({"ed25519:1": 0}, {}, {ANY_KEY: clock.now_ms()}, {"ed25519:2": 0, "ed25519:1": 0}):
+        assert await ring.notary_response({"a.example": wanted}) == [second, first]
+    assert await ring.notary_response({"a.example": {"ed25519:2": 0}}) == [second]
+    # Once a later response holds a key again, the earlier one is not kept.
+    servers.keys["a.example"] = [server_key("a.example"), ServerKey("a.example", "2"), ServerKey("a.example", "3")]
+    clock.advance(1000)
+    (third,) = await ring.notary_response({"a.example": {"ed25519:3": 0}})
+    assert await ring.notary_response({"a.example": {}}) == [third]
+
+
+async def test_as_a_notary_we_keep_a_bounded_number_of_responses(
+    ring: KeyRing, servers: Servers, clock: FakeClock
+) -> None:
+    for number in range(RESPONSES_MAX + 3):
+        servers.rotate("a.example", f"k{number}")
+        servers.retired.clear()
+        clock.advance(1000)
+        await ring.notary_response({"a.example": {f"ed25519:k{number}": 0}})
+    given = await ring.notary_response({"a.example": {}})
+    assert [*given[0]["verify_keys"], *given[-1]["verify_keys"]] == [f"ed25519:k{RESPONSES_MAX + 2}", "ed25519:k3"]
+    assert len(given) == RESPONSES_MAX
+
+
 async def test_nobody_makes_us_hammer_a_server(ring: KeyRing, servers: Servers, clock: FakeClock) -> None:
-    for number in range(50):
+    for number in range(200):
         await ring.notary_response({"a.example": {f"ed25519:made_up_{number}": clock.now_ms() + 2 * VALIDITY_MS_MAX}})
         clock.advance(1000)
-    assert len(servers.asked) == 1
+    # The pauses double up to a minute: at 0, 2, 6, 14, 30, 62, 122 and 182 s.
+    assert len(servers.asked) == 8
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
