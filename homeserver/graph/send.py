@@ -16,6 +16,7 @@ from homeserver.graph.policy_servers import PolicyServers, Unasked
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import compose_event
+from homeserver.protocol.event_format import depth_after
 from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.policy_servers import POLICY, PolicyServer
@@ -237,7 +238,7 @@ class Sender:
             room_id=head.room_id,
             prev_events=await self._references(working, [e.event_id for e in place.extremities], version),
             auth_events=await self._references(working, [e.event_id for e in auth.values()], version),
-            depth=1 + max((e.depth for e in place.extremities), default=0),
+            depth=depth_after((e.depth for e in place.extremities), version),
             origin_server_ts=self._clock.now_ms(),
             signer=self._signer,
             event_id_localpart=new_event_id_localpart(version),

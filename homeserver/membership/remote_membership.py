@@ -45,7 +45,7 @@ from homeserver.membership.out_of_band import servers_in
 from homeserver.membership.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
 from homeserver.membership.resident import shown_to_outsiders
 from homeserver.protocol.compose import compose_event, finish_template
-from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.event_format import depth_after, parse_event
 from homeserver.protocol.events import Event, EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_server_name, server_of
@@ -276,7 +276,7 @@ class RemoteMembership:
             room_id=standing.room_id,
             prev_events=[reference],
             auth_events=[reference],
-            depth=ended.depth + 1,
+            depth=depth_after([ended.depth], version),
             origin_server_ts=self._clock.now_ms(),
             signer=self._signer,
             event_id_localpart=new_event_id_localpart(version),

@@ -34,7 +34,7 @@ from homeserver.graph.working_head import Job, NewEvent, WorkingHead
 from homeserver.membership.restricted_joins import RestrictedJoins
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import add_signature
-from homeserver.protocol.event_format import PDU_BYTES_MAX, parse_event
+from homeserver.protocol.event_format import PDU_BYTES_MAX, depth_after, parse_event
 from homeserver.protocol.events import CREATE, Event, Signer, references
 from homeserver.protocol.hashes import has_intact_content, reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
@@ -135,7 +135,7 @@ class Resident:
         pdu: JsonObject = {
             "auth_events": await self._references(version, [event.event_id for event in auth.values()]),
             "content": content,
-            "depth": 1 + max((extremity.depth for extremity in extremities), default=0),
+            "depth": depth_after((extremity.depth for extremity in extremities), version),
             "origin": self._server_name,
             "origin_server_ts": self._clock.now_ms(),
             "prev_events": await self._references(version, [extremity.event_id for extremity in extremities]),

@@ -6,6 +6,7 @@ the section "Event format" of each room version, and https://spec.matrix.org/v1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from homeserver.errors import InvalidEvent
@@ -53,6 +54,10 @@ def parse_event(
     _check_hashes_and_signatures(pdu)
     _check_references("prev_events", pdu, version, None if is_history else PREV_EVENTS_MAX)
     _check_references("auth_events", pdu, version, None if is_history else AUTH_EVENTS_MAX)
+    if not pdu["prev_events"] and pdu["type"] != "m.room.create":
+        # The graph of a room begins with its create event alone: an event without a past has no state before it, and
+        # whoever was asked for one could give any.
+        raise InvalidEvent("prev_events is empty, which only a create event's may be")
     json = encode_strict_json(pdu) if version.strict_canonical_json else encode_canonical_json(pdu)
     if len(json) > PDU_BYTES_MAX:
         raise InvalidEvent(f"larger than {PDU_BYTES_MAX} bytes")
@@ -78,6 +83,14 @@ def depth_max(version: RoomVersion) -> int:
     "If the room's depth is already at the limit, the depth must be set to the limit."
     """
     return INTEGER_MAX if version.strict_canonical_json else INT64_MAX
+
+
+def depth_after(depths: Iterable[int], version: RoomVersion) -> int:
+    """The depth of an event whose prev_events have these depths: one more than the greatest, or the limit.
+
+    Without the limit, a member who sends an event of the greatest depth would stop everybody else from sending.
+    """
+    return min(1 + max(depths, default=0), depth_max(version))
 
 
 def _check_fields(pdu: JsonObject, version: RoomVersion) -> None:

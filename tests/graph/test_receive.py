@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from homeserver.ephemeral.typing import Typing
+from homeserver.protocol.event_format import depth_max
 from homeserver.protocol.events import Event
 from homeserver.storage import event_graph
 from homeserver.storage.database import Database
@@ -519,3 +520,36 @@ def test_a_server_whose_last_user_left_hears_no_more(servers: Servers) -> None:
         assert await at.verdict(message) is None
 
     play(servers, story)
+
+
+@pytest.mark.parametrize("version", ["1", "5", "6", "11", "12"])
+def test_the_greatest_depth_stops_nobody(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        limit = depth_max(at.room.version)
+        deep = at.room.send(EVE, "as deep as can be", depth=limit)
+        assert await at.send(deep) == {deep.event_id: {}}
+        answer = await at.ours.wait_for(await at.ours.send(at.bob, at.room.room_id, "and on"))
+        assert answer.event.depth == limit
+        assert await at.extremities() == {answer.event_id}
+        new = f"@new:{REMOTE}"
+        for kind, user in (("join", new), ("leave", ALICE)):
+            uri = f"/_matrix/federation/v1/make_{kind}/{at.room.room_id}/{user}?ver={version}"
+            response = await at.remote.request("GET", OURS, uri)
+            assert response.json()["event"]["depth"] == limit
+
+    play(servers, story, version)
+
+
+@VERSIONS
+def test_an_event_without_a_past_is_refused(servers: Servers, version: str) -> None:
+    async def story(at: Scene) -> None:
+        before = await at.state(), await at.extremities()
+        for orphan in (
+            at.room.send(ALICE, prev_events=[]),
+            at.room.state_event(ALICE, "m.room.topic", {}, prev_events=[]),
+        ):
+            assert "prev_events" in (await at.send(orphan))[orphan.event_id]["error"]
+            assert await at.verdict(orphan) is None
+        assert before == (await at.state(), await at.extremities())
+
+    play(servers, story, version)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.errors import InvalidEvent
-from homeserver.protocol.event_format import INT64_MAX, PDU_BYTES_MAX, depth_max, parse_event
+from homeserver.protocol.event_format import INT64_MAX, PDU_BYTES_MAX, depth_after, depth_max, parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from tests.factories.rooms import RoomFactory
@@ -268,3 +268,23 @@ def test_history_may_have_more_references_than_new_events() -> None:
     with pytest.raises(InvalidEvent):
         parse_event(pdu, event.version)
     assert len(parse_event(pdu, event.version, is_history=True).prev_events) == 21
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_only_a_create_event_has_no_past(version: str) -> None:
+    room = RoomFactory(version)
+    create = room.create()
+    assert parse_event(create.pdu, room.version).prev_events == ()
+    for event in (room.send("alice", prev_events=[]), room.state_event("alice", "m.room.topic", {}, prev_events=[])):
+        for is_history in (False, True):
+            with pytest.raises(InvalidEvent, match="prev_events is empty"):
+                parse_event(event.pdu, room.version, is_history=is_history)
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_depth_ends_at_the_limit(version: str) -> None:
+    limit = depth_max(ROOM_VERSIONS[version])
+    assert depth_after([], ROOM_VERSIONS[version]) == 1
+    assert depth_after([3, 7, 5], ROOM_VERSIONS[version]) == 8
+    assert depth_after([limit - 1], ROOM_VERSIONS[version]) == limit
+    assert depth_after([1, limit], ROOM_VERSIONS[version]) == limit
