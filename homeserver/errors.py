@@ -9,7 +9,8 @@ The tree:
     ├── NotAuthorized               an event that breaks an authorization rule (checks 4 to 6)
     ├── RemoteError                 another server could not be asked
     │   ├── RemoteUnreachable       no connection, no answer in time, or not an answer of ours
-    │   └── RemoteRefused           it answered with an error; carries status and errcode
+    │   ├── RemoteRefused           it answered with an error; carries status and errcode
+    │   └── IncompleteAnswer        it answered, but parts of what it names cannot be had, or it makes no sense
     └── MatrixError                 what a request is answered with: an HTTP status and an errcode
         ├── NotJson, BadJson, MissingParam, InvalidParam, TooLarge ...
         └── Forbidden, NotFound, UnknownToken, MissingToken, Unrecognized ...
@@ -53,6 +54,10 @@ class RemoteError(HomeserverError):
 
 class RemoteUnreachable(RemoteError):
     """No connection, no answer in time, or an answer that is not Matrix."""
+
+
+class IncompleteAnswer(RemoteError):
+    """Parts of what an answer names cannot be had, or it contradicts itself: it is as good as none."""
 
 
 class RemoteRefused(RemoteError):

@@ -1,7 +1,8 @@
 """Fetching what an event builds on: the events before it, its auth chain, or the state before it.
 
 All of it happens outside of the room's turn to write. What comes from other servers passes the same checks as any PDU;
-how much is asked for and taken is bounded.
+how much is asked for and taken is bounded. An answer that lacks a part of what it names is no answer: the next server
+is asked, and in the end the event waits (docs/decisions/0010-missing-ancestors.md).
 
 https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -10,24 +11,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import structlog
 
-from homeserver.errors import InvalidEvent, RemoteError, RemoteUnreachable
+from homeserver.errors import IncompleteAnswer, RemoteError
 from homeserver.federation.client import FederationClient
-from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
+from homeserver.graph.helpers import Helpers, servers_to_ask
 from homeserver.graph.incoming_events import IncomingEvents
-from homeserver.graph.judgement import auth_events_first, judge_alone
+from homeserver.graph.outliers import Outliers
 from homeserver.graph.state import RoomHead, StateSnapshot
-from homeserver.graph.working_head import NewEvent, WorkingHead
-from homeserver.protocol.event_format import parse_event
-from homeserver.protocol.events import CREATE, Event, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
+from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.json_types import JsonObject
-from homeserver.storage import event_graph, federation_queries
+from homeserver.protocol.room_versions import StateResolution
+from homeserver.storage import event_graph, federation_queries, waiting_events
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import Verdict
+from homeserver.storage.event_graph import StoredEvent, Verdict
 
 logger = structlog.get_logger(__name__)
 
@@ -41,25 +41,30 @@ LATEST_EVENTS_MAX = 20
 SINGLE_EVENTS_MAX = 100
 """Missing events of a state up to which they are fetched one by one."""
 REQUESTS_AT_ONCE_MAX = 8
-OUTLIERS_PER_JOB = 250
 
 
 class Ancestors:
-    """Fetches what is missing, from the server that knows of it."""
+    """Fetches what is missing, from the servers that may know of it."""
 
     def __init__(
         self,
         client: FederationClient,
         incoming: IncomingEvents,
         events: Events,
-        writers: RoomWriters,
+        outliers: Outliers,
         database: Database,
+        server_name: str,
     ) -> None:
         self._client = client
         self._incoming = incoming
         self._events = events
-        self._writers = writers
+        self._outliers = outliers
         self._database = database
+        self._server_name = server_name
+
+    def helpers(self, head: RoomHead, origin: str, event: Event) -> Helpers:
+        """The servers to ask for what an event lacks: who sent it here, whose it is, and the largest in the room."""
+        return Helpers(servers_to_ask(head, self._server_name, origin, server_of(event.sender)))
 
     async def placed(self, event_ids: Iterable[str]) -> set[str]:
         """Those of the events that stand in the graph."""
@@ -68,15 +73,16 @@ class Ancestors:
 
     # -- the events before ---------------------------------------------------------------------------------------------
 
-    async def close_gap(self, origin: str, head: RoomHead, events: Sequence[Event]) -> list[Event]:
-        """What the origin knows of the events between those that stand in the graph and these.
+    async def close_gap(self, origin: str, helpers: Helpers, head: RoomHead, events: Sequence[Event]) -> list[Event]:
+        """What other servers know of the events between those that stand in the graph and these.
 
         A server that does not know our latest events goes on into what we have and beyond. Of what it offers only that
-        is taken which these events build on, and nothing from before what we have of the room: that is for backfill.
+        is taken which these events build on, and nothing from before our users came: that is for backfill. Where the
+        origin offers nothing, the others are asked for the missing events that these name.
 
         Never fails: what cannot be had is left out.
         """
-        past = await self._database.read(federation_queries.depth_of_first_gap, head.room_nid)
+        arrival = await self._depth_of_our_arrival(head)
         given = {event.event_id: event for event in events}
         offered: dict[str, Event] = {}
         taken = dict(given)
@@ -86,12 +92,25 @@ class Ancestors:
             if not missing or len(taken) - len(given) >= GAP_EVENTS_MAX:
                 break
             latest = [event.event_id for event in taken.values() if missing.intersection(event.prev_events)]
-            new = await self._missing_events(origin, head, latest)
-            new = {name: event for name, event in new.items() if name not in offered and event.depth >= past}
+            found = await self._missing_events(origin, head, latest)
+            if not found and not offered:
+                found = await self._missing_events_of_others(helpers, head, missing)
+            new = {event.event_id: event for event in found if event.event_id not in offered and event.depth >= arrival}
             if not new:
                 break
             offered.update(new)
         return [event for event_id, event in taken.items() if event_id not in given]
+
+    async def _depth_of_our_arrival(self, head: RoomHead) -> int:
+        """The least depth at which a user of ours joined the room through another server; 0 where none did.
+
+        The depths of other events are not asked: whoever makes an event chooses its depth, and a member could have us
+        take new events for old ones.
+        """
+        nids = await self._database.read(federation_queries.joins_before_gaps, head.room_nid)
+        joins = (stored.event for stored in (await self._events.by_nid(nids)).values())
+        ours = (join.depth for join in joins if server_of(join.sender) == self._server_name)
+        return min(ours, default=0)
 
     async def _take_what_is_needed(
         self, taken: dict[str, Event], offered: Mapping[str, Event], placed: set[str]
@@ -107,7 +126,7 @@ class Ancestors:
             missing |= found - in_graph - offered.keys()
             taken.update((event_id, offered[event_id]) for event_id in found - in_graph if event_id in offered)
 
-    async def _missing_events(self, origin: str, head: RoomHead, latest: Sequence[str]) -> dict[str, Event]:
+    async def _missing_events(self, origin: str, head: RoomHead, latest: Sequence[str]) -> list[Event]:
         try:
             pdus = await self._client.get_missing_events(
                 origin,
@@ -118,108 +137,142 @@ class Ancestors:
             )
         except RemoteError as error:
             logger.info("missing events not given", room_id=head.room_id, server=origin, reason=error.message)
-            return {}
-        found = await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
-        return {event.event_id: event for event in found}
+            return []
+        return await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
+
+    async def _missing_events_of_others(
+        self, helpers: Helpers, head: RoomHead, missing: Collection[str]
+    ) -> list[Event]:
+        """The missing events and what comes before them, from a server that need not know what follows them."""
+        wanted = sorted(missing)[:LATEST_EVENTS_MAX]
+        for server_name in helpers.others:
+            try:
+                pdus = await self._client.backfill(server_name, head.room_id, wanted, GAP_REQUEST_MAX)
+            except RemoteError as error:
+                logger.info("missing events not given", room_id=head.room_id, server=server_name, reason=error.message)
+                continue
+            found = await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
+            if any(event.event_id in missing for event in found):
+                return found
+        return []
+
+    async def unshown(self, helpers: Helpers, head: RoomHead, event_ids: Iterable[str]) -> set[str]:
+        """Those of the events that nobody can show: not this server, where they may wait, and none of the others.
+
+        To show an event is to give it with valid signatures; whether it is allowed is another question.
+        """
+        wanted = set(event_ids)
+        known = await self._database.read(event_graph.nids_of, list(wanted))
+        wanted -= known.keys()
+        if wanted:
+            wanted -= await self._database.read(waiting_events.known_of, head.room_id, list(wanted))
+        wanted -= self._incoming.met_internal_errors(wanted)
+        given = await self._single_events(helpers, wanted)
+        shown = await self._incoming.check(given, head.version, head.room_id)
+        return wanted - {event.event_id for event in shown} - self._incoming.met_internal_errors(wanted)
 
     # -- auth chains ---------------------------------------------------------------------------------------------------
 
-    async def fetch_auth_chain(self, origin: str, head: RoomHead, event: Event) -> None:
+    async def fetch_auth_chain(self, helpers: Helpers, head: RoomHead, event: Event) -> None:
         """Store the part of an event's auth chain that is missing here, as outliers.
 
-        Raises ``RemoteError``.
+        Raises ``RemoteError`` where no server gives all that the event cites.
         """
-        pdus = await self._client.get_event_auth(origin, head.room_id, event.event_id)
-        await self._import(head, await self._unknown(head, pdus))
 
-    async def _unknown(self, head: RoomHead, pdus: Sequence[Any]) -> dict[str, Event]:
-        """The events that are not known here, checked. Those that are known are not checked again."""
-        parsed: dict[str, Event] = {}
-        for pdu in pdus:
-            try:
-                event = parse_event(pdu, head.version, room_id=head.room_id)
-            except InvalidEvent:
-                continue
-            parsed[event.event_id] = event
-        known = await self._database.read(event_graph.nids_of, list(parsed))
-        outcomes = await self._incoming.verify([e for event_id, e in parsed.items() if event_id not in known])
-        return {outcome.event_id: outcome for outcome in outcomes if isinstance(outcome, Event)}
+        async def fetch(server_name: str) -> None:
+            pdus = await self._client.get_event_auth(server_name, head.room_id, event.event_id)
+            await self._outliers.take_in(head, pdus)
+            known = await self._database.read(event_graph.nids_of, event.auth_events)
+            if len(known) < len(set(event.auth_events)):
+                raise IncompleteAnswer(server_name, "the auth chain that was given lacks events")
 
-    async def _import(self, head: RoomHead, new: Mapping[str, Event]) -> None:
-        """Store events as outliers, judged by what they cite. Those whose citations are missing are left out."""
-        if not new:
-            return
-        cited = {event_id for event in new.values() for event_id in event.auth_events}
-        if head.version.room_id_is_create_hash:
-            cited.add("$" + head.room_id[1:])
-        known: dict[str, Event] = {}
-        rejected: set[str] = set()
-        for event_id, stored in (await self._events.by_id(cited - new.keys())).items():
-            known[event_id] = stored.event
-            if stored.verdict & Verdict.REJECTED:
-                rejected.add(event_id)
-        outliers: list[NewEvent] = []
-        for event in auth_events_first(new):
-            create = known.get("$" + head.room_id[1:]) if head.version.room_id_is_create_hash else None
-            if any(event_id not in known for event_id in event.auth_events):
-                continue
-            failure = judge_alone(event, known, rejected, create=create)
-            known[event.event_id] = event
-            if failure is None:
-                outliers.append(NewEvent(event, None, Verdict.OUTLIER))
-            else:
-                rejected.add(event.event_id)
-                outliers.append(NewEvent(event, None, Verdict.OUTLIER | Verdict.REJECTED, str(failure)))
-        for start in range(0, len(outliers), OUTLIERS_PER_JOB):
-            await self._writers.submit(head.room_id, _job_of(outliers[start : start + OUTLIERS_PER_JOB]))
+        await helpers.ask(fetch)
 
     # -- the state before ----------------------------------------------------------------------------------------------
 
-    async def fetch_state_before(self, origin: str, head: RoomHead, event: Event) -> StateSnapshot:
-        """The state before an event, as the origin sees it. Its events are stored as outliers where they were missing.
+    async def fetch_state_before(
+        self, helpers: Helpers, head: RoomHead, event: Event, *, without_unverifiable: bool = False
+    ) -> StateSnapshot:
+        """The state before an event as another server sees it, whole. Events of it that were missing become outliers.
 
-        Raises ``RemoteError``.
+        ``without_unverifiable`` leaves out events that were given but cannot be checked, because the keys that signed
+        them, or events that they cite, have been out of reach for long. Raises ``RemoteError``.
         """
-        answer = await self._client.get_state_ids(origin, head.room_id, event.event_id)
-        state_ids: list[str] = answer["pdu_ids"]
-        wanted = {*state_ids, *answer["auth_chain_ids"]}
-        known = await self._database.read(event_graph.nids_of, list(wanted))
-        missing = wanted - known.keys()
-        if len(missing) > SINGLE_EVENTS_MAX:
-            whole = await self._client.get_state(origin, head.room_id, event.event_id)
-            await self._import(head, await self._unknown(head, [*whole["auth_chain"], *whole["pdus"]]))
-        elif missing:
-            await self._import(head, await self._single_events(origin, head, missing))
-        state = await self._state_of(head, state_ids)
-        if CREATE not in state:
-            raise RemoteUnreachable(origin, "the state that was given has no create event")
-        return head.snapshot.towards(state)
 
-    async def _single_events(self, origin: str, head: RoomHead, event_ids: Collection[str]) -> dict[str, Event]:
+        async def fetch(server_name: str) -> StateSnapshot:
+            answer = await self._client.get_state_ids(server_name, head.room_id, event.event_id)
+            state_ids: list[str] = answer["pdu_ids"]
+            wanted = {*state_ids, *answer["auth_chain_ids"]}
+            missing = wanted - (await self._database.read(event_graph.nids_of, list(wanted))).keys()
+            given: set[str] = set()
+            if len(missing) > SINGLE_EVENTS_MAX:
+                whole = await self._client.get_state(server_name, head.room_id, event.event_id)
+                given = await self._outliers.take_in(head, [*whole["auth_chain"], *whole["pdus"]])
+            elif missing:
+                given = await self._outliers.take_in(head, await self._single_events(helpers, missing, server_name))
+            return await self._whole_state(server_name, head, state_ids, given if without_unverifiable else set())
+
+        return await helpers.ask(fetch)
+
+    async def _single_events(
+        self, helpers: Helpers, event_ids: Collection[str], first: str | None = None
+    ) -> list[JsonObject]:
+        """Events by ID as any server gives them, those left out that none has."""
         slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
 
         async def fetch(event_id: str) -> JsonObject | None:
             async with slots:
                 try:
-                    return await self._client.get_event(origin, event_id)
+                    return await helpers.ask(lambda server: self._client.get_event(server, event_id), first)
                 except RemoteError:
                     return None
 
         pdus = await asyncio.gather(*(fetch(event_id) for event_id in sorted(event_ids)))
-        found = await self._unknown(head, [pdu for pdu in pdus if pdu is not None])
-        return {event_id: event for event_id, event in found.items() if event_id in event_ids}
+        return [pdu for pdu in pdus if pdu is not None]
 
-    async def _state_of(self, head: RoomHead, state_ids: Iterable[str]) -> dict[StateKey, str]:
+    async def _whole_state(
+        self, server_name: str, head: RoomHead, state_ids: Collection[str], dispensable: Collection[str]
+    ) -> StateSnapshot:
+        """The state that consists of these events. Rejected events are no part of any state.
+
+        Raises ``IncompleteAnswer`` where one is not here that is not dispensable, and where it is no state at all.
+        """
+        found = await self._events.by_id(state_ids)
+        lacking = set(state_ids) - found.keys() - set(dispensable)
+        if lacking:
+            raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
         state: dict[StateKey, str] = {}
-        for event_id, stored in (await self._events.by_id(state_ids)).items():
-            is_usable = stored.room_nid == head.room_nid and not stored.verdict & Verdict.REJECTED
-            if is_usable and stored.event.is_state:
-                state[stored.event.key] = event_id
-        return state
+        for event_id, stored in found.items():
+            event = stored.event
+            if stored.room_nid != head.room_nid or not event.is_state:
+                raise IncompleteAnswer(server_name, "the state that was given has events that are no state of the room")
+            if stored.verdict & Verdict.REJECTED:
+                continue
+            if event.key in state:
+                raise IncompleteAnswer(server_name, f"the state that was given has two events for {event.key}")
+            state[event.key] = event_id
+        if CREATE not in state:
+            raise IncompleteAnswer(server_name, "the state that was given has no create event")
+        if head.version.state_resolution is StateResolution.V1:
+            await self._check_power(server_name, found.values(), found[state[CREATE]].event)
+        return head.snapshot.towards(state)
 
+    async def _check_power(self, server_name: str, state: Collection[StoredEvent], create: Event) -> None:
+        """Refuse state that its sender showed no power for. Raises ``IncompleteAnswer``.
 
-def _job_of(outliers: Sequence[NewEvent]) -> Any:
-    async def job(_: WorkingHead) -> Sequence[NewEvent]:
-        return outliers
-
-    return job
+        State resolution of version 1 trusts the least deep of the events that compete, and those that nothing competes
+        with. An event that cites no power levels passes check 4 as if the room had none yet, whoever sends it: so a
+        member could make up a state in which the room is theirs. Before a room has power levels, only its creator sets
+        state, and others do no more than join.
+        """
+        suspects = [
+            stored.event
+            for stored in state
+            if stored.verdict == Verdict.OUTLIER
+            and stored.event.type != "m.room.member"
+            and stored.event.sender != create.sender
+        ]
+        cited = await self._events.by_id({event_id for event in suspects for event_id in event.auth_events})
+        for event in suspects:
+            if not any(name in cited and cited[name].event.key == POWER_LEVELS for name in event.auth_events):
+                raise IncompleteAnswer(server_name, f"{event.event_id} was made without regard to power levels")

@@ -84,6 +84,7 @@ class RoomWriters:
         self._is_local = is_local
         self._lines: dict[str, _Line] = {}
         self._watchers: list[Callable[[str, list[str]], None]] = []
+        self._arrival_watchers: list[Callable[[str, Iterable[Event]], None]] = []
 
     def watch_power_levels(self, watcher: Callable[[str, list[str]], None]) -> None:
         """Have a function called with a room and those m.room.power_levels events that lost to others there just now.
@@ -91,6 +92,13 @@ class RoomWriters:
         That is, the room's are others, which are not built on them. Only of what this process writes.
         """
         self._watchers.append(watcher)
+
+    def watch_events(self, watcher: Callable[[str, Iterable[Event]], None]) -> None:
+        """Have a function called with a room and the events that were stored in it, outliers included.
+
+        Only of what this process writes. It is called in the room's turn to write, and must be quick.
+        """
+        self._arrival_watchers.append(watcher)
 
     async def submit(self, room_id: str, job: Job) -> list[StoredEvent]:
         """Run a job when it is the room's turn, and append what it composes.
@@ -276,6 +284,8 @@ class RoomWriters:
         self._graph.remember(appended.state_keys)
         self._keep(working, appended, stored)
         self._notifier.publish(changes)
+        for arrival_watcher in self._arrival_watchers:
+            arrival_watcher(working.head.room_id, (written.new.event for written in working.written))
         if overtaken := working.overtaken_power_levels():
             for watcher in self._watchers:
                 watcher(working.head.room_id, overtaken)

@@ -15,6 +15,7 @@ from homeserver.federation.destinations import Destinations
 from homeserver.foundation import Foundation
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.append import RoomWriters
+from homeserver.graph.arrivals import Arrivals
 from homeserver.graph.events import Events
 from homeserver.graph.governed_events import GovernedEvents
 from homeserver.graph.imports import RoomImports
@@ -22,6 +23,7 @@ from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import Judge
 from homeserver.graph.missing_events import Backfiller
 from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.outliers import Outliers
 from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import PolicyServers
 from homeserver.graph.receive import OutsideEvents, Receiver
@@ -30,6 +32,7 @@ from homeserver.graph.send import Sender
 from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.unhelpful_servers import UnhelpfulServers
+from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.notifier import Notifier
 from homeserver.storage import streams
 from homeserver.storage.graph_writes import GraphWriter
@@ -53,6 +56,8 @@ class GraphServices:
     incoming: IncomingEvents
     ancestors: Ancestors
     placer: Placer
+    waiting: WaitingEvents
+    arrivals: Arrivals
     backfiller: Backfiller
     delivery: Delivery
 
@@ -71,8 +76,11 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     judge = Judge(events, states)
     policy = PolicyServers(federation.client, events, judge, clock)
     incoming = IncomingEvents(federation.key_ring)
-    ancestors = Ancestors(federation.client, incoming, events, writers, database)
+    outliers = Outliers(incoming, events, writers, database)
+    ancestors = Ancestors(federation.client, incoming, events, outliers, database, base.server_name)
     placer = Placer(database, heads, events, writers, judge, ancestors, policy)
+    waiting = WaitingEvents(database, clock)
+    writers.watch_events(waiting.arrived)
     return GraphServices(
         events=events,
         heads=heads,
@@ -88,6 +96,8 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         incoming=incoming,
         ancestors=ancestors,
         placer=placer,
+        waiting=waiting,
+        arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting),
         backfiller=Backfiller(base.server_name, database, heads, events, federation.client, incoming, placer),
         delivery=Delivery(
             database=database,
@@ -108,14 +118,5 @@ def build_receiving(
 
     ``outside`` takes memberships in rooms that this server is not in, ``edus`` has a handler for each type of EDU.
     """
-    receiver = Receiver(
-        graph.heads,
-        graph.events,
-        graph.incoming,
-        graph.ancestors,
-        graph.placer,
-        outside,
-        graph.access,
-        UnhelpfulServers(base.clock),
-    )
+    receiver = Receiver(graph.heads, graph.incoming, graph.arrivals, outside, graph.access)
     return ReceivedTransactions(base.database, receiver, edus, base.clock)

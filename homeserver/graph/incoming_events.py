@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature
+from homeserver.federation.caching import LruDict
 from homeserver.graph.internal_errors import as_outcome
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
@@ -22,6 +23,7 @@ from homeserver.protocol.signatures import VerifyKeyData, event_signatures, veri
 
 logger = structlog.get_logger(__name__)
 
+INTERNAL_ERRORS_REMEMBERED_MAX = 1_000
 EVENTS_AT_A_STRETCH = 100
 """Events that are looked at before others get their turn."""
 
@@ -41,6 +43,7 @@ class IncomingEvents:
 
     def __init__(self, verifier: EventVerifier) -> None:
         self._verifier = verifier
+        self._internal_errors: LruDict[str, bool] = LruDict(INTERNAL_ERRORS_REMEMBERED_MAX)
 
     async def check(
         self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
@@ -91,8 +94,17 @@ class IncomingEvents:
         try:
             (outcome,) = await self.verify([event])
         except Exception as error:
+            self.note_internal_error(event.event_id)
             return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
         return outcome
+
+    def note_internal_error(self, event_id: str) -> None:
+        """Remember that a bug of ours keeps an event out, so that what builds on it need not wait for it."""
+        self._internal_errors.put(event_id, True)
+
+    def met_internal_errors(self, event_ids: Iterable[str]) -> set[str]:
+        """Those of the events that were given, and that a bug of ours kept out."""
+        return {event_id for event_id in event_ids if self._internal_errors.get(event_id)}
 
     async def check_signature_of(self, event: Event, server_name: str) -> None:
         """Check that a server has signed an event, beside those who must. Raises ``InvalidSignature``."""

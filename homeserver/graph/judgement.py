@@ -8,7 +8,7 @@ https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from homeserver.errors import HomeserverError, NotAuthorized
 from homeserver.graph.events import Events
@@ -16,6 +16,7 @@ from homeserver.graph.state import RoomHead, StateReader, StateSnapshot
 from homeserver.graph.working_head import WorkingHead
 from homeserver.protocol.authorization import auth_event_keys, authorize, check_auth_events
 from homeserver.protocol.events import CREATE, Event
+from homeserver.protocol.room_versions import StateResolution
 from homeserver.storage.event_graph import Verdict
 
 
@@ -103,10 +104,14 @@ class Judge:
                 rejected.add(event_id)
         return rejected
 
-    async def state_before(self, working: WorkingHead, event: Event) -> StateSnapshot:
-        """The state before an event, all of whose prev_events stand in the graph.
+    async def state_before(
+        self, working: WorkingHead, event: Event, given: StateSnapshot | None = None, *, is_past: bool = False
+    ) -> StateSnapshot:
+        """The state before an event: the resolution of the states after its prev_events.
 
-        Raises ``MissingAncestors`` where they do not.
+        ``given`` stands for those of them that are missing: the state before the event as another server sees it. It is
+        resolved with what is known here, and never replaces it. ``is_past`` says that the event comes from before what
+        this server has of the room. Raises ``MissingAncestors`` where prev_events are missing and nothing is ``given``.
         """
         head = working.head
         if not event.prev_events and head.state.get(CREATE) == event.event_id:
@@ -121,9 +126,17 @@ class Judge:
                 missing.append(event_id)
             else:
                 snapshots.append(snapshot)
-        if missing or not snapshots:
+        if not missing and snapshots:
+            return await working.resolve(snapshots)
+        if given is None:
             raise MissingAncestors(event.event_id, prev=missing)
-        return await working.resolve(snapshots)
+        if head.version.state_resolution is not StateResolution.V1:
+            return await working.resolve([*snapshots, given])
+        # Version 1 takes for granted what nothing else competes with, and the least deep of what does: it cannot tell a
+        # state that was made up. Version 2 checks everything in which the states differ.
+        if not snapshots and not is_past:
+            snapshots.append(head.snapshot)
+        return await working.resolve([*snapshots, given], replace(head.version, state_resolution=StateResolution.V2))
 
     async def _state_after(self, working: WorkingHead, event_id: str) -> StateSnapshot | None:
         if working.knows(event_id):

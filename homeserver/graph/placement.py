@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import structlog
 
-from homeserver.errors import HomeserverError, RemoteUnreachable
+from homeserver.errors import HomeserverError
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
+from homeserver.graph.helpers import Helpers
 from homeserver.graph.internal_errors import as_outcome, is_internal_error
 from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, follows_all
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
-from homeserver.graph.state import RoomHeads, StateSnapshot
+from homeserver.graph.state import RoomHead, RoomHeads, StateSnapshot
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.events import Event
 from homeserver.storage import federation_queries
@@ -39,13 +41,18 @@ Outcome: TypeAlias = StoredEvent | HomeserverError | None
 
 @dataclass(slots=True)
 class _Help:
-    """What the origin may be asked for yet, and what it gave, while one batch of events is placed."""
+    """What other servers may be asked for yet, and what they gave, while one batch of events is placed."""
 
     origin: str
     may_ask: bool
+    is_past: bool
+    is_last_resort: bool
+    batch: frozenset[str]
+    """The IDs of the events of the batch."""
+    helpers: Helpers | None = None
     states_asked: int = 0
     states: dict[str, StateSnapshot] = field(default_factory=dict)
-    """Event ID to the state before the event."""
+    """Event ID to the state before the event, as it was given."""
     auth_chains_asked: set[str] = field(default_factory=set)
     """The events whose auth chains were asked for."""
     opinions: Opinions = field(default_factory=Opinions)
@@ -87,14 +94,22 @@ class Placer:
         self._policy = policy
 
     async def place(
-        self, origin: str, room_id: str, events: Sequence[Event], *, is_past: bool = False, may_ask: bool = True
+        self,
+        origin: str,
+        room_id: str,
+        events: Sequence[Event],
+        *,
+        is_past: bool = False,
+        may_ask: bool = True,
+        is_last_resort: bool = False,
     ) -> dict[str, Outcome]:
-        """Judge and append events, ancestors first; what is missing is asked of the origin, as far as we ``may_ask``.
+        """Judge and append events, ancestors first; what is missing is fetched, as far as this server ``may_ask``.
 
         All that can be appended as it is shares a transaction. ``is_past``: they are from before what we have.
+        ``is_last_resort``: they are judged without state that was given, but could not be verified for long.
         """
         outcomes: dict[str, Outcome] = {}
-        help_ = _Help(origin, may_ask)
+        help_ = _Help(origin, may_ask, is_past, is_last_resort, frozenset(event.event_id for event in events))
         placed = await self._ancestors.placed(event.event_id for event in events) if is_past else ()
         todo = [event for event in events if event.event_id not in placed]
         while todo:
@@ -151,14 +166,26 @@ class Placer:
         """Get what an event lacks. Raises ``MissingAncestors`` or ``RemoteError`` where that is not possible."""
         help_.take_turn(event, missing)
         head = await self._heads.get(event.room_id)
-        try:
-            if missing.auth:
-                await self._ancestors.fetch_auth_chain(help_.origin, head, event)
-            else:
-                help_.states[event.event_id] = await self._ancestors.fetch_state_before(help_.origin, head, event)
-        except RemoteUnreachable:
-            help_.may_ask = False
-            raise
+        if help_.helpers is None:
+            help_.helpers = self._ancestors.helpers(head, help_.origin, event)
+        if missing.auth:
+            await self._ancestors.fetch_auth_chain(help_.helpers, head, event)
+            return
+        if not help_.is_past:
+            await self._check_shown(help_.helpers, head, event, missing.prev - help_.batch)
+        help_.states[event.event_id] = await self._ancestors.fetch_state_before(
+            help_.helpers, head, event, without_unverifiable=help_.is_last_resort
+        )
+
+    async def _check_shown(self, helpers: Helpers, head: RoomHead, event: Event, missing: AbstractSet[str]) -> None:
+        """Check that the missing prev_events of an event exist. Raises ``MissingAncestors`` where nobody shows them.
+
+        An event becomes a forward extremity, and our own events will name it: other servers, for whom there is no way
+        to get its ancestors, would then refuse ours. One that is followed by others already becomes none.
+        """
+        unshown = await self._ancestors.unshown(helpers, head, missing)
+        if unshown and not await self._database.read(federation_queries.is_followed_by_accepted, event.event_id):
+            raise MissingAncestors(event.event_id, prev=unshown)
 
     async def _append_all(
         self, events: Sequence[Event], help_: _Help, is_past: bool
@@ -183,7 +210,7 @@ class Placer:
             return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
 
     async def _append(self, event: Event, help_: _Help, is_past: bool) -> StoredEvent | None:
-        before = help_.states.get(event.event_id)
+        given = help_.states.get(event.event_id)
         runs = 0
 
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
@@ -191,7 +218,7 @@ class Placer:
             runs += 1
             if await self.is_placed(working, event, ask_database=runs > 1):
                 return ()
-            return (await self.compose(working, event, help_.opinions, before, is_past),)
+            return (await self.compose(working, event, help_.opinions, given, is_past),)
 
         stored = await self._writers.submit(event.room_id, job)
         return stored[0] if stored else None
@@ -210,15 +237,15 @@ class Placer:
         working: WorkingHead,
         event: Event,
         opinions: Opinions,
-        before: StateSnapshot | None = None,
+        given: StateSnapshot | None = None,
         is_past: bool = False,
     ) -> NewEvent:
-        """Judge an event on the head that it will be appended to. ``before`` is the state before it, if it was given.
+        """Judge an event on the head that it will be appended to.
 
-        Raises ``MissingAncestors``, and ``Unasked`` where the room's policy server has to be asked first.
+        ``given`` is the state before it as another server sees it, for where prev_events are missing. Raises
+        ``MissingAncestors``, and ``Unasked`` where the room's policy server has to be asked first.
         """
-        if before is None:
-            before = await self._judge.state_before(working, event)
+        before = await self._judge.state_before(working, event, given, is_past=is_past)
         ruling = await self._judge.judge(working, event, before, is_past=is_past)
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
             # 7. "Is validated by the Policy Server, if the room is using a Policy Server, otherwise it is soft failed."

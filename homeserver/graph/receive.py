@@ -1,7 +1,7 @@
 """Receiving events that other servers send.
 
-Checks 1 to 3 are in ``incoming_events``, 4 to 6 in ``judgement``; ``placement`` appends what passes. An event that
-follows what is here goes straight through; one that does not is held until what lies between was fetched.
+Checks 1 to 3 are in ``incoming_events``. What passes them goes to ``arrivals``, which fetches what is missing; checks 4
+to 6 are in ``judgement``, and ``placement`` appends what was judged.
 
 https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
@@ -12,18 +12,14 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
-from weakref import WeakValueDictionary
 
-from homeserver.errors import HomeserverError, InvalidEvent, RemoteError
-from homeserver.graph.ancestors import Ancestors
-from homeserver.graph.events import Events
+from homeserver.errors import HomeserverError, InvalidEvent
+from homeserver.graph.arrivals import Arrivals
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.internal_errors import as_outcome
-from homeserver.graph.judgement import MissingAncestors, prev_events_first
-from homeserver.graph.placement import Outcome, Placer
+from homeserver.graph.placement import Outcome
 from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.graph.unhelpful_servers import UnhelpfulServers
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import event_id_of
@@ -62,23 +58,16 @@ class Receiver:
     def __init__(
         self,
         heads: RoomHeads,
-        events: Events,
         incoming: IncomingEvents,
-        ancestors: Ancestors,
-        placer: Placer,
+        arrivals: Arrivals,
         outside: OutsideEvents,
         access: ServerAccess,
-        unhelpful: UnhelpfulServers,
     ) -> None:
         self._heads = heads
-        self._events = events
         self._incoming = incoming
-        self._ancestors = ancestors
-        self._placer = placer
+        self._arrivals = arrivals
         self._outside = outside
         self._access = access
-        self._unhelpful = unhelpful
-        self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, pdus: Sequence[Any]) -> Results:
         """Receive the PDUs of a transaction. Returns what became of each that could be told by an event ID.
@@ -93,7 +82,7 @@ class Receiver:
             try:
                 await self._sort_in(origin, pdu, batches, results)
             except Exception as error:
-                _stumble_over(pdu, batches, error, results)
+                self._answer_internal_error(pdu, batches, error, results)
         await self._check_signatures(batches.values(), results)
         rooms = {room_id: batch for room_id, batch in batches.items() if batch.events}
         received = (self._receive_in_room(origin, batch) for batch in rooms.values())
@@ -130,6 +119,17 @@ class Receiver:
             return
         batch.events.setdefault(event.event_id, event)
 
+    def _answer_internal_error(
+        self, pdu: Any, batches: Mapping[str, _Batch], error: Exception, results: Results
+    ) -> None:
+        """Answer for a PDU that this server could not even read."""
+        room_id = pdu.get("room_id")
+        batch = batches.get(room_id)
+        failure = as_outcome(error, room_id=room_id, event_id=None)
+        event_id = _refuse(pdu, batch.version if batch is not None else None, str(failure), results)
+        if event_id is not None:
+            self._incoming.note_internal_error(event_id)
+
     async def _open_batch(self, room_id: str) -> _Batch | None:
         head = await self._heads.find(room_id)
         if head is not None and head.joined_local:
@@ -151,57 +151,9 @@ class Receiver:
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     async def _receive_in_room(self, origin: str, batch: _Batch) -> Mapping[str, Outcome]:
-        events = batch.events
-        if batch.head is None:
-            return {event_id: await self._receive_outside(origin, event) for event_id, event in events.items()}
-        head = batch.head
-        known = {event_id: None for event_id in events if self._is_known(event_id)}
-        new = {event_id: event for event_id, event in events.items() if event_id not in known}
-        if new and self._is_connected(head, new):
-            may_ask = self._unhelpful.may_ask(head.room_id, origin)
-            return {**known, **await self._place(origin, head.room_id, list(new.values()), may_ask)}
-        if new:
-            return {**known, **await self._receive_with_gap(origin, head.room_id, new)}
-        return known
-
-    def _is_known(self, event_id: str) -> bool:
-        stored = self._events.cached(event_id)
-        return stored is not None and not stored.verdict & Verdict.OUTLIER
-
-    @staticmethod
-    def _is_connected(head: RoomHead, events: Mapping[str, Event]) -> bool:
-        """Whether each event follows the room's forward extremities, or one that comes before it."""
-        reached = {extremity.event_id for extremity in head.extremities}
-        for event in events.values():
-            if not event.prev_events or not reached.issuperset(event.prev_events):
-                return False
-            reached.add(event.event_id)
-        return True
-
-    async def _receive_with_gap(self, origin: str, room_id: str, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
-        # One at a time for each room and server: what comes next may find the gap closed. A server that takes its time
-        # to answer holds up nobody else.
-        lock = self._gap_locks.setdefault((room_id, origin), asyncio.Lock())
-        async with lock:
-            head = await self._heads.get(room_id)
-            placed = await self._ancestors.placed(events)
-            known: dict[str, Outcome] = dict.fromkeys(placed)
-            new = {event_id: event for event_id, event in events.items() if event_id not in placed}
-            if not new:
-                return known
-            may_ask = self._unhelpful.may_ask(room_id, origin)
-            between = await self._ancestors.close_gap(origin, head, list(new.values())) if may_ask else []
-            ordered = prev_events_first({**{event.event_id: event for event in between}, **new})
-            outcomes = await self._place(origin, room_id, ordered, may_ask)
-            if may_ask and not any(map(_lacks_something, outcomes.values())):
-                self._unhelpful.helped(room_id, origin)
-        return {**known, **{event_id: outcomes.get(event_id) for event_id in new}}
-
-    async def _place(self, origin: str, room_id: str, events: Sequence[Event], may_ask: bool) -> dict[str, Outcome]:
-        outcomes = await self._placer.place(origin, room_id, events, may_ask=may_ask)
-        if may_ask and any(map(_lacks_something, outcomes.values())):
-            self._unhelpful.did_not_help(room_id, origin)
-        return outcomes
+        if batch.head is not None:
+            return await self._arrivals.receive(origin, batch.head, batch.events)
+        return {event_id: await self._receive_outside(origin, event) for event_id, event in batch.events.items()}
 
     async def _receive_outside(self, origin: str, event: Event) -> Outcome:
         try:
@@ -211,27 +163,16 @@ class Receiver:
         return None
 
 
-def _lacks_something(outcome: Outcome) -> bool:
-    """Whether an event stays outside for want of what its origin should have given."""
-    return isinstance(outcome, (MissingAncestors, RemoteError))
-
-
-def _stumble_over(pdu: Any, batches: Mapping[str, _Batch], error: Exception, results: Results) -> None:
-    """Answer for a PDU that we could not even read."""
-    room_id = pdu.get("room_id")
-    batch = batches.get(room_id)
-    failure = as_outcome(error, room_id=room_id, event_id=None)
-    _refuse(pdu, batch.version if batch is not None else None, str(failure), results)
-
-
-def _refuse(pdu: JsonObject, version: RoomVersion | None, reason: str, results: Results) -> None:
-    """Answer for a PDU that is no event, as far as its event ID can be told."""
+def _refuse(pdu: JsonObject, version: RoomVersion | None, reason: str, results: Results) -> str | None:
+    """Answer for a PDU that is no event, as far as its event ID can be told, which is returned."""
     try:
         event_id = pdu.get("event_id") if version is None else event_id_of(pdu, version)
     except Exception:  # whatever is wrong with it, there is no event ID
-        return
-    if isinstance(event_id, str) and event_id.startswith("$"):
-        results[event_id] = {"error": reason[:ERROR_TEXT_MAX]}
+        return None
+    if not isinstance(event_id, str) or not event_id.startswith("$"):
+        return None
+    results[event_id] = {"error": reason[:ERROR_TEXT_MAX]}
+    return event_id
 
 
 def _result(outcome: Outcome) -> JsonObject:

@@ -16,6 +16,7 @@ from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import power_levels_of
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage.appends import (
     Appended,
     CurrentChange,
@@ -118,9 +119,12 @@ class WorkingHead:
         found = await self.events(wanted.values())
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
 
-    async def resolve(self, snapshots: Sequence[StateSnapshot]) -> StateSnapshot:
-        """The resolution of several states of the room, which may name events of the batch."""
-        return await self._states.resolve(self.head.version, snapshots, self._unstored)
+    async def resolve(self, snapshots: Sequence[StateSnapshot], version: RoomVersion | None = None) -> StateSnapshot:
+        """The resolution of several states of the room, which may name events of the batch.
+
+        ``version`` is given where another algorithm than the room's is to be used.
+        """
+        return await self._states.resolve(version or self.head.version, snapshots, self._unstored)
 
     async def state_after(self, extremity: Extremity) -> StateSnapshot:
         """The state after a forward extremity."""

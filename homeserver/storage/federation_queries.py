@@ -30,6 +30,8 @@ WALK_STEPS_MAX = 500
 """Events that one walk looks at, whatever comes of it."""
 RANGES_MAX = 200
 """Ranges of auth chains in one statement."""
+JOINS_MAX = 20
+"""Joins that are looked at to find where our users came into a room."""
 
 
 # -- walks -------------------------------------------------------------------------------------------------------------
@@ -157,17 +159,20 @@ def gaps_below(connection: Connection, room_nid: int, depth: int, limit: int) ->
     return [Gap(row[0], row[1], row[2]) for row in connection.execute(statement)]
 
 
-def depth_of_first_gap(connection: Connection, room_nid: int) -> int:
-    """The least depth of an accepted event of whose prev_events the graph lacks one; 0 where all history is there.
+def joins_before_gaps(connection: Connection, room_nid: int) -> list[int]:
+    """Numeric IDs of the oldest accepted member events of whose prev_events the graph lacks one.
 
-    What is less deep than that is from before what this server has of the room.
+    Where a user of ours has joined through another server, their join is among them.
     """
     statement = (
-        select(func.min(events.c.depth))
+        select(events.c.event_nid)
         .join_from(backward_extremities, events, events.c.event_nid == backward_extremities.c.event_nid)
-        .where(backward_extremities.c.room_nid == room_nid, events.c.verdict == 0)
+        .where(backward_extremities.c.room_nid == room_nid, events.c.verdict == 0, events.c.type == "m.room.member")
+        .distinct()
+        .order_by(events.c.event_nid)
+        .limit(JOINS_MAX)
     )
-    return connection.execute(statement).scalar_one_or_none() or 0
+    return list(connection.execute(statement).scalars())
 
 
 # -- events as bytes ---------------------------------------------------------------------------------------------------

@@ -542,6 +542,21 @@ received_transactions = Table(
     sqlite_with_rowid=False,
 )
 
+waiting_events = Table(
+    "waiting_events",
+    metadata,
+    Column("room_id", Name, primary_key=True),
+    Column("event_id", Name, primary_key=True),
+    Column("origin", Name, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    Column("lacks", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("retry_at_ts", Nid, nullable=False),
+    Column("received_ts", Nid, nullable=False),
+    Index("waiting_events_by_retry", "retry_at_ts"),
+    comment="Events of other servers that cannot be judged before others come.",
+)
+
 reader_positions = Table(
     "reader_positions",
     metadata,
