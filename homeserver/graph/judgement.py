@@ -47,10 +47,18 @@ class Judge:
         self._states = states
 
     async def judge(
-        self, working: WorkingHead, event: Event, before: StateSnapshot, *, is_past: bool = False
+        self,
+        working: WorkingHead,
+        event: Event,
+        before: StateSnapshot,
+        *,
+        is_past: bool = False,
+        has_gap: bool = False,
     ) -> Ruling:
         """Checks 4 to 6; without the last one for events that are long past (``is_past``).
 
+        ``has_gap`` says that prev_events are missing: then the current state of the room is that before the event,
+        resolved with the one that is known here. Whoever came into the room in the gap could never speak otherwise.
         Raises ``MissingAncestors`` where auth events are not here.
         """
         try:
@@ -67,10 +75,12 @@ class Judge:
         current = working.head.snapshot
         if is_past or current is before:
             return Ruling(Verdict.ACCEPTED)
+        if has_gap:
+            current = await _resolve_checked(working, [current, before])
         ids_now = {event_id for key in keys if (event_id := current.state.get(key)) is not None}
         if ids_now != ids_before:
             try:
-                authorize(event, await working.state_events(keys), create=create)
+                authorize(event, await working.state_events(keys, current.state), create=create)
             except NotAuthorized as error:
                 return Ruling(Verdict.SOFT_FAILED, str(error))
         return Ruling(Verdict.ACCEPTED)
@@ -121,7 +131,7 @@ class Judge:
         snapshots: list[StateSnapshot] = []
         missing: list[str] = []
         for event_id in sorted(set(event.prev_events)):
-            snapshot = await self._state_after(working, event_id)
+            snapshot = await self._state_after(working, event_id, is_past=is_past)
             if snapshot is None:
                 missing.append(event_id)
             else:
@@ -130,15 +140,13 @@ class Judge:
             return await working.resolve(snapshots)
         if given is None:
             raise MissingAncestors(event.event_id, prev=missing)
-        if head.version.state_resolution is not StateResolution.V1:
-            return await working.resolve([*snapshots, given])
-        # Version 1 takes for granted what nothing else competes with, and the least deep of what does: it cannot tell a
-        # state that was made up. Version 2 checks everything in which the states differ.
-        if not snapshots and not is_past:
-            snapshots.append(head.snapshot)
-        return await working.resolve([*snapshots, given], replace(head.version, state_resolution=StateResolution.V2))
+        if is_past:
+            return await _resolve_checked(working, [*snapshots, given])
+        if not snapshots and head.version.state_resolution is StateResolution.V1:
+            snapshots.append(head.snapshot)  # what is stored here, version 1 will not check again
+        return await _resolve_checked(working, [*snapshots, _completed(given, head)])
 
-    async def _state_after(self, working: WorkingHead, event_id: str) -> StateSnapshot | None:
+    async def _state_after(self, working: WorkingHead, event_id: str, *, is_past: bool) -> StateSnapshot | None:
         if working.knows(event_id):
             return working.snapshot_after(event_id)
         for extremity in working.head.extremities:
@@ -147,7 +155,33 @@ class Judge:
         stored = await self._events.get(event_id)
         if stored is None or stored.state_group is None or stored.room_nid != working.head.room_nid:
             return None
-        return await self._states.snapshot(stored.state_group)
+        snapshot = await self._states.snapshot(stored.state_group)
+        if not is_past and stored.stream_position is not None and stored.stream_position < 0:
+            return _completed(snapshot, working.head)  # it was given too, with what was fetched of the past
+        return snapshot
+
+
+async def _resolve_checked(working: WorkingHead, snapshots: Sequence[StateSnapshot]) -> StateSnapshot:
+    """The resolution of states of which one was given by another server.
+
+    Version 1 of state resolution takes for granted what nothing else competes with, and the least deep of what does: it
+    cannot tell a state that was made up. Version 2 checks everything in which the states differ.
+    """
+    version = working.head.version
+    if version.state_resolution is StateResolution.V1:
+        version = replace(version, state_resolution=StateResolution.V2)
+    return await working.resolve(snapshots, version)
+
+
+def _completed(given: StateSnapshot, head: RoomHead) -> StateSnapshot:
+    """A state that another server gave, with what it lacks and the room has.
+
+    Nothing ever leaves the state of a room. But state resolution takes up what only one of the states has anew, by the
+    rules that the room has now: a member who came while the room was public would be lost once it is not, if a server
+    left them out.
+    """
+    absent = {key: event_id for key, event_id in head.state.items() if key not in given.state}
+    return given.changed(absent) if absent else given
 
 
 def follows_all(head: RoomHead, event: Event) -> bool:

@@ -246,7 +246,7 @@ class Placer:
         ``MissingAncestors``, and ``Unasked`` where the room's policy server has to be asked first.
         """
         before = await self._judge.state_before(working, event, given, is_past=is_past)
-        ruling = await self._judge.judge(working, event, before, is_past=is_past)
+        ruling = await self._judge.judge(working, event, before, is_past=is_past, has_gap=given is not None)
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
             # 7. "Is validated by the Policy Server, if the room is using a Policy Server, otherwise it is soft failed."
             opinion = await self._policy.opinion(working, event, opinions)
