@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= data
 PYTEST_ARGS ?=
+SEEDS ?= 1000:1050
 
-.PHONY: help setup run test test-interop lint format demo bench migration lock clean
+.PHONY: help setup run test test-interop simulate nightly lint format demo bench migration lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +57,12 @@ test: $(VENV)/.develop ## Run the tests, on SQLite and PostgreSQL (PYTEST_ARGS="
 
 test-interop: $(VENV)/.develop .venv-synapse/.installed ## Run the tests against a real Synapse
 	$(BIN)/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
+
+simulate: $(VENV)/.develop ## Simulate servers that crash and lose each other (SEEDS=1000:1050 VERSION=11); see tests/simulation/README.md
+	$(BIN)/python -m tests.simulation $(SEEDS) $(if $(VERSION),--version $(VERSION)) $(if $(MUTATION),--mutation $(MUTATION)) $(ARGS)
+
+nightly: $(VENV)/.develop ## Simulate a thousand seeds, each room version in turn
+	$(BIN)/python -m tests.simulation 1:1001 --brief
 
 lint: $(VENV)/.develop ## Check style and types
 	$(BIN)/ruff check .

@@ -102,10 +102,10 @@ class Database:
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._writer_connection: Connection | None = None  # the writer thread's own
         self._announced = -1
-        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
-        self._writer.start()
+        self._writer: threading.Thread | None = None
         self._closed = False
         self._alone = asyncio.Lock()
+        self._start_writer()
 
     # -- for the event loop --------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Database:
         self._check_open()
         loop = asyncio.get_running_loop()
         job = _Job(run, batch, item, loop.create_future(), loop)
-        self._jobs.put(job)
+        self._hand_over(job)
         # A cancelled request must not take its write back halfway: the writer finishes what it was given.
         return await asyncio.shield(job.future)
 
@@ -195,8 +195,7 @@ class Database:
         if self._closed:
             return
         self._closed = True
-        self._jobs.put(None)
-        self._writer.join()
+        self._stop_writer()
         self._readers.shutdown(wait=True)
         for connection in self._reader_connections:
             with contextlib.suppress(Exception):
@@ -204,6 +203,20 @@ class Database:
         self.engine.dispose()
 
     # -- threads -------------------------------------------------------------------------------------------------------
+
+    # The next three are all that makes the writer a thread: the simulator replaces them (tests/simulation/machine.py).
+
+    def _start_writer(self) -> None:
+        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._writer.start()
+
+    def _hand_over(self, job: _Job[Any]) -> None:
+        self._jobs.put(job)
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            self._jobs.put(None)
+            self._writer.join()
 
     def _reader_connection(self) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)

@@ -1,10 +1,11 @@
-"""State resolution v2 as a slow and literal reading of the specification, to hold the real one against.
+"""State resolution as a slow and literal reading of the specification, to hold the real one against.
 
 https://spec.matrix.org/v1.19/rooms/v12/#state-resolution
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -43,9 +44,12 @@ def resolve_by_the_book(
 
 def chain(event_id: str, events: Events) -> set[str]:
     found: set[str] = set()
-    for auth in events[event_id].auth_events:
+    todo = list(events[event_id].auth_events)
+    while todo:
+        auth = todo.pop()
         if auth not in found:
-            found |= {auth} | chain(auth, events)
+            found.add(auth)
+            todo += events[auth].auth_events
     return found
 
 
@@ -108,3 +112,47 @@ def iterate(state: dict[StateKey, str], order: Sequence[str], events: Events, cr
             continue
         state = {**state, event.key: event_id}
     return state
+
+
+# -- room version 1 ----------------------------------------------------------------------------------------------------
+
+
+def resolve_version_1_by_the_book(sets: Sequence[StateMap], events: Events) -> dict[StateKey, str]:
+    """https://spec.matrix.org/v1.19/rooms/v1/#state-resolution"""
+    candidates: dict[StateKey, set[str]] = {}
+    for state in sets:
+        for key, event_id in state.items():
+            candidates.setdefault(key, set()).add(event_id)
+    resolved = {key: min(ids) for key, ids in candidates.items() if len(ids) == 1}
+    conflicts = {key: ids for key, ids in candidates.items() if len(ids) > 1}
+    for event_type in ("m.room.power_levels", "m.room.join_rules", "m.room.member"):
+        settled = {}
+        for key, ids in conflicts.items():
+            if key[0] == event_type:
+                oldest_first = sorted(ids, key=lambda event_id: newest(event_id, events), reverse=True)
+                settled[key] = oldest_first[0]
+                for event_id in oldest_first[1:]:
+                    if not allowed({**resolved, key: settled[key]}, event_id, events):
+                        break
+                    settled[key] = event_id
+        resolved |= settled
+    for key, ids in conflicts.items():
+        if key not in resolved:
+            newest_first = sorted(ids, key=lambda event_id: newest(event_id, events))
+            passing = [event_id for event_id in newest_first if allowed(resolved, event_id, events)]
+            resolved[key] = (passing or newest_first[-1:])[0]
+    return resolved
+
+
+def newest(event_id: str, events: Events) -> tuple[int, str]:
+    return (-events[event_id].depth, hashlib.sha1(event_id.encode(), usedforsecurity=False).hexdigest())
+
+
+def allowed(state: StateMap, event_id: str, events: Events) -> bool:
+    event = events[event_id]
+    keys = auth_event_keys(event.type, event.sender, event.state_key, event.content, event.version)
+    try:
+        authorize(event, {key: events[state[key]] for key in keys if key in state})
+    except NotAuthorized:
+        return False
+    return True

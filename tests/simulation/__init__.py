@@ -1,0 +1,1 @@
+"""A simulator of several whole servers in one process: see README.md."""
