@@ -336,9 +336,9 @@ def _limit(fields: JsonObject) -> int | None:
     if type(limit) is not int:
         raise BadJson("limit must be an integer")
     if limit < 0:
-        raise InvalidParam("limit must be greater than 0")
-    # "must be an integer greater than 0": clients that send 0 want as little as there is.
-    return min(max(limit, 1), LIMIT_MAX)
+        raise InvalidParam("limit must not be negative")
+    # "must be an integer greater than 0": clients that send 0 all the same want no events, only to know of changes.
+    return min(limit, LIMIT_MAX)
 
 
 def _object(value: object, name: str) -> JsonObject:

@@ -62,12 +62,21 @@ _STANDINGS = select(
     user_rooms.c.forgotten,
 ).join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
 _STANDINGS_OF_USER = _STANDINGS.where(user_rooms.c.user_id == bindparam("user_id"))
+_STANDINGS_SINCE = _STANDINGS_OF_USER.where(
+    user_rooms.c.position > bindparam("after"), user_rooms.c.position <= bindparam("upto")
+)
 _STANDING_IN_ROOM = _STANDINGS_OF_USER.where(rooms.c.room_id == bindparam("room_id"))
 
 
 def standings_of(connection: Connection, user_id: str) -> list[Standing]:
     """How a user of ours stands to every room that it has to do with."""
     return [Standing(*row) for row in connection.execute(_STANDINGS_OF_USER, {"user_id": user_id})]
+
+
+def standings_since(connection: Connection, user_id: str, after: int, upto: int) -> list[Standing]:
+    """How a user of ours stands to the rooms where that changed with ``after`` < position ≤ ``upto``."""
+    rows = connection.execute(_STANDINGS_SINCE, {"user_id": user_id, "after": after, "upto": upto})
+    return [Standing(*row) for row in rows]
 
 
 def standing_in(connection: Connection, user_id: str, room_id: str) -> Standing | None:

@@ -15,6 +15,10 @@ class LoadedEvents:
         self._events = events
         self._stored: dict[int, StoredEvent] = {}
 
+    def put(self, stored: StoredEvent) -> None:
+        """Have an event at hand that was found already."""
+        self._stored[stored.event_nid] = stored
+
     async def load(self, nids: Iterable[int]) -> None:
         """Have these events at hand."""
         missing = [nid for nid in nids if nid not in self._stored]

@@ -1,33 +1,37 @@
-"""Answers of /sync out of memory: for clients that are up to date but for what happened lately.
+"""News out of memory: for clients that are up to date but for what happened lately.
 
 ``look`` says without waiting for anything what there may be to tell, so that a request that finds nothing can begin to
-wait at once. Whatever is not plain (a gap, the user's own standing, branches that meet, anything that is not at hand)
-is left to ``gathering``.
+wait at once. What memory does not hold is read from the database on its own: a room whose state changed in a way that
+only the database knows, the account data of a user for whom some was set. Only where the user has joined or left a room
+is everything left to ``gathering``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from homeserver.ephemeral.receipts import READ_PRIVATE, Receipts
-from homeserver.ephemeral.typing import Typing
 from homeserver.graph.events import Events
-from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.notifier import Change, StateEffect, Stream
-from homeserver.protocol.events import StateKey
-from homeserver.reading.visible_events import SeenEvent, Viewer, VisibleEvents
-from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.receipts import StoredReceipt
-from homeserver.sync.pieces import allows_ephemeral, is_name, receipt_events, summary
+from homeserver.storage.account_data import GLOBAL
+from homeserver.storage.database import Database
+from homeserver.storage.sync_streams import StateChange
+from homeserver.sync.gathering import question_of
+from homeserver.sync.loaded_events import LoadedEvents
+from homeserver.sync.news import News, RoomNews
 from homeserver.sync.recent_changes import RecentChanges
-from homeserver.sync.sent_members import Members
-from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
-from homeserver.sync.views import View, Views
+from homeserver.sync.room_reading import OwnChanges, read_ongoing, read_own
+from homeserver.sync.updates import SyncRequest
+from homeserver.sync.views import IGNORED_USERS_TYPE, View, Views, ignored_users
 
 
 class NotAtHand(Exception):
-    """The database has to be asked."""
+    """Everything has to be read from the database."""
+
+
+class _NotInMemory(Exception):
+    """A room has to be read from the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +41,25 @@ class Window:
     since: int
     upto: int
     view: View
-    rooms: Sequence[str]
-    """The rooms of the user in which something happened."""
+    rooms: dict[str, list[Change]]
+    """What happened in rooms that the user is in, as it was told: oldest first, none of it after ``upto``."""
+    streams: frozenset[Stream]
+    """The streams in which something of the user itself changed."""
 
-
-@dataclass(slots=True)
-class _Happened:
-    """What happened in one room."""
-
-    events: list[StoredEvent]
-    receipts: list[StoredReceipt]
-    state: dict[StateKey, StoredEvent]
-    """What the state has by now of those events."""
-    typing_position: int = 0
-    members_changed: bool = False
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing happened."""
+        return not self.rooms and not self.streams
 
 
 class Quick:
-    """Answers from memory."""
+    """Finds news in memory."""
 
     def __init__(
-        self,
-        heads: RoomHeads,
-        events: Events,
-        visible: VisibleEvents,
-        typing: Typing,
-        receipts: Receipts,
-        recent: RecentChanges,
-        views: Views,
+        self, database: Database, events: Events, receipts: Receipts, recent: RecentChanges, views: Views
     ) -> None:
-        self._heads = heads
+        self._database = database
         self._events = events
-        self._visible = visible
-        self._typing = typing
         self._receipts = receipts
         self._recent = recent
         self._views = views
@@ -80,132 +70,106 @@ class Quick:
         recent.advance()
         view = self._views.get(user_id)
         # A position that was read from the database may be ahead of what this process has been told of.
-        if since < recent.floor or view is None:
+        if view is None or since < recent.floor or view.position < recent.floor:
             return None
-        if recent.last_of_user(user_id) > min(since, view.position):
-            return None
-        return Window(since, max(since, recent.position), view, recent.rooms_changed(view.joined, since))
+        rooms = {room_id: recent.in_room(room_id, since) for room_id in recent.rooms_changed(view.joined, since)}
+        streams = recent.streams_changed(user_id, min(since, view.position))
+        if not streams and 2 * view.position < recent.floor + recent.position:
+            # Before the changes since then are forgotten, after which only the database could say that it holds.
+            view = self._views.advance(user_id, view, recent.position, view.ignored)
+        return Window(since, max(since, recent.position), view, rooms, streams)
 
-    async def update(self, request: SyncRequest, window: Window, known_members: Mapping[str, Members]) -> Update:
-        """The answer, and which member events are in it. Raises ``NotAtHand``."""
-        update = Update(window.upto)
-        for room_id in window.rooms:
+    async def read(self, request: SyncRequest, window: Window, loaded: LoadedEvents) -> News:
+        """The news in a window. Raises ``NotAtHand``; ``loaded`` gets the events that were found."""
+        news = News(window.upto, window.view.ignored, heads_hold=True)
+        elsewhere: list[RoomNews] = []
+        for room_id, changes in window.rooms.items():
             if not request.filter.room.allows_room(room_id):
                 continue
-            happened = self._happened(request, self._recent.in_room(room_id, window.since), window.upto)
-            room = await self._room(request, window, room_id, happened)
-            if happened.members_changed:
-                room.summary = await self._summary(room_id)
-            if request.is_lazy and room.timeline:
-                await self._add_members(request, room, known_members.get(room_id, {}), window.upto)
-            if room.says_something:
-                update.joined.append(room)
-        return update
+            try:
+                news.rooms.append(self._room(request, window, room_id, changes, loaded))
+            except _NotInMemory:
+                elsewhere.append(_nothing_new(window, room_id))
+        if window.streams:
+            await self._read_own(request, window, news)
+        if elsewhere:
+            question = question_of(
+                request, _all, ignores_users=bool(news.ignored), with_receipts=self._receipts.enabled
+            )
+            news.rooms += await self._database.read(read_ongoing, question, elsewhere)
+        _add_rooms_of_account_data(request, window, news)
+        return news
 
-    def _happened(self, request: SyncRequest, changes: Sequence[Change], upto: int) -> _Happened:
-        happened = _Happened([], [], {})
+    # -- rooms ---------------------------------------------------------------------------------------------------------
+
+    def _room(
+        self, request: SyncRequest, window: Window, room_id: str, changes: Iterable[Change], loaded: LoadedEvents
+    ) -> RoomNews:
+        news = _nothing_new(window, room_id)
         for change in changes:
-            if change.position > upto:
-                break
             if change.stream is Stream.EVENTS:
-                self._take_in_event(change, happened)
+                self._take_in_event(change, news, loaded)
             elif change.stream is Stream.RECEIPTS:
                 receipt = self._receipts.recent(change.position)
                 if receipt is None:
-                    raise NotAtHand
+                    raise _NotInMemory
                 if receipt.receipt_type != READ_PRIVATE or receipt.user_id == request.user_id:
-                    happened.receipts.append(receipt)
+                    news.receipts.append(receipt)
             else:
-                happened.typing_position = change.position
-        return happened
+                news.typing_position = change.position
+        news.newest.reverse()
+        return news
 
-    def _take_in_event(self, change: Change, happened: _Happened) -> None:
+    def _take_in_event(self, change: Change, news: RoomNews, loaded: LoadedEvents) -> None:
         stored = self._events.cached(change.event_id) if change.event_id is not None else None
         if stored is None or change.effect not in (StateEffect.NONE, StateEffect.OWN):
-            raise NotAtHand
+            raise _NotInMemory
         if not stored.visible:
             return
-        happened.events.append(stored)
+        loaded.put(stored)
+        news.newest.append((stored.event_nid, change.position))
         if change.effect is StateEffect.OWN:
-            happened.state[stored.event.key] = stored
-            event_type = stored.event.type
-            if event_type in ("m.room.name", "m.room.canonical_alias"):
-                raise NotAtHand  # rare, and it decides about heroes
-            happened.members_changed |= event_type == "m.room.member"
+            news.changes.append(StateChange(news.room_nid, change.position, stored.event.key, stored.event_nid))
 
-    async def _room(self, request: SyncRequest, window: Window, room_id: str, happened: _Happened) -> RoomUpdate:
-        timeline = await self._timeline(request, window, room_id, happened.events)
-        first = timeline[0].stored.stream_position if timeline else None
-        room = RoomUpdate(room_id, window.upto if first is None else first - 1, timeline)
-        room.state = self._state(request, room_id, timeline, happened.state)
-        if happened.typing_position and allows_ephemeral(request, "m.typing", room_id):
-            if not self._typing.is_fresh(room_id, happened.typing_position):
-                await self._typing.refresh(room_id, happened.typing_position)
-            room.ephemeral.append(self._typing.event_in(room_id))
-        if happened.receipts and self._receipts.enabled:
-            room.ephemeral += receipt_events(request, room_id, happened.receipts)
-        return room
+    # -- what belongs to the user --------------------------------------------------------------------------------------
 
-    async def _timeline(
-        self, request: SyncRequest, window: Window, room_id: str, events: Sequence[StoredEvent]
-    ) -> list[SeenEvent]:
-        allowed, ignored = request.filter.room.timeline, window.view.ignored
-        wanted = [
-            stored
-            for stored in events
-            if allowed.allows(stored.event.type, stored.event.sender, room_id, stored.event.content)
-            and (stored.event.sender not in ignored or stored.event.is_state)
-        ]
-        if not wanted:
-            return []
-        seen = await self._visible.of(wanted, Viewer(request.user_id, None))
-        if len(seen) > request.timeline_limit:
+    async def _read_own(self, request: SyncRequest, window: Window, news: News) -> None:
+        view = window.view
+        after = min(window.since, view.position)
+        own = await self._database.read(read_own, request.user_id, after, window.upto)
+        if own.moved:
             raise NotAtHand
-        return seen
-
-    @staticmethod
-    def _state(
-        request: SyncRequest, room_id: str, timeline: Sequence[SeenEvent], changed: Mapping[StateKey, StoredEvent]
-    ) -> list[StoredEvent]:
-        """What changed of the state: at the end of the timeline all, at its start what is not in it."""
-        if not changed:
-            return []
-        shown = frozenset[int]() if request.state_after else {seen.stored.event_nid for seen in timeline}
-        return [s for s in changed.values() if s.event_nid not in shown and _is_wanted(request, room_id, s)]
-
-    async def _summary(self, room_id: str) -> dict[str, object]:
-        head = await self._heads.get(room_id)
-        names = await self._heads.state_events(head, [("m.room.name", ""), ("m.room.canonical_alias", "")])
-        if not any(is_name(event) for event in names.values()):
-            raise NotAtHand
-        return summary(len(head.joined), len(head.invited), None)
-
-    async def _add_members(self, request: SyncRequest, room: RoomUpdate, known: Members, upto: int) -> None:
-        """Add the member events of the senders that the device does not have."""
-        senders = {seen.stored.event.sender for seen in room.timeline}
-        if not request.sends_redundant_members:
-            senders.difference_update(known)
-        if not senders:
-            return
-        head = await self._heads.get(room.room_id)
-        changing = {seen.stored.event.state_key for seen in room.timeline if seen.stored.event.type == "m.room.member"}
-        if not senders.isdisjoint(changing):
-            raise NotAtHand  # what was before is not what is now
-        present = {stored.event_nid for stored in room.state}
-        members = await self._members(head, senders, upto)
-        room.state = [
-            *room.state,
-            *(m for m in members if m.event_nid not in present and _is_wanted(request, room.room_id, m)),
-        ]
-
-    async def _members(self, head: RoomHead, user_ids: set[str], upto: int) -> list[StoredEvent]:
-        event_ids = [i for user_id in user_ids if (i := head.state.get(("m.room.member", user_id))) is not None]
-        found = list((await self._events.by_id(event_ids)).values())
-        if any((stored.stream_position or 0) > upto for stored in found):
-            raise NotAtHand
-        return found
+        news.ignored = _ignored(own, view)
+        self._views.advance(request.user_id, view, window.upto, news.ignored)
+        news.account_data = [row for row in own.account_data if row[3] > window.since]
+        news.stripped = own.stripped
+        for standing in own.standings:
+            if standing.position > window.since and request.filter.room.allows_room(standing.room_id):
+                if standing.membership == "knock" and standing.sender not in news.ignored:
+                    news.knocked.append(standing)
+                elif standing.membership == "invite" and standing.sender not in news.ignored:
+                    news.invited.append(standing)
 
 
-def _is_wanted(request: SyncRequest, room_id: str, stored: StoredEvent) -> bool:
-    event = stored.event
-    return request.filter.room.state.allows(event.type, event.sender, room_id, event.content)
+def _nothing_new(window: Window, room_id: str) -> RoomNews:
+    return RoomNews(room_id, window.view.joined[room_id].room_nid, window.since, window.upto)
+
+
+def _all(room_ids: Iterable[str], _: int) -> Iterable[str]:
+    return room_ids
+
+
+def _ignored(own: OwnChanges, view: View) -> frozenset[str]:
+    """Whom the user ignores now."""
+    for room_id, event_type, content, _ in own.account_data:
+        if room_id == GLOBAL and event_type == IGNORED_USERS_TYPE:
+            return ignored_users(content)
+    return view.ignored
+
+
+def _add_rooms_of_account_data(request: SyncRequest, window: Window, news: News) -> None:
+    """Account data of a room is told with the room, even if nothing else happened there."""
+    present = {room.room_id for room in news.rooms}
+    for room_id in dict.fromkeys(row[0] for row in news.account_data):
+        if room_id in window.view.joined and room_id not in present and request.filter.room.allows_room(room_id):
+            news.rooms.append(_nothing_new(window, room_id))

@@ -9,6 +9,11 @@ from homeserver.notifier import Change, Notifier, Stream
 CHANGES_MAX = 20_000
 """Changes that are kept here; at this many, the older half goes."""
 ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS, Stream.TYPING})
+"""Streams of what happens in rooms, for everybody in them."""
+USER_STREAMS = frozenset({Stream.ACCOUNT_DATA, Stream.MEMBERSHIP})
+"""Streams of what is a user's own. (A member event in a room counts as a change in ``MEMBERSHIP`` of its user.)"""
+
+_NONE = frozenset[Stream]()
 
 
 class RecentChanges:
@@ -22,7 +27,7 @@ class RecentChanges:
         """Of changes up to here nothing is known."""
         self._changes: list[Change] = []
         self._by_room: dict[str, list[Change]] = {}
-        self._last_of_user: dict[str, int] = {}
+        self._last_of_user: dict[str, dict[Stream, int]] = {}
 
     def advance(self) -> None:
         """Take in what the notifier has heard of since the last time."""
@@ -46,14 +51,10 @@ class RecentChanges:
         self._changes.append(change)
         if change.room_id is not None and change.stream in ROOM_STREAMS:
             self._by_room.setdefault(change.room_id, []).append(change)
-        for user_id in self._whose_view_changes(change):
-            self._last_of_user[user_id] = change.position
-
-    def _whose_view_changes(self, change: Change) -> Collection[str]:
-        """The users for whom more changed than a room that they are in goes on."""
-        if change.stream in (Stream.RECEIPTS, Stream.TYPING):
-            return ()
-        return change.users
+        stream = Stream.MEMBERSHIP if change.stream is Stream.EVENTS else change.stream
+        if stream in USER_STREAMS:
+            for user_id in change.users:
+                self._last_of_user.setdefault(user_id, {})[stream] = change.position
 
     def _forget_older_half(self) -> None:
         kept = self._changes[len(self._changes) // 2 :]
@@ -63,13 +64,18 @@ class RecentChanges:
         for change in kept:
             if change.room_id is not None and change.stream in ROOM_STREAMS:
                 self._by_room.setdefault(change.room_id, []).append(change)
-        self._last_of_user = {u: position for u, position in self._last_of_user.items() if position > self.floor}
+        self._last_of_user = {
+            user_id: last for user_id, last in self._last_of_user.items() if max(last.values()) > self.floor
+        }
 
     # -- questions; about what came after the floor --------------------------------------------------------------------
 
-    def last_of_user(self, user_id: str) -> int:
-        """The position of the last change that concerns the user itself, or the floor."""
-        return self._last_of_user.get(user_id, self.floor)
+    def streams_changed(self, user_id: str, after: int) -> frozenset[Stream]:
+        """The ``USER_STREAMS`` in which something of a user changed after a position."""
+        last = self._last_of_user.get(user_id)
+        if last is None:
+            return _NONE
+        return frozenset([stream for stream, position in last.items() if position > after])
 
     def last_in_room(self, room_id: str) -> int:
         """The position of the last change in a room, or the floor."""

@@ -1,24 +1,22 @@
-"""Reads from the database, at one position, what a request of /sync is about."""
+"""Reads news from the database, all in one transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from homeserver.storage import account_data, streams, sync_streams
 from homeserver.storage.account_data import AccountDataRow
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.receipts import StoredReceipt, receipts_since
-from homeserver.storage.sync_streams import Standing, StateChange
+from homeserver.storage.receipts import receipts_since
+from homeserver.storage.sync_streams import Standing
 from homeserver.storage.typing import last_changes
+from homeserver.sync.news import BEFORE_ALL, News, RoomNews
+from homeserver.sync.summaries import SUMMARY_TYPES
 from homeserver.sync.views import IGNORED_USERS_TYPE, ignored_users
 
-BEFORE_ALL = 0
-"""Before the first position. (What was backfilled has positions below, and is no part of /sync.)"""
-SUMMARY_TYPES = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})
-"""State that a room's summary depends on."""
 GONE = frozenset({"leave", "ban"})
 
 
@@ -42,66 +40,67 @@ class Question:
 
 
 @dataclass(slots=True)
-class RoomReading:
-    """What was read of a room that the user is in, or was in."""
-
-    standing: Standing
-    is_fresh: bool
-    """The client knows nothing of the room yet."""
-    after: int
-    upto: int
-    """The timeline is out of ``after`` < position ≤ ``upto``."""
-    newest: list[tuple[int, int]] = field(default_factory=list)
-    """``(event_nid, position)`` of the events in it, newest first."""
-    is_whole: bool = True
-    """There are no more."""
-    state: list[int] | None = None
-    """The whole state at ``upto``, if it is wanted."""
-    changes: list[StateChange] = field(default_factory=list)
-    """How the state changed since ``after``."""
-    counts: tuple[int, int] | None = None
-    """How many have joined and are invited, if that may have changed."""
-    names: list[int] = field(default_factory=list)
-    """Then also the events that may give the room a name."""
-    receipts: list[StoredReceipt] = field(default_factory=list)
-    typing_position: int = 0
-    """When somebody last began to type or stopped; 0 if nobody did."""
-    departure: StoredEvent | None = None
-    """The event with which the user stopped being in the room."""
-    has_left: bool = False
-    was_absent: bool = False
-    """The user was not in the room during all of the time that the timeline is about."""
-
-
-@dataclass(slots=True)
 class Reading:
-    """What was read, all of it as of ``position``."""
+    """What was read."""
 
-    position: int
+    news: News
     standings: list[Standing]
-    ignored: frozenset[str]
-    account_data: list[AccountDataRow]
-    rooms: list[RoomReading] = field(default_factory=list)
-    invited: list[Standing] = field(default_factory=list)
-    knocked: list[Standing] = field(default_factory=list)
-    stripped: dict[int, bytes | None] = field(default_factory=dict)
+    """How the user stands to every room that it has to do with."""
 
 
 def read(connection: Connection, question: Question) -> Reading:
-    """Read it all, in one transaction."""
+    """Read everything that a request may be told."""
     reading = _read_account(connection, question)
     for standing in reading.standings:
-        if question.allows_room(standing.room_id) and not standing.forgotten:
-            _sort_in(connection, question, reading, standing)
-    _read_data_of_fresh_rooms(connection, question, reading)
-    _drop_quiet_rooms(question, reading)
-    _read_timelines(connection, question, reading)
-    _read_states(connection, question, reading)
-    _read_ephemeral(connection, question, reading)
-    stripped_of = [standing.room_nid for standing in (*reading.invited, *reading.knocked)]
+        if question.allows_room(standing.room_id):
+            _sort_in(connection, question, reading.news, standing)
+    news = reading.news
+    _read_data_of_fresh_rooms(connection, question, news)
+    _drop_quiet_rooms(question, news)
+    _read_timelines(connection, news.rooms, question.count)
+    _read_states(connection, question, news.rooms)
+    _read_ephemeral(connection, question, news.rooms)
+    stripped_of = [standing.room_nid for standing in (*news.invited, *news.knocked)]
     if stripped_of:
-        reading.stripped = sync_streams.stripped_states(connection, question.user_id, stripped_of)
+        news.stripped = sync_streams.stripped_states(connection, question.user_id, stripped_of)
     return reading
+
+
+def read_ongoing(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> Sequence[RoomNews]:
+    """Read what happened in rooms that the user is in, and of which the client knows what was before."""
+    _read_timelines(connection, rooms, question.count)
+    _read_states(connection, question, rooms)
+    _read_ephemeral(connection, question, rooms)
+    return rooms
+
+
+@dataclass(frozen=True, slots=True)
+class OwnChanges:
+    """What changed of a user itself between two positions: account data, and how the user stands to rooms."""
+
+    account_data: list[AccountDataRow]
+    standings: list[Standing]
+    stripped: dict[int, bytes | None]
+    moved: frozenset[str]
+    """The rooms that the user joined or left, or was in and is no more."""
+
+
+def read_own(connection: Connection, user_id: str, after: int, upto: int) -> OwnChanges:
+    """Read what changed of a user with ``after`` < position ≤ ``upto``."""
+    rows = account_data.account_data_since(connection, user_id, after, upto)
+    standings = sync_streams.standings_since(connection, user_id, after, upto)
+    moved: set[str] = set()
+    for standing in standings:
+        if standing.membership in GONE:
+            moved.add(standing.room_id)
+        elif standing.membership == "join":
+            history = sync_streams.membership_history(connection, standing.event_nid, after)
+            # The last one is from before; whoever was in the room all the time has changed its name or picture.
+            if any(stored.event.membership != "join" for stored in history) or _membership_at(history, after) is None:
+                moved.add(standing.room_id)
+    waiting = [standing.room_nid for standing in standings if standing.membership in ("invite", "knock")]
+    stripped = sync_streams.stripped_states(connection, user_id, waiting) if waiting else {}
+    return OwnChanges(rows, standings, stripped, frozenset(moved))
 
 
 def _read_account(connection: Connection, question: Question) -> Reading:
@@ -113,19 +112,19 @@ def _read_account(connection: Connection, question: Question) -> Reading:
         rows = account_data.account_data_since(connection, user_id, since, position)
     ignored = account_data.get_account_data(connection, user_id, account_data.GLOBAL, IGNORED_USERS_TYPE)
     standings = sync_streams.standings_of(connection, user_id)
-    return Reading(position, standings, ignored_users(ignored), rows)
+    return Reading(News(position, ignored_users(ignored), rows), standings)
 
 
-def _read_data_of_fresh_rooms(connection: Connection, question: Question, reading: Reading) -> None:
+def _read_data_of_fresh_rooms(connection: Connection, question: Question, news: News) -> None:
     """Of rooms that the client knows nothing of yet it gets all account data, however old."""
     since = question.since
-    fresh = {room.standing.room_id for room in reading.rooms if room.is_fresh}
+    fresh = {room.room_id for room in news.rooms if room.is_fresh}
     if since is not None and fresh:
         rows = account_data.all_account_data(connection, question.user_id)
-        reading.account_data += [row for row in rows if row[0] in fresh and row[3] <= since]
+        news.account_data += [row for row in rows if row[0] in fresh and row[3] <= since]
 
 
-def _sort_in(connection: Connection, question: Question, reading: Reading, standing: Standing) -> None:
+def _sort_in(connection: Connection, question: Question, news: News, standing: Standing) -> None:
     """Find out what of a room the client is to be told."""
     since = question.since
     is_new = since is None or standing.position > since
@@ -136,32 +135,30 @@ def _sort_in(connection: Connection, question: Question, reading: Reading, stand
             history = sync_streams.membership_history(connection, standing.event_nid, since)
             was_joined = _membership_at(history, since) == "join"
         after = BEFORE_ALL if since is None or not was_joined else since
-        room = RoomReading(standing, not was_joined, after, reading.position)
-        room.was_absent = is_new
-        reading.rooms.append(room)
+        news.rooms.append(RoomNews(standing.room_id, standing.room_nid, after, news.position, not was_joined))
     elif membership in GONE:
-        if is_new and (since is not None or question.include_left):
-            left = _left_room(connection, question, standing)
-            if left is not None:
-                reading.rooms.append(left)
-    elif is_new and standing.sender not in reading.ignored:
+        # A room that was left and forgotten before this device heard of it is told to be left, once. It is archived no
+        # longer: "include_leave" does not bring it back.
+        if is_new and (since is not None or (question.include_left and not standing.forgotten)):
+            news.rooms.append(_left_room(connection, question, standing))
+    elif is_new and standing.sender not in news.ignored:
         # "Servers must not send room invites from ignored users to clients."
-        (reading.invited if membership == "invite" else reading.knocked).append(standing)
+        (news.invited if membership == "invite" else news.knocked).append(standing)
 
 
-def _left_room(connection: Connection, question: Question, standing: Standing) -> RoomReading | None:
+def _left_room(connection: Connection, question: Question, standing: Standing) -> RoomNews:
     since = question.since
     history = sync_streams.membership_history(connection, standing.event_nid, -1 if since is None else since)
     departure = _departure(history)
     was_joined = since is not None and _membership_at(history, since) == "join"
-    if departure is None or departure.stream_position is None:
-        # It was invited, or had left before: all there is to tell is how it stands to the room now.
-        if since is None:
-            return None
-        return RoomReading(standing, False, standing.position, standing.position, has_left=True)
-    after = since if was_joined and since is not None else BEFORE_ALL
-    room = RoomReading(standing, not was_joined, after, departure.stream_position, has_left=True, was_absent=True)
-    room.departure = departure
+    room = RoomNews(standing.room_id, standing.room_nid, standing.position, standing.position, has_left=True)
+    room.standing_nid = standing.event_nid
+    # Of who was invited, or had left before, all there is to tell is how it stands to the room now.
+    if departure is not None and departure.stream_position is not None:
+        room.departure = departure
+        room.is_fresh = not was_joined
+        room.after = since if was_joined and since is not None else BEFORE_ALL
+        room.upto = departure.stream_position
     return room
 
 
@@ -181,69 +178,69 @@ def _departure(history: list[StoredEvent]) -> StoredEvent | None:
     return None
 
 
-def _drop_quiet_rooms(question: Question, reading: Reading) -> None:
+def _drop_quiet_rooms(question: Question, news: News) -> None:
     """Leave out the rooms in which nothing can have happened."""
     if question.since is None or question.full_state:
         return
-    ongoing = {room.standing.room_id for room in reading.rooms if not room.is_fresh and not room.has_left}
-    quiet = ongoing.difference(question.may_have_changed(ongoing, reading.position))
-    quiet.difference_update(room_id for room_id, _, _, _ in reading.account_data)
+    ongoing = {room.room_id for room in news.rooms if not room.is_fresh and not room.has_left}
+    quiet = ongoing.difference(question.may_have_changed(ongoing, news.position))
+    quiet.difference_update(room_id for room_id, _, _, _ in news.account_data)
     if quiet:
-        reading.rooms = [room for room in reading.rooms if room.standing.room_id not in quiet]
+        news.rooms = [room for room in news.rooms if room.room_id not in quiet]
 
 
-def _read_timelines(connection: Connection, question: Question, reading: Reading) -> None:
-    together: dict[tuple[int, int], list[RoomReading]] = {}
-    for room in reading.rooms:
-        together.setdefault((room.after, room.upto), []).append(room)
-    for (after, upto), rooms in together.items():
-        nids = [room.standing.room_nid for room in rooms]
-        found = sync_streams.newest_events(connection, nids, after, upto, question.count)
-        for room in rooms:
-            room.newest = found.get(room.standing.room_nid, [])
-            room.is_whole = len(room.newest) < question.count
+def _read_timelines(connection: Connection, rooms: Sequence[RoomNews], count: int) -> None:
+    for (after, upto), some in _by_span(rooms).items():
+        found = sync_streams.newest_events(connection, [room.room_nid for room in some], after, upto, count)
+        for room in some:
+            room.newest = found.get(room.room_nid, [])
+            room.is_whole = len(room.newest) < count
 
 
-def _read_states(connection: Connection, question: Question, reading: Reading) -> None:
-    whole = [room for room in reading.rooms if not room.has_left and (room.is_fresh or question.full_state)]
+def _read_states(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> None:
+    whole = [room for room in rooms if not room.has_left and (room.is_fresh or question.full_state)]
     if whole:
-        nids = [room.standing.room_nid for room in whole]
+        nids = [room.room_nid for room in whole]
         states = sync_streams.state_of_rooms(connection, nids, members=question.with_members)
         for room in whole:
-            room.state = states[room.standing.room_nid]
-    together: dict[tuple[int, int], list[RoomReading]] = {}
-    for room in reading.rooms:
-        if room.state is None and not room.is_fresh and room.after < room.upto:
-            together.setdefault((room.after, room.upto), []).append(room)
-    for (after, upto), rooms in together.items():
-        changes = sync_streams.state_changes(connection, [room.standing.room_nid for room in rooms], after, upto)
-        for room in rooms:
-            room.changes = changes.get(room.standing.room_nid, [])
+            room.state = states[room.room_nid]
+    ongoing = [room for room in rooms if room.state is None and not room.is_fresh]
+    for (after, upto), some in _by_span(ongoing).items():
+        changes = sync_streams.state_changes(connection, [room.room_nid for room in some], after, upto)
+        for room in some:
+            room.changes = changes.get(room.room_nid, [])
     counted = [
         room
-        for room in reading.rooms
+        for room in rooms
         if not room.has_left and (room.state is not None or any(c.key[0] in SUMMARY_TYPES for c in room.changes))
     ]
     if counted:
-        counts = sync_streams.member_counts(connection, [room.standing.room_nid for room in counted])
-        names = sync_streams.name_events(connection, [room.standing.room_nid for room in counted])
+        counts = sync_streams.member_counts(connection, [room.room_nid for room in counted])
+        names = sync_streams.name_events(connection, [room.room_nid for room in counted])
         for room in counted:
-            room.counts = counts[room.standing.room_nid]
-            room.names = names.get(room.standing.room_nid, [])
+            room.counts = counts[room.room_nid]
+            room.names = names.get(room.room_nid, [])
 
 
-def _read_ephemeral(connection: Connection, question: Question, reading: Reading) -> None:
-    typing = last_changes(connection, [room.standing.room_nid for room in reading.rooms])
-    for room in reading.rooms:
-        room.typing_position = typing.get(room.standing.room_nid, 0)
+def _by_span(rooms: Iterable[RoomNews]) -> dict[tuple[int, int], list[RoomNews]]:
+    """Rooms by ``after`` and ``upto``, so that those with the same span can be read together."""
+    together: dict[tuple[int, int], list[RoomNews]] = {}
+    for room in rooms:
+        if room.after < room.upto:
+            together.setdefault((room.after, room.upto), []).append(room)
+    return together
+
+
+def _read_ephemeral(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> None:
+    present = [room for room in rooms if not room.has_left]
+    typing = last_changes(connection, [room.room_nid for room in present])
+    for room in present:
+        position = typing.get(room.room_nid, 0)
+        room.typing_position = position if position > room.after else 0
     if not question.with_receipts:
         return
-    together: dict[int, list[RoomReading]] = {}
-    for room in reading.rooms:
-        if not room.has_left:
-            together.setdefault(room.after, []).append(room)
-    for after, rooms in together.items():
-        by_id = {room.standing.room_id: room for room in rooms}
-        nids = [room.standing.room_nid for room in rooms]
-        for receipt in receipts_since(connection, nids, question.user_id, after, reading.position):
+    for (after, upto), some in _by_span(present).items():
+        by_id = {room.room_id: room for room in some}
+        nids = [room.room_nid for room in some]
+        for receipt in receipts_since(connection, nids, question.user_id, after, upto):
             by_id[receipt.room_id].receipts.append(receipt)

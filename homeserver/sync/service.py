@@ -19,8 +19,10 @@ from homeserver.reading.client_events import ClientEvents
 from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.database import Database
+from homeserver.sync.composing import Composer
 from homeserver.sync.gathering import Gathering
-from homeserver.sync.pieces import members_in
+from homeserver.sync.loaded_events import LoadedEvents
+from homeserver.sync.members import members_in
 from homeserver.sync.quick import NotAtHand, Quick, Window
 from homeserver.sync.recent_changes import RecentChanges
 from homeserver.sync.rendering import SyncRendering
@@ -54,9 +56,11 @@ class Sync:
         self._database = database
         self._notifier = notifier
         self._clock = clock
+        self._events = events
         recent, views = RecentChanges(notifier), Views()
-        self._quick = Quick(heads, events, visible, typing, receipts, recent, views)
-        self._gathering = Gathering(database, heads, events, states, visible, typing, receipts, recent, views)
+        self._quick = Quick(database, events, receipts, recent, views)
+        self._gathering = Gathering(database, recent, views, with_receipts=receipts.enabled)
+        self._composer = Composer(database, heads, events, states, visible, typing, receipts)
         self._rendering = SyncRendering(client_events, clock)
         self._sent_members = SentMembers()
 
@@ -71,7 +75,7 @@ class Sync:
         if request.is_lazy:
             known = self._sent_members.known_to(request.user_id, request.device_id, request.since)
         if request.since is None or request.full_state:
-            update = await self._gathering.gather(request, known)
+            update = await self._gather(request, known)
         else:
             update = await self._wait_for_news(request, timeout_ms, known, check_requester)
         if request.is_lazy:
@@ -114,7 +118,7 @@ class Sync:
         assert request.since is not None
         while True:
             window = self._quick.look(request.user_id, request.since)
-            if window is not None and not window.rooms:
+            if window is not None and window.is_empty:
                 return Update(window.upto), window.view.joined
             update = await self._read_news(request, window, known)
             if update.says_something:
@@ -123,11 +127,18 @@ class Sync:
 
     async def _read_news(self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]) -> Update:
         if window is not None:
+            loaded = LoadedEvents(self._events)
             try:
-                return await self._quick.update(request, window, known)
+                news = await self._quick.read(request, window, loaded)
             except NotAtHand:
                 pass
-        return await self._gathering.gather(request, known)
+            else:
+                return await self._composer.compose(request, news, known, loaded)
+        return await self._gather(request, known)
+
+    async def _gather(self, request: SyncRequest, known: Mapping[str, Members]) -> Update:
+        news = await self._gathering.read(request)
+        return await self._composer.compose(request, news, known, LoadedEvents(self._events))
 
     async def _catch_up(self, since: int) -> None:
         """Another process has answered this client before, and was ahead."""

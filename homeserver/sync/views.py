@@ -1,4 +1,4 @@
-"""How users stand to their rooms, and whom they ignore: kept for as long as nothing happens to it."""
+"""How users stand to their rooms, and whom they ignore: kept, and brought up to date when something happens to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IGNORED_USERS_TYPE = "m.ignored_user_list"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a user has to do with which room, at a position and until something changes it."""
+    """Which rooms a user is in and whom it ignores, at a position and until something changes it."""
 
     position: int
     joined: dict[str, Standing]
@@ -38,6 +38,15 @@ class Views:
         if view is not None:
             self._views.move_to_end(user_id)
         return view
+
+    def advance(self, user_id: str, view: View, position: int, ignored: frozenset[str]) -> View:
+        """A view, as it is at a later position: with these ignored users, and without the user having joined or left a
+        room. It is kept, unless another request has read a newer one meanwhile."""
+        advanced = View(position, view.joined, ignored, view.weight + len(ignored) - len(view.ignored))
+        if self._views.get(user_id) is view:
+            self._views[user_id] = advanced
+            self._weight += advanced.weight - view.weight
+        return advanced
 
     def put(self, user_id: str, position: int, standings: Iterable[Standing], ignored: frozenset[str]) -> View:
         """Keep what was read at a position."""

@@ -206,7 +206,7 @@ class ReadingServer:
 
     async def set_account_data(self, who: str, event_type: str, content: JsonObject, room_id: str = "") -> None:
         position = await self.database.write(put_account_data, user(who), room_id, event_type, orjson.dumps(content))
-        self.notifier.publish([Change(position, Stream.ACCOUNT_DATA, room_id or None, user(who), (user(who),))])
+        self.notifier.publish([Change(position, Stream.ACCOUNT_DATA, room_id or None, (user(who),))])
 
     # -- what clients see ----------------------------------------------------------------------------------------------
 

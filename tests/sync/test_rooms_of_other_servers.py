@@ -44,7 +44,9 @@ def test_invitation_from_outside_and_its_revocation(database: Database) -> None:
         left = response["rooms"]["leave"][room.room_id]
         assert [event["sender"] for event in left["timeline"]["events"]] == ["@mary:other.org"]
         assert left["state"]["events"] == []
-        assert "rooms" not in await server.sync("bob", filter={"room": {"include_leave": True}})
+        archived = await server.sync("bob", filter={"room": {"include_leave": True}})
+        assert archived["rooms"]["leave"][room.room_id] == left
+        assert "rooms" not in await server.sync("bob")
 
     asyncio.run(story())
 

@@ -172,7 +172,7 @@ def test_left_room_ends_with_the_event_that_ended_the_stay(database: Database) -
         assert left["timeline"]["events"][-1]["content"]["membership"] == "ban"
         assert "rooms" not in await server.sync("bob", response["next_batch"])
         assert "rooms" not in await server.sync("bob")
-        filter: JsonObject = {"room": {"include_leave": True, "timeline": {"limit": 3}}}
+        filter: JsonObject = {"room": {"include_leave": True, "timeline": {"limit": 4}}}
         archived = (await server.sync("bob", filter=filter))["rooms"]["leave"][room]
         assert bodies(archived) == ["seen"]
         assert [e["content"] for e in archived["state"]["events"] if e["type"] == "m.room.topic"] == []
