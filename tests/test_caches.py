@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.caches import WeightedCache
+from homeserver.caches import CacheUse, WeightedCache, cache_uses
 
 
 def cache(weight_max: int = 10) -> WeightedCache[str, str]:
-    return WeightedCache(weight_max, len)
+    return WeightedCache("test", weight_max, len, entry_bytes=0)
 
 
 def test_the_oldest_goes_when_it_gets_too_heavy() -> None:
@@ -17,7 +19,7 @@ def test_the_oldest_goes_when_it_gets_too_heavy() -> None:
     for letter in "abc":
         kept.put(letter, letter * 4)
     assert (kept.get("a"), kept.get("b"), kept.get("c")) == (None, "bbbb", "cccc")
-    assert (len(kept), kept.weight) == (2, 8)
+    assert (len(kept), kept.bytes) == (2, 8)
 
 
 def test_use_keeps_an_entry_and_a_peek_does_not() -> None:
@@ -36,13 +38,13 @@ def test_an_entry_may_be_replaced_dropped_and_all_forgotten() -> None:
     kept = cache()
     kept.put("a", "aaaa")
     kept.put("a", "a")
-    assert (kept.get("a"), kept.weight) == ("a", 1)
+    assert (kept.get("a"), kept.bytes) == ("a", 1)
     kept.drop("a")
     kept.drop("a")
-    assert (len(kept), kept.weight) == (0, 0)
+    assert (len(kept), kept.bytes) == (0, 0)
     kept.put("b", "b")
     kept.clear()
-    assert (kept.get("b"), kept.weight) == (None, 0)
+    assert (kept.get("b"), kept.bytes) == (None, 0)
 
 
 def test_one_entry_stays_however_heavy_it_is() -> None:
@@ -63,5 +65,19 @@ def test_the_weight_is_what_the_entries_weigh(steps: list[tuple[str, str, bool]]
             kept.drop(key)
         else:
             kept.put(key, value)
-        assert kept.weight == sum(len(kept.peek(name) or "") for name in "abcdef")
-        assert kept.weight <= 10
+        assert kept.bytes == sum(len(kept.peek(name) or "") for name in "abcdef")
+        assert kept.bytes <= 10
+
+
+def test_all_caches_are_listed_while_they_are_in_use() -> None:
+    first = WeightedCache[str, str]("of this test", 100, len, entry_bytes=1)
+    second = WeightedCache[str, str]("of this test", 50, len, entry_bytes=1)
+    first.put("a", "aaa")
+    second.put("b", "bb")
+    second.put("c", "")
+    mine = [use for use in cache_uses() if use.name == "of this test"]
+    assert mine == [CacheUse("of this test", entries=3, bytes=8, bytes_max=150)]
+    del second
+    gc.collect()
+    mine = [use for use in cache_uses() if use.name == "of this test"]
+    assert mine == [CacheUse("of this test", entries=1, bytes=4, bytes_max=100)]

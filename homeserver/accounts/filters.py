@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import OrderedDict
 
 import orjson
 
+from homeserver.caches import WeightedCache
 from homeserver.errors import NotFound, TooLarge
 from homeserver.protocol.filters import Filter, parse_filter, parse_filter_text
 from homeserver.protocol.identifiers import fits_in_bytes
@@ -21,7 +21,9 @@ from homeserver.storage.database import Database
 FILTER_BYTES_MAX = 64 * 1024
 FILTER_ID_BYTES = 12
 FILTER_ID_CHARACTERS_MAX = 64
-PARSED_MAX = 2_000
+PARSED_BYTES_MAX = 8 * 2**20
+PARSED_FACTOR = 5
+"""A parsed filter takes about this many times the memory of its JSON."""
 
 
 class Filters:
@@ -29,7 +31,10 @@ class Filters:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._parsed: OrderedDict[tuple[str, str], Filter] = OrderedDict()
+        self._parsed: WeightedCache[tuple[str, str], tuple[Filter, int]] = WeightedCache(
+            "filters", PARSED_BYTES_MAX, lambda parsed: 1_000 + PARSED_FACTOR * parsed[1]
+        )
+        """With the length of its JSON."""
 
     async def define(self, user_id: str, definition: JsonObject) -> str:
         """Store a filter; the same one has the same ID. Raises ``BadJson``, ``InvalidParam``, ``TooLarge``."""
@@ -62,10 +67,8 @@ class Filters:
         key = (user_id, filter_id_or_json)
         known = self._parsed.get(key)
         if known is not None:
-            self._parsed.move_to_end(key)
-            return known
-        parsed = parse_filter(orjson.loads(await self.definition(user_id, filter_id_or_json)))
-        self._parsed[key] = parsed
-        if len(self._parsed) > PARSED_MAX:
-            self._parsed.popitem(last=False)
+            return known[0]
+        definition_json = await self.definition(user_id, filter_id_or_json)
+        parsed = parse_filter(orjson.loads(definition_json))
+        self._parsed.put(key, (parsed, len(definition_json)))
         return parsed

@@ -27,8 +27,9 @@ RECEIPTS_PER_READ_MIN = 100
 """Receipts that are read at once for a part of the list, since not all of them may count."""
 
 
-ATTENDANCES_USERS_MAX = 100_000
-"""Users, at all states together, of whom it is remembered whether they were in the room."""
+ATTENDANCES_BYTES_MAX = 12 * 2**20
+"""What may be remembered of who was in the room, at all states together."""
+USER_BYTES = 120
 MEMBER = "m.room.member"
 
 
@@ -59,7 +60,7 @@ class _Attendance(NamedTuple):
 
 
 def _weigh(attendance: _Attendance) -> int:
-    return 20 + len(attendance.present) + len(attendance.absent)
+    return 500 + USER_BYTES * (len(attendance.present) + len(attendance.absent))
 
 
 class WhoHasRead:
@@ -82,7 +83,7 @@ class WhoHasRead:
         self._visible = visible
         self._receipts = receipts
         self._server_name = server_name
-        self._attendances: WeightedCache[int, _Attendance] = WeightedCache(ATTENDANCES_USERS_MAX, _weigh)
+        self._attendances: WeightedCache[int, _Attendance] = WeightedCache("attendances", ATTENDANCES_BYTES_MAX, _weigh)
         """By state group."""
 
     async def of_event(self, user_id: str, room_id: str, event_id: str, page: PageRequest) -> ReceiptList:

@@ -1,43 +1,29 @@
-"""Two small helpers: a dictionary that forgets, and one flight for all who want to go to the same place."""
+"""Two small helpers: a cache of small values, and one request for all who wait for the same answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-Key = TypeVar("Key")
+from homeserver.caches import ENTRY_BYTES, WeightedCache
+
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
+SMALL_VALUE_BYTES = 300
 
-class LruDict(Generic[Key, Value]):
-    """A dictionary of at most ``size_max`` entries; what was not used for longest goes first."""
 
-    def __init__(self, size_max: int) -> None:
-        self._size_max = size_max
-        self._entries: OrderedDict[Key, Value] = OrderedDict()
+class LruDict(WeightedCache[Key, Value]):
+    """A cache of small values of about the same size; the entries that were used longest ago are dropped first."""
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Key) -> Value | None:
-        """The value, which counts as used now."""
-        value = self._entries.get(key)
-        if value is not None:
-            self._entries.move_to_end(key)
-        return value
-
-    def put(self, key: Key, value: Value) -> None:
-        """Set a value."""
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._size_max:
-            self._entries.popitem(last=False)
+    def __init__(self, size_max: int, name: str = "small values", value_bytes: int = SMALL_VALUE_BYTES) -> None:
+        """Keeps about ``size_max`` entries, of ``value_bytes`` each at most."""
+        super().__init__(name, size_max * (ENTRY_BYTES + value_bytes), lambda _: value_bytes)
 
     def remove(self, key: Key) -> None:
         """Forget a value, if there is one."""
-        self._entries.pop(key, None)
+        self.drop(key)
 
 
 class SingleFlight(Generic[Key, Value]):

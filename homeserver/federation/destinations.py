@@ -132,7 +132,11 @@ class Destinations:
         if stored.state_group == room.snapshot.group:
             changed = {event.state_key} if event.type == "m.room.member" and event.state_key else set()
         else:
-            changed = await self._database.read(members_changed_since, stored.room_nid, stored.stream_position)
+            changed = await self._database.read(
+                members_changed_since, stored.room_nid, stored.stream_position, self._server_name
+            )
+        # An event never goes to ourselves, so our own members make no difference, however many there are.
+        changed = {user_id for user_id in changed if user_id.partition(":")[2] != self._server_name}
         if not changed:
             return set(room.joined_servers)
         counts = dict(room.joined_servers)

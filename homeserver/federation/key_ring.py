@@ -20,9 +20,10 @@ from typing import Protocol, TypeAlias
 
 import structlog
 
+from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.errors import InvalidEvent, InvalidSignature, RemoteError
-from homeserver.federation.caching import LruDict, SingleFlight
+from homeserver.federation.caching import SingleFlight
 from homeserver.federation.server_keys import VALIDITY_MS_MAX, ServerKeys, is_key_id, parse_server_keys
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.events import Event
@@ -49,7 +50,10 @@ logger = structlog.get_logger(__name__)
 Wanted: TypeAlias = Mapping[str, Mapping[str, int]]
 """Server name to key ID to the time, in milliseconds since the epoch, until which the key must be valid at least."""
 
-SERVERS_IN_MEMORY_MAX = 10_000
+KEYS_BYTES_MAX = 16 * 2**20
+"""What the keys of other servers may take of memory; all of them are in the database."""
+KEY_BYTES = 400
+"""About what one key takes."""
 FETCHES_MAX = 50
 """How many servers are asked for their keys at the same time."""
 KEY_IDS_PER_SERVER_MAX = 50
@@ -95,6 +99,11 @@ class _Known:
         return True
 
 
+def _weigh_keys(known: _Known) -> int:
+    # A server may publish more keys later: count some that are not there yet.
+    return KEY_BYTES * (4 + len(known.keys))
+
+
 class KeyRing:
     """Finds the keys of servers and checks events with them."""
 
@@ -112,7 +121,7 @@ class KeyRing:
         self._signing_keys = signing_keys
         self._clock = clock
         self._notaries = [name for name in trusted_key_servers if name != signing_keys.server_name]
-        self._known: LruDict[str, _Known] = LruDict(SERVERS_IN_MEMORY_MAX)
+        self._known: WeightedCache[str, _Known] = WeightedCache("keys of servers", KEYS_BYTES_MAX, _weigh_keys)
         self._flights: SingleFlight[str, None] = SingleFlight()
         self._fetches = asyncio.Semaphore(FETCHES_MAX)
         self._threads: ThreadPoolExecutor | None = None

@@ -73,7 +73,7 @@ class ServerDiscovery:
         self._well_known = WellKnown(http, clock)
         self._look_up_srv = srv_lookup or DnsSrvLookup()
         self._random = randomness or random.Random()
-        self._resolved: LruDict[str, tuple[Destination, int]] = LruDict(SERVERS_MAX)
+        self._resolved: LruDict[str, tuple[Destination, int]] = LruDict(SERVERS_MAX, "server discovery")
         self._flights: SingleFlight[str, Destination] = SingleFlight()
 
     async def resolve(self, server_name: str) -> Destination:

@@ -54,7 +54,7 @@ class WellKnown:
     def __init__(self, http: OutboundHttp, clock: Clock) -> None:
         self._http = http
         self._clock = clock
-        self._remembered: LruDict[str, Delegation] = LruDict(HOSTS_MAX)
+        self._remembered: LruDict[str, Delegation] = LruDict(HOSTS_MAX, "well-known files")
 
     async def delegation_of(self, host: str) -> Delegation:
         """The delegation of a host name. Whatever goes wrong means that there is none."""

@@ -15,7 +15,7 @@ from homeserver.storage.event_graph import StoredEvent
 CACHE_BYTES = 24 * 1024 * 1024
 PARSED_FACTOR = 5
 """A parsed event takes about this many times the memory of its JSON."""
-ENTRY_BYTES = 600
+ENTRY_BYTES = 400
 """What an entry takes besides."""
 CHANGED_MAX = 10_000
 """Events of which it is remembered that they changed, for reads that are under way meanwhile."""
@@ -30,7 +30,7 @@ class Events:
 
     def __init__(self, database: Database, cache_bytes: int = CACHE_BYTES) -> None:
         self._database = database
-        self._cache: WeightedCache[str, StoredEvent] = WeightedCache(cache_bytes, _weigh)
+        self._cache: WeightedCache[str, StoredEvent] = WeightedCache("events", cache_bytes, _weigh)
         self._ids: dict[int, str] = {}
         self._changed: OrderedDict[str, int] = OrderedDict()
         """Events that changed in the database, with the number of the change."""

@@ -128,7 +128,7 @@ class PolicyServers:
         self._events = events
         self._judge = judge
         self._clock = clock
-        self._standings: LruDict[str, _Standing] = LruDict(SERVERS_REMEMBERED_MAX)
+        self._standings: LruDict[str, _Standing] = LruDict(SERVERS_REMEMBERED_MAX, "policy servers")
 
     # -- in the room's turn --------------------------------------------------------------------------------------------
 

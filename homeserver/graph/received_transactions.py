@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import orjson
 import structlog
 
+from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
-from homeserver.federation.caching import LruDict, SingleFlight
+from homeserver.federation.caching import SingleFlight
 from homeserver.graph.receive import Receiver
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage import delivery as store
@@ -26,6 +27,9 @@ from homeserver.storage.database import Database
 logger = structlog.get_logger(__name__)
 
 ANSWERS_IN_MEMORY_MAX = 5_000
+"""Answers that are read when the server starts."""
+ANSWERS_BYTES_MAX = 16 * 2**20
+"""What the answers in memory may take; the database has those of the last day."""
 ANSWER_BYTES_REMEMBERED_MAX = 16 * 1024
 REMEMBER_MS = 24 * 3600 * 1000
 WRITE_INTERVAL_S = 1.0
@@ -45,7 +49,9 @@ class ReceivedTransactions:
         self._receiver = receiver
         self._edu_handlers = edu_handlers
         self._clock = clock
-        self._answers: LruDict[tuple[str, str], bytes] = LruDict(ANSWERS_IN_MEMORY_MAX)
+        self._answers: WeightedCache[tuple[str, str], bytes] = WeightedCache(
+            "answers to transactions", ANSWERS_BYTES_MAX, len
+        )
         self._flights: SingleFlight[tuple[str, str], bytes] = SingleFlight()
         self._unwritten: list[tuple[str, str, bytes, int]] = []
         self._task: asyncio.Task[None] | None = None

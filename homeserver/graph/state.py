@@ -25,16 +25,21 @@ from homeserver.storage import auth_chains, event_graph, room_state
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
 
-HEADS_STATE_ENTRIES_MAX = 400_000
-"""State entries of all cached heads together, at roughly 300 bytes each."""
-SNAPSHOT_ENTRIES_MAX = 200_000
-"""State entries of all cached historic states together."""
+STATE_ENTRY_BYTES = 300
+"""About what an entry of a state takes: its key, its event ID, and its place in the map."""
+MEMBER_BYTES = 120
+"""About what a user in the list of a room's members takes."""
+HEADS_BYTES_MAX = 128 * 2**20
+"""What the heads of rooms may take of memory."""
+SNAPSHOT_BYTES_MAX = 64 * 2**20
+"""What historic states may take. Those that follow each other share most of it, so that they take less in fact."""
 OUTDATED_MAX = 10_000
 """Rooms of which it is remembered that other processes went on, for reads that are under way meanwhile."""
-LOOKUPS_MAX = 50_000
-"""Answers to questions for single entries of historic states that are remembered."""
-RESOLVED_ENTRIES_MAX = 200_000
-"""State entries of all resolutions together that are remembered."""
+LOOKUPS_BYTES_MAX = 8 * 2**20
+"""What answers to questions for single entries of historic states may take."""
+LOOKUP_BYTES = 250
+RESOLVED_BYTES_MAX = 64 * 2**20
+"""What the results of state resolutions may take."""
 RESOLVED_TOGETHER_MAX = 10
 """Forward extremities whose states are resolved with each other (see ``RoomHead.is_exact``), and that one of our events
 brings together; the protocol allows 20."""
@@ -151,7 +156,11 @@ class RoomHead:
 
 
 def _weigh_head(head: RoomHead) -> int:
-    return 20 + len(head.state)
+    return 2_000 + STATE_ENTRY_BYTES * len(head.state) + MEMBER_BYTES * (len(head.joined) + len(head.joined_local))
+
+
+def _weigh_snapshot(snapshot: StateSnapshot) -> int:
+    return 1_000 + STATE_ENTRY_BYTES * len(snapshot.state)
 
 
 class RoomHeads:
@@ -161,7 +170,7 @@ class RoomHeads:
         self._database = database
         self._events = events
         self._is_local = is_local
-        self._heads: WeightedCache[str, RoomHead] = WeightedCache(HEADS_STATE_ENTRIES_MAX, _weigh_head)
+        self._heads: WeightedCache[str, RoomHead] = WeightedCache("rooms", HEADS_BYTES_MAX, _weigh_head)
         self._oldest_valid: OrderedDict[str, int] = OrderedDict()
         """Generations that rooms are known to have reached."""
 
@@ -278,11 +287,13 @@ class StateReader:
         self._database = database
         self._events = events
         self._snapshots: WeightedCache[int, StateSnapshot] = WeightedCache(
-            SNAPSHOT_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
+            "states", SNAPSHOT_BYTES_MAX, _weigh_snapshot
         )
-        self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(LOOKUPS_MAX, lambda _: 1)
+        self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(
+            "state entries", LOOKUPS_BYTES_MAX, lambda _: LOOKUP_BYTES
+        )
         self._resolved: WeightedCache[frozenset[int], StateSnapshot] = WeightedCache(
-            RESOLVED_ENTRIES_MAX, lambda snapshot: 20 + len(snapshot.state)
+            "resolved states", RESOLVED_BYTES_MAX, _weigh_snapshot
         )
 
     async def snapshot(self, state_group: int) -> StateSnapshot:

@@ -30,7 +30,7 @@ class UnhelpfulServers:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._pauses: LruDict[tuple[str, str], _Pause] = LruDict(REMEMBERED_MAX)
+        self._pauses: LruDict[tuple[str, str], _Pause] = LruDict(REMEMBERED_MAX, "unhelpful servers")
 
     def may_ask(self, room_id: str, server_name: str) -> bool:
         """Whether to ask a server for what its events in a room lack."""

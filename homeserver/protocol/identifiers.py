@@ -141,7 +141,7 @@ def is_valid_user_id(text: str, historical: bool = True) -> bool:
     return _is_valid_user_id(text, historical)
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=32_768)
 def _is_valid_user_id(text: str, historical: bool) -> bool:
     if not text.startswith("@") or not _has_valid_domain(text):
         return False

@@ -45,13 +45,13 @@ def _entries(value: Any) -> tuple[str, ...]:
     return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, list) else ()
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def _matches(entries: tuple[str, ...], host: str) -> bool:
     plain, wild = _compile(entries)
     return host in plain or wild.fullmatch(host) is not None
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _compile(entries: tuple[str, ...]) -> tuple[frozenset[str], re.Pattern[str]]:
     """The entries without wildcards, as a set, and the others, as one regular expression."""
     lowered = {entry.lower() for entry in entries}

@@ -64,7 +64,7 @@ class ClientEvents:
     def __init__(self, events: Events) -> None:
         self._events = events
         self._rendered: WeightedCache[str, _Rendered] = WeightedCache(
-            RENDERED_BYTES_MAX, lambda r: 400 + 2 * len(r.body) + 2 * len(r.unsigned)
+            "rendered events", RENDERED_BYTES_MAX, lambda r: 300 + 2 * len(r.body) + 2 * len(r.unsigned)
         )
         self._successors: dict[str, list[str]] = {}
         """Rendered events, by the event that each shows as what it replaced."""

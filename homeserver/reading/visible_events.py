@@ -18,7 +18,10 @@ from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.history import entries_of_groups
 
 VISIBILITY_KEY: StateKey = ("m.room.history_visibility", "")
-GROUPS_REMEMBERED_MAX = 50_000
+VISIBILITY_BYTES_MAX = 16 * 2**20
+"""What is remembered of the states at events, for all users together."""
+ENTRIES_BYTES = 250
+"""About what two event IDs and a user ID take."""
 MEMBERSHIPS = frozenset({"join", "invite", "leave", "ban", "knock"})
 
 _Entries = tuple[str, str]
@@ -56,7 +59,9 @@ class VisibleEvents:
         self._database = database
         self._events = events
         self._heads = heads
-        self._entries: WeightedCache[tuple[int, str], _Entries] = WeightedCache(GROUPS_REMEMBERED_MAX, lambda _: 1)
+        self._entries: WeightedCache[tuple[int, str], _Entries] = WeightedCache(
+            "visibility", VISIBILITY_BYTES_MAX, lambda _: ENTRIES_BYTES
+        )
 
     async def of(self, stored: Sequence[StoredEvent], viewer: Viewer) -> list[SeenEvent]:
         """Those of the events (all of one room) that the viewer may see, in their order."""

@@ -94,13 +94,18 @@ def events_after(connection: Connection, position: int, limit: int) -> tuple[lis
     return found, (found[-1].stream_position if len(found) == limit else upto)
 
 
-def members_changed_since(connection: Connection, room_nid: int, position: int) -> set[str]:
-    """The users whose membership in a room changed at a position or later."""
+def members_changed_since(connection: Connection, room_nid: int, position: int, except_of: str) -> set[str]:
+    """The users of other servers than ``except_of`` whose member events in a room changed at a position or later."""
     table = current_state_changes.c
     statement = (
         select(state_keys.c.state_key)
         .join_from(current_state_changes, state_keys, state_keys.c.state_key_nid == table.state_key_nid)
-        .where(table.room_nid == room_nid, table.position >= position, state_keys.c.type == "m.room.member")
+        .where(
+            table.room_nid == room_nid,
+            table.position >= position,
+            state_keys.c.type == "m.room.member",
+            ~state_keys.c.state_key.endswith(f":{except_of}", autoescape=True),
+        )
         .distinct()
     )
     return set(connection.execute(statement).scalars())
