@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -97,6 +97,10 @@ class WeightedCache(Generic[K, V]):
         """The value, without counting as a use."""
         entry = self._entries.get(key)
         return None if entry is None else entry[0]
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        """All entries, those that were used longest ago first; without counting as a use."""
+        return ((key, entry[0]) for key, entry in self._entries.items())
 
     def put(self, key: K, value: V) -> None:
         """Add or replace an entry, and drop the ones that were used longest ago if there are too many bytes now."""

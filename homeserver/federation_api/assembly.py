@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from homeserver.federation.assembly import FederationServices
 from homeserver.federation.delivery import Delivery
 from homeserver.federation_api.answers import PduAnswers
+from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Gate
 from homeserver.federation_api.server_keys import PublishedKeys
 from homeserver.foundation import Foundation
@@ -17,6 +18,7 @@ class FederationApiServices:
     """Who is let in, and how answers are put together."""
 
     gate: Gate
+    expensive: ExpensiveRequests
     answers: PduAnswers
     published_keys: PublishedKeys
 
@@ -25,6 +27,7 @@ def build(base: Foundation, federation: FederationServices, delivery: Delivery) 
     """The services of this package."""
     return FederationApiServices(
         gate=Gate(federation.authenticator, delivery),
+        expensive=ExpensiveRequests(),
         answers=PduAnswers(base.server_name, base.clock),
         published_keys=PublishedKeys(base.signing_keys, base.clock),
     )

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from homeserver.federation.request_authentication import RequestAuthenticator
 from homeserver.protocol.json_types import JsonObject
+from homeserver.storage.database import reads_for_other_servers
 from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
 
 
@@ -26,7 +27,10 @@ class SignsOfLife(Protocol):
 
 
 class Gate:
-    """Lets in the requests that are signed by the server that they claim to come from."""
+    """Lets in the requests that are signed by the server that they claim to come from.
+
+    What the database is asked for such a request is asked on the threads for other servers.
+    """
 
     def __init__(self, authenticator: RequestAuthenticator, delivery: SignsOfLife) -> None:
         self._authenticator = authenticator
@@ -54,6 +58,7 @@ class Gate:
             request.method, uri, request.headers.getlist("authorization"), content
         )
         self._delivery.sign_of_life(origin)
+        reads_for_other_servers()
         return origin
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Origin, Signed
 from homeserver.membership.resident import Resident
 from homeserver.web import bytes_response, json_response, query_bool, query_strs, service
@@ -39,9 +40,12 @@ async def send_join_v1(
     event_id: str,
     signed: Signed,
     resident: Annotated[Resident, service(Resident)],
+    expensive: Annotated[ExpensiveRequests, service(ExpensiveRequests)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_joinroomideventid"""
-    return bytes_response(b"[200,%s]" % await resident.send_join(signed.origin, room_id, event_id, signed.content))
+    async with expensive.turn(signed.origin, may_wait_for_others=True):
+        answer = await resident.send_join(signed.origin, room_id, event_id, signed.content)
+    return bytes_response(b"[200,%s]" % answer)
 
 
 @router.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}")
@@ -51,7 +55,10 @@ async def send_join_v2(
     request: Request,
     signed: Signed,
     resident: Annotated[Resident, service(Resident)],
+    expensive: Annotated[ExpensiveRequests, service(ExpensiveRequests)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid"""
     omit = query_bool(request, "omit_members")
-    return bytes_response(await resident.send_join(signed.origin, room_id, event_id, signed.content, omit_members=omit))
+    async with expensive.turn(signed.origin, may_wait_for_others=True):
+        answer = await resident.send_join(signed.origin, room_id, event_id, signed.content, omit_members=omit)
+    return bytes_response(answer)

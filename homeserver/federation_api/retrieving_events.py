@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.federation_api.answers import PduAnswers
+from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Origin
 from homeserver.reading.shared_history import SharedHistory
 from homeserver.web import bytes_response, json_response, required_query_str, service
@@ -36,9 +37,12 @@ async def get_room_state(
     request: Request,
     origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
+    expensive: Annotated[ExpensiveRequests, service(ExpensiveRequests)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid"""
-    state, chain = await history.state(origin, room_id, required_query_str(request, "event_id"))
+    event_id = required_query_str(request, "event_id")
+    async with expensive.turn(origin):
+        state, chain = await history.state(origin, room_id, event_id)
     return bytes_response(b'{"auth_chain":[%s],"pdus":[%s]}' % (b",".join(chain), b",".join(state)))
 
 
@@ -48,9 +52,12 @@ async def get_room_state_ids(
     request: Request,
     origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
+    expensive: Annotated[ExpensiveRequests, service(ExpensiveRequests)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid"""
-    state_ids, chain_ids = await history.state_ids(origin, room_id, required_query_str(request, "event_id"))
+    event_id = required_query_str(request, "event_id")
+    async with expensive.turn(origin):
+        state_ids, chain_ids = await history.state_ids(origin, room_id, event_id)
     return json_response({"auth_chain_ids": chain_ids, "pdu_ids": state_ids})
 
 
@@ -60,6 +67,9 @@ async def get_event_auth(
     event_id: str,
     origin: Origin,
     history: Annotated[SharedHistory, service(SharedHistory)],
+    expensive: Annotated[ExpensiveRequests, service(ExpensiveRequests)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1event_authroomideventid"""
-    return bytes_response(b'{"auth_chain":[%s]}' % b",".join(await history.event_auth(origin, room_id, event_id)))
+    async with expensive.turn(origin):
+        chain = await history.event_auth(origin, room_id, event_id)
+    return bytes_response(b'{"auth_chain":[%s]}' % b",".join(chain))

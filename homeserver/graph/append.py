@@ -25,7 +25,7 @@ from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import event_graph
 from homeserver.storage.appends import AlreadySent, Appended, NewAlias, NewRoom, StaleHead, TransactionKey
-from homeserver.storage.database import Database
+from homeserver.storage.database import Database, context_for_everybody
 from homeserver.storage.event_graph import StoredEvent, Verdict
 from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
 
@@ -175,8 +175,9 @@ class RoomWriters:
             line = self._lines[room_id] = _Line()
         line.waiting.append(waiting)
         if line.worker is None:
-            line.worker = asyncio.get_running_loop().create_task(self._work(room_id, line))
-        # Who goes away does not take back what may be half done.
+            work = self._work(room_id, line)
+            line.worker = asyncio.get_running_loop().create_task(work, context=context_for_everybody())
+        # A client that disconnects must not cancel a half-done append.
         return await asyncio.shield(waiting.future)
 
     async def _work(self, room_id: str, line: _Line) -> None:

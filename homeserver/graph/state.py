@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from homeserver.caches import WeightedCache
 from homeserver.errors import NotFound
+from homeserver.federation.caching import SingleFlight
 from homeserver.graph.events import Events
 from homeserver.graph.full_conflicts import cited_keys, full_conflict
 from homeserver.protocol.events import Event, StateKey
@@ -289,6 +290,8 @@ class StateReader:
         self._snapshots: WeightedCache[int, StateSnapshot] = WeightedCache(
             "states", SNAPSHOT_BYTES_MAX, _weigh_snapshot
         )
+        self._reads: SingleFlight[int, StateSnapshot] = SingleFlight()
+        """States that are being read."""
         self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(
             "state entries", LOOKUPS_BYTES_MAX, lambda _: LOOKUP_BYTES
         )
@@ -299,11 +302,12 @@ class StateReader:
     async def snapshot(self, state_group: int) -> StateSnapshot:
         """A whole state."""
         known = self._snapshots.get(state_group)
-        if known is None:
-            state = await self._database.read(room_state.read_group, state_group)
-            known = StateSnapshot(Map(state), state_group)
-            self._snapshots.put(state_group, known)
-        return known
+        return known if known is not None else await self._reads.run(state_group, lambda: self._read(state_group))
+
+    async def _read(self, state_group: int) -> StateSnapshot:
+        snapshot = await self._database.read(_read_snapshot, state_group, dict(self._snapshots.items()))
+        self._snapshots.put(state_group, snapshot)
+        return snapshot
 
     def keep(self, snapshot: StateSnapshot) -> None:
         """Remember a state that was just stored."""
@@ -434,6 +438,21 @@ def _distinct(snapshots: Sequence[StateSnapshot]) -> list[StateSnapshot]:
         if not same:
             distinct.append(snapshot)
     return distinct
+
+
+def _read_snapshot(connection: Connection, state_group: int, known: Mapping[int, StateSnapshot]) -> StateSnapshot:
+    """A state, made of one that is at hand where it builds on that: then they share what they have in common."""
+    group, changes = room_state.read_group_since(connection, state_group, known.keys())
+    state = known[group].state if group is not None else EMPTY_STATE
+    # The map is made here, on a thread: in a large room that takes a while.
+    with state.mutate() as mutation:
+        for key, event_id in changes.items():
+            if event_id is not None:
+                mutation[key] = event_id
+            else:
+                mutation.pop(key, None)
+        state = mutation.finish()
+    return StateSnapshot(state, state_group)
 
 
 def _auth_chain_of(connection: Connection, event_ids: set[str]) -> set[str]:

@@ -14,10 +14,11 @@ from functools import cached_property
 from homeserver.errors import Forbidden, NotFound
 from homeserver.graph.events import Events
 from homeserver.graph.server_access import ServerAccess, member_keys
-from homeserver.graph.state import RoomHead, RoomHeads, StateReader
+from homeserver.graph.state import RoomHead, RoomHeads, StateReader, StateSnapshot
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.history_visibility import effective_visibility, server_may_see_event
 from homeserver.protocol.redaction import redact_event
+from homeserver.reading.state_chains import StateChains
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
@@ -40,6 +41,7 @@ class SharedHistory:
         self._events = events
         self._states = states
         self._access = access
+        self._chains = StateChains(database)
 
     async def backfill(self, origin: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[bytes]:
         """Events and what precedes them. What the server may not see comes redacted, to keep the graph in one piece.
@@ -100,20 +102,21 @@ class SharedHistory:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid
         """
         head = await self._access.known_room(room_id, origin)
-        state_ids = await self._state_before(head, origin, event_id)
+        before = await self._state_before(head, origin, event_id)
+        chain = await self._chains.of_state(head.room_nid, before, event_id)
+        state_ids = list(before.state.values())
         state = await self._database.read(federation_queries.pdus_by_id, head.version, state_ids)
-        chain = await self._database.read(federation_queries.auth_chain_of, state_ids)
-        return state, await self._database.read(federation_queries.pdus_by_nid, head.version, chain)
+        return state, await self._database.read(federation_queries.pdus_by_id, head.version, chain)
 
-    async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
+    async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[Sequence[str], Sequence[str]]:
         """The same as event IDs.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid
         """
         head = await self._access.known_room(room_id, origin)
-        state_ids = await self._state_before(head, origin, event_id)
-        chain = await self._database.read(federation_queries.auth_chain_of, state_ids)
-        return state_ids, await self._database.read(federation_queries.event_ids_in_order, chain)
+        before = await self._state_before(head, origin, event_id)
+        chain = await self._chains.of_state(head.room_nid, before, event_id)
+        return list(before.state.values()), chain
 
     async def event_auth(self, origin: str, room_id: str, event_id: str) -> list[bytes]:
         """The auth chain of an event.
@@ -125,11 +128,11 @@ class SharedHistory:
         chain = await self._database.read(federation_queries.auth_chain_through, stored.event.auth_events)
         return await self._database.read(federation_queries.pdus_by_nid, head.version, chain)
 
-    async def _state_before(self, head: RoomHead, origin: str, event_id: str) -> list[str]:
+    async def _state_before(self, head: RoomHead, origin: str, event_id: str) -> StateSnapshot:
         stored = await self._in_room(head, origin, event_id)
         if stored.state_group is None:
             raise NotFound("The state at that event is not known here")
-        return list((await self._states.before(stored)).state.values())
+        return await self._states.before(stored)
 
     async def _in_room(self, head: RoomHead, origin: str, event_id: str) -> StoredEvent:
         stored = await self._events.get(event_id)

@@ -94,22 +94,25 @@ def reach_of(connection: Connection, nids: Iterable[int]) -> Reach:
 
 def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
     """Follow the links from what has grown until nothing does."""
-    table = auth_chain_links.c
     while grown:
         reach.update(grown)
         found: Reach = {}
-        for part in in_slices(list(grown.items()), _RANGES_MAX):
-            condition = _within(((c, 1, s) for c, s in part), "origin_chain", "origin_sequence")
-            rows = connection.execute(
-                select(table.target_chain, func.max(table.target_sequence))
-                .where(condition)
-                .group_by(table.target_chain)
-            )
-            for chain, sequence in rows:
-                if sequence > reach.get(chain, 0):
-                    found[chain] = max(sequence, found.get(chain, 0))
+        for chain, sequence in links_from(connection, grown):
+            if sequence > reach.get(chain, 0):
+                found[chain] = max(sequence, found.get(chain, 0))
         grown = found
     return reach
+
+
+def links_from(connection: Connection, reach: Reach) -> Iterator[tuple[int, int]]:
+    """Where the links from the events of a reach lead: chains, each with the highest sequence, maybe several times."""
+    table = auth_chain_links.c
+    for part in in_slices(list(reach.items()), _RANGES_MAX):
+        condition = _within(((c, 1, s) for c, s in part), "origin_chain", "origin_sequence")
+        rows = connection.execute(
+            select(table.target_chain, func.max(table.target_sequence)).where(condition).group_by(table.target_chain)
+        )
+        yield from ((row[0], row[1]) for row in rows)
 
 
 def auth_difference(connection: Connection, state_sets: Sequence[frozenset[int]]) -> set[int]:

@@ -1,8 +1,9 @@
 """Transactions. Statements run synchronously on database threads: one hop to a thread for each transaction.
 
-Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. Writes of
-the whole process run on one thread that takes all that wait at once into one commit, so that concurrent requests share
-its cost; nobody is told of success before the commit is durable.
+Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. What other
+servers ask is read on threads of its own (``reads_for_other_servers``): however much they ask, it cannot keep clients
+waiting for a free thread. Writes of the whole process run on one thread that takes all that wait at once into one
+commit, so that concurrent requests share its cost; nobody is told of success before the commit is durable.
 
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before it is answered for.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import queue
 import random
 import secrets
@@ -52,6 +54,8 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 READER_THREADS = 4
+FEDERATION_READER_THREADS = 2
+"""Further threads, for what is read on behalf of other servers."""
 GROUP_MAX = 64
 """Write jobs that share one commit at most."""
 WRITE_ATTEMPTS = 5
@@ -67,6 +71,21 @@ PAIRS_AT_ONCE_MAX = 50
 
 BatchHandler = Callable[[Connection, Sequence[Item]], "Sequence[T | BaseException]"]
 """Does several jobs in one go; answers for each with its result or the exception that its caller shall get."""
+
+
+_for_other_servers: contextvars.ContextVar[bool] = contextvars.ContextVar("for_other_servers", default=False)
+
+
+def reads_for_other_servers() -> None:
+    """Have all that the current task reads from now on be read on the threads for other servers."""
+    _for_other_servers.set(True)
+
+
+def context_for_everybody() -> contextvars.Context:
+    """The current context, for a task that does work for whoever comes: its reads count as reads for clients."""
+    context = contextvars.copy_context()
+    context.run(_for_other_servers.set, False)
+    return context
 
 
 class DatabaseClosed(RuntimeError):
@@ -91,14 +110,17 @@ class _Job(Generic[T]):
 class Database:
     """One database, SQLite or PostgreSQL, as ``database.url`` names it."""
 
-    def __init__(self, url: str, *, readers: int = READER_THREADS) -> None:
-        self.engine = _create_engine(url, readers)
+    def __init__(
+        self, url: str, *, readers: int = READER_THREADS, federation_readers: int = FEDERATION_READER_THREADS
+    ) -> None:
+        self.engine = _create_engine(url, readers + federation_readers)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self.name = secrets.token_hex(8)
         """Tells what this object announces from what others do; see ``streams.announce``."""
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
+        self._federation_readers = ThreadPoolExecutor(federation_readers, thread_name_prefix="db-read-federation")
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._writer_connection: Connection | None = None  # the writer thread's own
         self._announced = -1
@@ -112,7 +134,8 @@ class Database:
     async def read(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(connection, *args)`` in a read transaction on a database thread."""
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, function, *args)
+        threads = self._federation_readers if _for_other_servers.get() else self._readers
+        return await asyncio.get_running_loop().run_in_executor(threads, self.read_now, function, *args)
 
     async def write(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(connection, *args)`` in a write transaction; returns after the commit is durable.
@@ -197,6 +220,7 @@ class Database:
         self._closed = True
         self._stop_writer()
         self._readers.shutdown(wait=True)
+        self._federation_readers.shutdown(wait=True)
         for connection in self._reader_connections:
             with contextlib.suppress(Exception):
                 connection.close()
@@ -372,7 +396,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA temp_store=MEMORY")
-    cursor.execute("PRAGMA cache_size=-8000")
+    cursor.execute("PRAGMA cache_size=-6000")
     cursor.close()
 
 

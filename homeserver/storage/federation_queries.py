@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
@@ -19,7 +19,6 @@ from homeserver.storage.database import in_slices
 from homeserver.storage.event_graph import Verdict
 from homeserver.storage.room_state import event_ids_of
 from homeserver.storage.tables import (
-    auth_chain_links,
     backward_extremities,
     event_edges,
     events,
@@ -28,8 +27,6 @@ from homeserver.storage.tables import (
 
 WALK_STEPS_MAX = 500
 """Events that one walk looks at, whatever comes of it."""
-RANGES_MAX = 200
-"""Ranges of auth chains in one statement."""
 JOINS_MAX = 20
 """Joins that are looked at to find where our users came into a room."""
 
@@ -223,42 +220,87 @@ def _redact_bytes(json: bytes, version: RoomVersion) -> bytes:
 # -- auth chains -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ChainSummary:
+    """What the auth chains of a set of events reach, such as of the events of a state. See ``auth_chains``."""
+
+    start: auth_chains.Reach
+    """The events themselves: for each chain, the highest sequence of any of them."""
+    linked: auth_chains.Reach
+    """What is reached through links: for each chain, the highest sequence."""
+
+
 def auth_chain_of(connection: Connection, event_ids: Collection[str], *, besides: bool = True) -> list[int]:
     """Numeric IDs of all events in the auth chains of state events, oldest first.
 
     Of the events themselves it holds those that are in the auth chain of another; none, if ``besides`` is False.
     """
     nids = _nids(connection, event_ids)
-    start: auth_chains.Reach = {}
-    for chain, sequence in auth_chains.positions_of(connection, nids).values():
-        start[chain] = max(sequence, start.get(chain, 0))
-    linked = _linked(connection, start)
-    # On each chain all that is linked to is reached, and all that comes before where we started.
-    before = {chain: max(sequence - 1, linked.get(chain, 0)) for chain, sequence in start.items()}
-    found = auth_chains.events_of_reach(connection, {**linked, **before})
+    found = _events_of(connection, _summary(auth_chains.positions_of(connection, nids), connection))
     return sorted(found if besides else found - nids)
 
 
-def _linked(connection: Connection, start: Mapping[int, int]) -> auth_chains.Reach:
-    """What is reached through links alone: for each chain, the highest sequence."""
-    table = auth_chain_links.c
-    reached: auth_chains.Reach = {}
-    linked: auth_chains.Reach = {}
-    grown = dict(start)
+def chain_summary(connection: Connection, event_ids: Collection[str]) -> ChainSummary:
+    """What the auth chains of events reach."""
+    return _summary(auth_chains.positions_of(connection, _nids(connection, event_ids)), connection)
+
+
+def changed_summary(
+    connection: Connection, summary: ChainSummary, added: Collection[str], removed: Collection[str]
+) -> ChainSummary | None:
+    """The summary of a set of events that differs a little from another one, without looking at the whole set.
+
+    None where it has to be made anew: an event was removed on which the summary rests.
+    """
+    if not added and not removed:
+        return summary
+    grown: auth_chains.Reach = {}
+    for chain, sequence in auth_chains.positions_of(connection, _nids(connection, added)).values():
+        grown[chain] = max(sequence, grown.get(chain, 0))
+    for chain, sequence in auth_chains.positions_of(connection, _nids(connection, removed)).values():
+        if sequence >= summary.start.get(chain, 0) and grown.get(chain, 0) < sequence:
+            return None
+    grown = {chain: sequence for chain, sequence in grown.items() if sequence > summary.start.get(chain, 0)}
+    return ChainSummary({**summary.start, **grown}, _linked(connection, summary.linked, summary.start, grown))
+
+
+def chain_event_ids(connection: Connection, summary: ChainSummary) -> list[str]:
+    """The event IDs of all events in the auth chains that were summed up, oldest first; see ``auth_chain_of``."""
+    return event_ids_in_order(connection, sorted(_events_of(connection, summary)))
+
+
+def _summary(places: Mapping[int, tuple[int, int]], connection: Connection) -> ChainSummary:
+    start: auth_chains.Reach = {}
+    for chain, sequence in places.values():
+        start[chain] = max(sequence, start.get(chain, 0))
+    return ChainSummary(start, _linked(connection, {}, {}, start))
+
+
+def _events_of(connection: Connection, summary: ChainSummary) -> set[int]:
+    # On each chain all that is linked to is reached, and all that comes before the events themselves.
+    before = {
+        chain: reached
+        for chain, sequence in summary.start.items()
+        if (reached := max(sequence - 1, summary.linked.get(chain, 0)))
+    }
+    return auth_chains.events_of_reach(connection, {**summary.linked, **before})
+
+
+def _linked(
+    connection: Connection, linked: auth_chains.Reach, start: auth_chains.Reach, grown: auth_chains.Reach
+) -> auth_chains.Reach:
+    """What is reached through links alone, where that of ``start`` is ``linked`` and ``grown`` is added to it."""
+    reached = {**start}
+    for chain, sequence in linked.items():
+        reached[chain] = max(sequence, reached.get(chain, 0))
+    linked = {**linked}
     while grown:
         reached.update(grown)
         found: auth_chains.Reach = {}
-        for part in in_slices(list(grown.items()), RANGES_MAX):
-            condition = or_(*(and_(table.origin_chain == c, table.origin_sequence <= s) for c, s in part))
-            rows = connection.execute(
-                select(table.target_chain, func.max(table.target_sequence))
-                .where(condition)
-                .group_by(table.target_chain)
-            )
-            for chain, sequence in rows:
-                linked[chain] = max(sequence, linked.get(chain, 0))
-                if sequence > reached.get(chain, 0):
-                    found[chain] = max(sequence, found.get(chain, 0))
+        for chain, sequence in auth_chains.links_from(connection, grown):
+            linked[chain] = max(sequence, linked.get(chain, 0))
+            if sequence > reached.get(chain, 0):
+                found[chain] = max(sequence, found.get(chain, 0))
         grown = found
     return linked
 

@@ -129,8 +129,7 @@ def entries_of_groups(
     connection: Connection, groups: Iterable[int], keys: Iterable[StateKey]
 ) -> dict[int, dict[StateKey, str]]:
     """A few entries of several state groups: event IDs by group and key."""
-    wanted = list(keys)
-    return {group: room_state.read_group_keys(connection, group, wanted) for group in groups}
+    return room_state.read_keys_of_groups(connection, list(groups), list(keys))
 
 
 def state_group_at(connection: Connection, room_nid: int, place: Place) -> int | None:

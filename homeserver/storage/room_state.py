@@ -8,6 +8,7 @@ most 31 steps on each level lead to the root, and a change of state is stored on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,6 +63,28 @@ _ENTRIES = (
     select(state_group_entries.c.state_key_nid, state_group_entries.c.event_nid)
     .select_from(_LINEAGE.join(state_group_entries, state_group_entries.c.state_group == _LINEAGE.c.state_group))
     .order_by(_LINEAGE.c.step)
+)
+_lineages = (
+    select(state_groups.c.state_group, state_groups.c.parent)
+    .where(state_groups.c.state_group.in_(bindparam("wanted", expanding=True)))
+    .cte("lineages", recursive=True)
+)
+_LINEAGES = _lineages.union(  # what several groups build on is there once
+    select(_parent.c.state_group, _parent.c.parent).where(_parent.c.state_group == _lineages.c.parent)
+)
+_ENTRIES_OF_LINEAGES = select(
+    _LINEAGES.c.state_group,
+    _LINEAGES.c.parent,
+    state_group_entries.c.state_key_nid,
+    state_group_entries.c.event_nid,
+).select_from(
+    _LINEAGES.outerjoin(
+        state_group_entries,
+        and_(
+            state_group_entries.c.state_group == _LINEAGES.c.state_group,
+            state_group_entries.c.state_key_nid.in_(bindparam("keys", expanding=True)),
+        ),
+    )
 )
 _INSERT_GROUPS = prepared_insert(state_groups)
 _INSERT_ENTRIES = prepared_insert(state_group_entries)
@@ -143,6 +166,35 @@ def read_group(connection: Connection, state_group: int) -> dict[StateKey, str]:
     return name_state(connection, {key: event for key, event in newest.items() if event is not None})
 
 
+def read_group_since(
+    connection: Connection, state_group: int, known: AbstractSet[int]
+) -> tuple[int | None, dict[StateKey, str | None]]:
+    """A state as what it changes against one of the ``known`` groups: that group, and event IDs by key.
+
+    It is the nearest of them among those that the state builds on. Where none is, the group is None, and the changes
+    are the whole state.
+    """
+    between: dict[int, int] = {}
+    ancestor: int | None = None
+    for group, _ in connection.execute(_WALK, {"state_group": state_group}):
+        if group in known:
+            ancestor = group
+            break
+        between[group] = len(between)
+    if ancestor is None:
+        return None, dict(read_group(connection, state_group))
+    statement = select(
+        state_group_entries.c.state_group, state_group_entries.c.state_key_nid, state_group_entries.c.event_nid
+    ).where(state_group_entries.c.state_group.in_(list(between)))
+    rows = sorted(connection.execute(statement), key=lambda row: between[row[0]]) if between else []
+    newest: dict[int, int | None] = {}
+    for _, key, event in rows:
+        newest.setdefault(key, event)
+    event_ids = event_ids_of(connection, [event for event in newest.values() if event is not None])
+    names = _state_key_names(connection, newest)
+    return ancestor, {names[key]: None if event is None else event_ids[event] for key, event in newest.items()}
+
+
 def read_group_keys(connection: Connection, state_group: int, keys: Iterable[StateKey]) -> dict[StateKey, str]:
     """A few entries of a state, without reading the rest of it."""
     nids = state_key_nids(connection, keys)
@@ -157,6 +209,45 @@ def read_group_keys(connection: Connection, state_group: int, keys: Iterable[Sta
         return {}
     event_ids = event_ids_of(connection, wanted.values())
     return {name: event_ids[wanted[nid]] for name, nid in nids.items() if nid in wanted}
+
+
+def read_keys_of_groups(
+    connection: Connection, state_groups: Sequence[int], keys: Sequence[StateKey]
+) -> dict[int, dict[StateKey, str]]:
+    """A few entries of several states, by state group. States of one room mostly build on the same groups."""
+    nids = state_key_nids(connection, keys)
+    found: dict[int, dict[int, int]] = {group: {} for group in state_groups}
+    for part in in_slices(state_groups):
+        parents: dict[int, int | None] = {}
+        entries: dict[tuple[int, int], int | None] = {}
+        parameters = {"wanted": list(part), "keys": list(nids.values())}
+        for group, parent, key, event in connection.execute(_ENTRIES_OF_LINEAGES, parameters):
+            parents[group] = parent
+            if key is not None:
+                entries[group, key] = event
+        for key in nids.values():
+            for group in part:
+                if (event := _entry_of(group, key, parents, entries)) is not None:
+                    found[group][key] = event
+    event_ids = event_ids_of(connection, {event for state in found.values() for event in state.values()})
+    return {
+        group: {name: event_ids[state[nid]] for name, nid in nids.items() if nid in state}
+        for group, state in found.items()
+    }
+
+
+def _entry_of(
+    group: int, key: int, parents: Mapping[int, int | None], entries: dict[tuple[int, int], int | None]
+) -> int | None:
+    """What a state has under a key; remembered in ``entries`` for the groups on the way, which others build on too."""
+    passed: list[int] = []
+    step: int | None = group
+    while step is not None and (step, key) not in entries:
+        passed.append(step)
+        step = parents.get(step)
+    event = entries[step, key] if step is not None else None
+    entries.update({(each, key): event for each in passed})
+    return event
 
 
 def name_state(connection: Connection, state: Mapping[int, int]) -> dict[StateKey, str]:

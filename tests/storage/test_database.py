@@ -15,7 +15,16 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from homeserver.storage import streams
-from homeserver.storage.database import GROUP_MAX, Database, among, in_slices, insert, upsert
+from homeserver.storage.database import (
+    GROUP_MAX,
+    Database,
+    among,
+    context_for_everybody,
+    in_slices,
+    insert,
+    reads_for_other_servers,
+    upsert,
+)
 from homeserver.storage.tables import account_data, counters, filters, room_members
 from tests.waiting import WAIT_S
 
@@ -307,6 +316,41 @@ def terminate_connections(url: str) -> None:
             )
         )
     other.close()
+
+
+def test_what_other_servers_ask_does_not_keep_clients_waiting(database: Database) -> None:
+    """Reads for other servers that take all their threads, and more that wait, leave those for clients free."""
+    go_on = threading.Event()
+
+    def slow(_: Connection) -> None:
+        go_on.wait(WAIT_S)
+
+    async def answer_another_server() -> None:
+        reads_for_other_servers()
+        await database.read(slow)
+
+    async def work_for_everybody() -> int | None:
+        return await database.read(streams.current_position)
+
+    async def from_a_request_of_another_server() -> int | None:
+        reads_for_other_servers()
+        work = asyncio.get_running_loop().create_task(work_for_everybody(), context=context_for_everybody())
+        return await work
+
+    async def story() -> None:
+        asking = [asyncio.create_task(answer_another_server()) for _ in range(20)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                assert await database.read(streams.current_position) == 0
+                # Nor do they hold up what other servers' requests set going for everybody.
+                assert await asyncio.create_task(from_a_request_of_another_server()) == 0
+            assert not any(task.done() for task in asking)
+        finally:
+            go_on.set()
+            await asyncio.gather(*asking)
+
+    asyncio.run(story())
 
 
 def test_connections_that_postgresql_ended_are_opened_again(postgresql_url: str) -> None:

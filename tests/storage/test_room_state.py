@@ -101,6 +101,19 @@ def test_every_historic_state_is_what_it_was(
             assert room_state.read_group_keys(connection, group, KEYS[:5]) == {
                 key: event_id for key, event_id in model.items() if key in KEYS[:5]
             }
+        # Several at once, and as a change of others that are at hand already.
+        several = room_state.read_keys_of_groups(connection, list(lineages.models), KEYS[:5])
+        assert several == {
+            group: {key: event_id for key, event_id in model.items() if key in KEYS[:5]}
+            for group, model in lineages.models.items()
+        }
+        at_hand = frozenset(list(lineages.models)[::3])
+        for group, model in lineages.models.items():
+            base, changes = room_state.read_group_since(connection, group, at_hand)
+            changed = {**lineages.models[base], **changes} if base is not None else changes
+            assert {key: event_id for key, event_id in changed.items() if event_id is not None} == model
+            assert base in at_hand or base is None
+            assert base == group or group not in at_hand
 
 
 @pytest.mark.parametrize("batch", [7, 50])

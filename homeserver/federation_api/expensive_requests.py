@@ -1,0 +1,58 @@
+"""Bounds how many expensive requests are answered at the same time: for each server, and for all of them.
+
+A server that has missed something asks for states and history in quick succession, and a hostile one asks all the time.
+Requests beyond the bounds wait for their turn; where too many of one server wait, further ones are told to come back.
+
+https://spec.matrix.org/v1.19/client-server-api/#rate-limiting
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from homeserver.errors import LimitExceeded
+
+AT_ONCE_MAX = 4
+"""Requests of all servers together that are answered at the same time."""
+AT_ONCE_PER_SERVER_MAX = 2
+WAITING_PER_SERVER_MAX = 60
+"""Requests of one server that wait for their turn."""
+RETRY_AFTER_MS = 2_000
+
+
+@dataclass(slots=True)
+class _Server:
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_PER_SERVER_MAX))
+    requests: int = 0
+    """Those that wait, and those that are being answered."""
+
+
+class ExpensiveRequests:
+    """Gives requests of other servers their turns."""
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(AT_ONCE_MAX)
+        self._servers: dict[str, _Server] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, origin: str, *, may_wait_for_others: bool = False) -> AsyncIterator[None]:
+        """Wait for the turn of a request of a server, and keep it while the context lasts.
+
+        ``may_wait_for_others`` is for requests that wait for third servers while they are answered: they count for
+        their own server only, so that they do not keep all others waiting. Raises ``LimitExceeded`` where too many
+        requests of that server wait.
+        """
+        server = self._servers.setdefault(origin, _Server())
+        if server.requests >= AT_ONCE_PER_SERVER_MAX + WAITING_PER_SERVER_MAX:
+            raise LimitExceeded("Too many requests of your server wait for an answer", retry_after_ms=RETRY_AFTER_MS)
+        server.requests += 1
+        try:
+            async with server.turns, contextlib.nullcontext() if may_wait_for_others else self._turns:
+                yield
+        finally:
+            server.requests -= 1
+            if not server.requests:
+                del self._servers[origin]
