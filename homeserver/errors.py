@@ -5,6 +5,7 @@ The tree:
     HomeserverError
     ├── ConfigurationError          a bad setting; stops the start with exit status 2
     ├── InvalidEvent                a PDU that is not an event of its room version (check 1)
+    │   └── NotCanonical            ... because it has no (strictly) canonical JSON
     ├── InvalidSignature            a signature that is missing or wrong (check 2)
     ├── NotAuthorized               an event that breaks an authorization rule (checks 4 to 6)
     ├── RemoteError                 another server could not be asked
@@ -33,6 +34,10 @@ class ConfigurationError(HomeserverError):
 
 class InvalidEvent(HomeserverError):
     """A PDU does not fit the event format of its room version; it is dropped."""
+
+
+class NotCanonical(InvalidEvent):
+    """A value has no canonical JSON, or none of the strict kind that room version 6 and later ask for."""
 
 
 class InvalidSignature(HomeserverError):

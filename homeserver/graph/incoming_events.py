@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import structlog
 
-from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature
+from homeserver.errors import BadJson, HomeserverError, InvalidEvent, InvalidParam, InvalidSignature, NotCanonical
 from homeserver.federation.caching import LruDict
 from homeserver.graph.internal_errors import as_outcome
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import has_intact_content
+from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.signatures import VerifyKeyData, event_signatures, verify_event_signature
@@ -111,6 +112,25 @@ class IncomingEvents:
         wanted = dict.fromkeys(event_signatures(event, server_name), event.origin_server_ts)
         keys = await self._verifier.keys_for({server_name: wanted})
         verify_event_signature(event, server_name, keys.get(server_name, {}))
+
+
+def parse_submitted(pdu: JsonObject, version: RoomVersion, room_id: str, event_id: str) -> Event:
+    """Check 1 for the one event that a request is about, such as /send_join and /invite, and that it is intact.
+
+    ``event_id`` is the ID that the request names. Raises ``BadJson`` for what is not canonical JSON, ``InvalidParam``
+    for all else.
+    """
+    try:
+        event = parse_event(pdu, version, room_id=room_id)
+    except NotCanonical as error:
+        raise BadJson(f"The event is not canonical JSON: {error}") from error
+    except InvalidEvent as error:
+        raise InvalidParam(f"Not an event of this room: {error}") from error
+    if event.event_id != event_id:
+        raise InvalidParam("The event has another ID")
+    if not has_intact_content(event):
+        raise InvalidParam("The event's content is not what its hash says")
+    return event
 
 
 def intact_or_redacted(event: Event) -> Event:

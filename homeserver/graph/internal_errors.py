@@ -18,7 +18,7 @@ class InternalError(HomeserverError):
     """Something went wrong that should not have; what it was stands in the log."""
 
     def __init__(self) -> None:
-        super().__init__("Internal error")
+        super().__init__("The server failed to handle the event")
 
 
 def is_internal_error(error: BaseException) -> bool:

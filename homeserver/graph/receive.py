@@ -179,5 +179,5 @@ def _result(outcome: Outcome) -> JsonObject:
     if isinstance(outcome, HomeserverError):
         return {"error": str(outcome)[:ERROR_TEXT_MAX]}
     if outcome is not None and outcome.verdict & Verdict.REJECTED:
-        return {"error": "The event breaks the authorization rules of the room"}
+        return {"error": "You are not allowed to send this event to the room"}
     return {}

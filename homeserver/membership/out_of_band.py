@@ -23,7 +23,7 @@ from homeserver.errors import (
 )
 from homeserver.graph.events import Events
 from homeserver.graph.imports import RoomImports
-from homeserver.graph.incoming_events import IncomingEvents
+from homeserver.graph.incoming_events import IncomingEvents, parse_submitted
 from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHeads
 from homeserver.membership.doubtful_revocations import DoubtfulRevocations
@@ -31,7 +31,6 @@ from homeserver.membership.resident import shown_to_outsiders
 from homeserver.protocol.compose import add_signature
 from homeserver.protocol.event_format import PDU_BYTES_MAX, parse_event
 from homeserver.protocol.events import Event, Signer
-from homeserver.protocol.hashes import has_intact_content
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
@@ -119,27 +118,20 @@ class OutOfBand:
         self, origin: str, room_id: str, event_id: str, pdu: JsonObject, version: RoomVersion
     ) -> Event:
         """ "Servers MUST apply certain validation to ensure they don't accidentally sign non-invite events" """
-        try:
-            event = parse_event(pdu, version, room_id=room_id)
-        except InvalidEvent as error:
-            raise InvalidParam(f"Not an event of this room: {error}") from error
-        if event.event_id != event_id:
-            raise InvalidParam("The event has another ID")
+        event = parse_submitted(pdu, version, room_id, event_id)
         # "The event type is not m.room.member. The membership field inside the event content is not invite."
         if event.type != "m.room.member" or event.membership != "invite":
             raise InvalidParam("Not an invitation")
         # "The event sender is not a user ID on the origin server."
         if event.sender_domain != origin:
-            raise InvalidParam("The invitation is not from a user of your server")
+            raise Forbidden("The invitation is not from a user of your server")
         # "The state_key is not a user ID on the receiving server."
         if not is_valid_user_id(event.state_key or "") or not self._is_local(event.state_key or ""):
             raise InvalidParam("The invited user is not one of this server")
         # "The invite event fails a signature check."
-        if not has_intact_content(event):
-            raise InvalidParam("The event's content is not what its hash says")
         (outcome,) = await self._incoming.verify([event])
         if isinstance(outcome, InvalidSignature):
-            raise InvalidParam(f"The event is not properly signed: {outcome}")
+            raise Forbidden(f"The event is not properly signed: {outcome}")
         return event
 
     async def _check_known_version(self, room_id: str, version: RoomVersion) -> None:

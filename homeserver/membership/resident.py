@@ -16,7 +16,6 @@ from homeserver.clock import Clock
 from homeserver.errors import (
     Forbidden,
     IncompatibleRoomVersion,
-    InvalidEvent,
     InvalidParam,
     InvalidSignature,
     NotAuthorized,
@@ -24,7 +23,7 @@ from homeserver.errors import (
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.forward_extremities import cited_in_template
-from homeserver.graph.incoming_events import IncomingEvents
+from homeserver.graph.incoming_events import IncomingEvents, parse_submitted
 from homeserver.graph.judgement import MissingAncestors
 from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
@@ -34,9 +33,9 @@ from homeserver.graph.working_head import Job, NewEvent, WorkingHead
 from homeserver.membership.restricted_joins import RestrictedJoins
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import add_signature
-from homeserver.protocol.event_format import PDU_BYTES_MAX, depth_after, parse_event
+from homeserver.protocol.event_format import PDU_BYTES_MAX, depth_after
 from homeserver.protocol.events import CREATE, Event, Signer, references
-from homeserver.protocol.hashes import has_intact_content, reference_hash, unpadded_base64
+from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
@@ -210,7 +209,7 @@ class Resident:
     async def _accept(self, event: Event) -> _Accepted:
         """Append a member event of another server's user with our signature beside its own.
 
-        Raises ``InvalidParam`` for a bad signature or an unknown place in the graph, ``Forbidden`` where it is not
+        Raises ``InvalidParam`` for an unknown place in the graph, ``Forbidden`` for a bad signature and where it is not
         allowed, now or at its place, and what else keeps the room's policy server from signing it.
         """
         # "The resident homeserver then adds its signature to this event and accepts it into the room's event graph."
@@ -219,7 +218,7 @@ class Resident:
             raise InvalidParam("The event is too large to be signed by another server")
         (outcome,) = await self._incoming.verify([signed])
         if isinstance(outcome, InvalidSignature):
-            raise InvalidParam(f"The event is not properly signed: {outcome}")
+            raise Forbidden(f"The event is not properly signed: {outcome}")
         runs = 0
         opinions = Opinions()
         taken: list[NewEvent] = []
@@ -284,19 +283,17 @@ def _check_version(head: RoomHead, versions: Collection[str], verb: str) -> None
 def _parse_member_event(
     version: RoomVersion, origin: str, room_id: str, event_id: str, pdu: JsonObject, membership: str
 ) -> Event:
-    """Check 1 and what the endpoints ask for beyond. Raises ``InvalidParam``."""
-    try:
-        event = parse_event(pdu, version, room_id=room_id)
-    except InvalidEvent as error:
-        raise InvalidParam(f"Not an event of this room: {error}") from error
-    if event.event_id != event_id:
-        raise InvalidParam("The event has another ID")
+    """Check 1 and what the endpoints ask for beyond.
+
+    Raises ``BadJson``, ``InvalidParam``, and ``Forbidden`` for an event of another server's user.
+    """
+    event = parse_submitted(pdu, version, room_id, event_id)
     if event.type != "m.room.member" or event.membership != membership:
         raise InvalidParam(f"Not a {membership} event")
-    if event.sender_domain != origin or event.state_key != event.sender:
-        raise InvalidParam("The event is not one of your user's own membership")
-    if not has_intact_content(event):
-        raise InvalidParam("The event's content is not what its hash says")
+    if event.state_key != event.sender:
+        raise InvalidParam("The event is not about its sender's own membership")
+    if event.sender_domain != origin:
+        raise Forbidden("The sender is not a user of your server")
     return event
 
 

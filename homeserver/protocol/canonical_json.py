@@ -11,7 +11,7 @@ from typing import Any
 import canonicaljson
 import orjson
 
-from homeserver.errors import InvalidEvent
+from homeserver.errors import NotCanonical
 
 INTEGER_MAX = 2**53 - 1
 INTEGER_MIN = -(2**53) + 1
@@ -30,7 +30,7 @@ def encode_canonical_json(value: Any) -> bytes:
     Room versions 1 to 5 let floats and integers of any size through, which only ``canonicaljson`` writes as other
     servers do; everything else takes the fast road.
 
-    Raises ``InvalidEvent`` for what cannot be written at all (lone surrogates, too much nesting, not JSON).
+    Raises ``NotCanonical`` for what cannot be written at all (lone surrogates, too much nesting, not JSON).
     """
     if not _has_floats(value):
         try:
@@ -40,7 +40,7 @@ def encode_canonical_json(value: Any) -> bytes:
     try:
         return canonicaljson.encode_canonical_json(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidEvent(f"not representable as canonical JSON: {error}") from error
+        raise NotCanonical(f"not representable as canonical JSON: {error}") from error
 
 
 def encode_strict_json(value: Any) -> bytes:
@@ -48,10 +48,10 @@ def encode_strict_json(value: Any) -> bytes:
 
     Room version 6 and later enforce this: https://spec.matrix.org/v1.19/rooms/v6/#canonical-json
 
-    Raises ``InvalidEvent`` where it is not.
+    Raises ``NotCanonical`` where it is not.
     """
     if _has_floats(value):
-        raise InvalidEvent("floating point numbers are not allowed")
+        raise NotCanonical("floating point numbers are not allowed")
     return encode_checked_json(value)
 
 
@@ -60,11 +60,11 @@ def encode_checked_json(value: Any) -> bytes:
     try:
         return orjson.dumps(value, option=_STRICT)
     except orjson.JSONEncodeError as error:
-        raise InvalidEvent(f"not canonical JSON: {error}") from error
+        raise NotCanonical(f"not canonical JSON: {error}") from error
 
 
 def check_strict(value: Any) -> None:
-    """Raise ``InvalidEvent`` unless the value is strictly canonical; see ``encode_strict_json``."""
+    """Raise ``NotCanonical`` unless the value is strictly canonical; see ``encode_strict_json``."""
     encode_strict_json(value)
 
 
@@ -73,12 +73,12 @@ def canonicalize(text: str | bytes) -> bytes:
 
     Integers written with an exponent become plain ones, as the specification's examples have it.
 
-    Raises ``ValueError`` for what is not JSON, and ``InvalidEvent`` for what has no canonical form.
+    Raises ``ValueError`` for what is not JSON, and ``NotCanonical`` for what has no canonical form.
     """
     try:
         value = json.loads(text, parse_float=_parse_non_integer, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise InvalidEvent("nested too deeply") from error
+        raise NotCanonical("nested too deeply") from error
     return encode_canonical_json(value)
 
 
@@ -94,7 +94,7 @@ def _refuse_constant(literal: str) -> Any:
 
 
 def _has_floats(value: Any) -> bool:
-    """Whether a float is anywhere in the value. Raises ``InvalidEvent`` where it is nested too deeply.
+    """Whether a float is anywhere in the value. Raises ``NotCanonical`` where it is nested too deeply.
 
     Walks level by level: no recursion that hostile nesting could exhaust.
     """
@@ -118,4 +118,4 @@ def _has_floats(value: Any) -> bool:
         if not deeper:
             return False
         level = deeper
-    raise InvalidEvent("nested too deeply")
+    raise NotCanonical("nested too deeply")

@@ -41,7 +41,7 @@ def parse_event(
     PDUs have none. ``room_id`` is the room that the event must belong to, where that is known. The argument is not
     changed. ``is_history`` leaves out the limits on references, which old events were made without.
 
-    Raises ``InvalidEvent``.
+    Raises ``InvalidEvent``, of which ``NotCanonical`` is a kind.
     """
     if not isinstance(pdu, dict):
         raise InvalidEvent("not a JSON object")
@@ -50,6 +50,10 @@ def parse_event(
     if version.event_id_format is not EventIdFormat.IN_EVENT:
         # "When events are sent over federation, the `event_id` field is no longer included."
         pdu.pop("event_id", None)
+    # First of all: what is not canonical is answered with an error code of its own.
+    json = encode_strict_json(pdu) if version.strict_canonical_json else encode_canonical_json(pdu)
+    if len(json) > PDU_BYTES_MAX:
+        raise InvalidEvent(f"larger than {PDU_BYTES_MAX} bytes")
     _check_fields(pdu, version)
     _check_hashes_and_signatures(pdu)
     _check_references("prev_events", pdu, version, None if is_history else PREV_EVENTS_MAX)
@@ -58,9 +62,6 @@ def parse_event(
         # The graph of a room begins with its create event alone: an event without a past has no state before it, and
         # whoever was asked for one could give any.
         raise InvalidEvent("prev_events is empty, which only a create event's may be")
-    json = encode_strict_json(pdu) if version.strict_canonical_json else encode_canonical_json(pdu)
-    if len(json) > PDU_BYTES_MAX:
-        raise InvalidEvent(f"larger than {PDU_BYTES_MAX} bytes")
     event_id = _event_id(pdu, version)
     event_room_id = room_id_of(pdu, version, event_id)
     if room_id is not None and event_room_id != room_id:
@@ -94,11 +95,12 @@ def depth_after(depths: Iterable[int], version: RoomVersion) -> int:
 
 
 def _check_fields(pdu: JsonObject, version: RoomVersion) -> None:
-    if not _is_short_string(pdu.get("type"), TYPE_BYTES_MAX):
+    if not _fits(pdu.get("type"), TYPE_BYTES_MAX, version):
         raise InvalidEvent("type is not a string of at most 255 bytes")
-    if "state_key" in pdu and not _is_short_string(pdu["state_key"], STATE_KEY_BYTES_MAX):
+    if "state_key" in pdu and not _fits(pdu["state_key"], STATE_KEY_BYTES_MAX, version):
         raise InvalidEvent("state_key is not a string of at most 255 bytes")
-    if not is_valid_user_id(pdu.get("sender", "")):
+    sender = pdu.get("sender", "")
+    if not is_valid_user_id(sender) or not _fits(sender, IDENTIFIER_BYTES_MAX, version):
         raise InvalidEvent("sender is not a user ID")
     if type(pdu.get("content")) is not dict:
         raise InvalidEvent("content is not an object")
@@ -168,6 +170,17 @@ def _event_id(pdu: JsonObject, version: RoomVersion) -> str:
     if not is_valid_event_id(event_id) or ":" not in event_id:
         raise InvalidEvent("event_id is not an event ID with a domain")
     return event_id
+
+
+def _fits(value: Any, maximum: int, version: RoomVersion) -> bool:
+    """Whether a value is a string within a limit: of bytes, or of code points in the versions where those counted.
+
+    "`type` MUST NOT exceed 255 bytes", yet for years servers counted code points. Rooms of those versions hold such
+    events, and who refuses them splits off. Storage has room for them: a code point has four bytes at most.
+    """
+    if not isinstance(value, str):
+        return False
+    return fits_in_bytes(value, maximum if version.limits_in_bytes else 4 * maximum) and len(value) <= maximum
 
 
 def _is_short_string(value: Any, bytes_max: int) -> bool:

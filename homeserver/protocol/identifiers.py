@@ -134,6 +134,8 @@ def localpart_of(identifier: str) -> str:
 def is_valid_user_id(text: str, historical: bool = True) -> bool:
     """Whether the text is a user ID, by the historical grammar (what others may send us) or by the strict one.
 
+    A historical one may have 255 code points instead of bytes: such users are in rooms of old versions.
+
     https://spec.matrix.org/v1.19/appendices/#user-identifiers
     """
     if not isinstance(text, str) or len(text) > IDENTIFIER_BYTES_MAX:
@@ -143,7 +145,9 @@ def is_valid_user_id(text: str, historical: bool = True) -> bool:
 
 @lru_cache(maxsize=32_768)
 def _is_valid_user_id(text: str, historical: bool) -> bool:
-    if not text.startswith("@") or not _has_valid_domain(text):
+    if not text.startswith("@") or not is_valid_server_name(text.partition(":")[2]):
+        return False
+    if "\0" in text or not fits_in_bytes(text, 4 * IDENTIFIER_BYTES_MAX):
         return False
     return historical or _NEW_LOCALPART.match(localpart_of(text)) is not None
 

@@ -66,6 +66,8 @@ class RoomVersion:
     """A redaction names its target in ``content.redacts``, not at the top level."""
     strict_canonical_json: bool = False
     """Floats and integers beyond 53 bits make an event invalid."""
+    limits_in_bytes: bool = False
+    """Sender, type and state key have 255 bytes at most; before, other servers let 255 code points through."""
     # -- signatures
     enforce_key_validity: bool = False
     """A key counts only for events not newer than its ``valid_until_ts``."""
@@ -161,7 +163,14 @@ V7 = replace(V6, identifier="7", knock_join_rule=True)
 V8 = replace(V7, identifier="8", redaction=_REDACTION_V8, restricted_join_rule=True)
 V9 = replace(V8, identifier="9", redaction=_REDACTION_V9)
 V10 = replace(V9, identifier="10", integer_power_levels=True, knock_restricted_join_rule=True)
-V11 = replace(V10, identifier="11", redaction=_REDACTION_V11, creator_is_sender=True, redacts_in_content=True)
+V11 = replace(
+    V10,
+    identifier="11",
+    redaction=_REDACTION_V11,
+    creator_is_sender=True,
+    redacts_in_content=True,
+    limits_in_bytes=True,
+)
 V12 = replace(
     V11,
     identifier="12",

@@ -108,12 +108,17 @@ def test_what_is_no_invitation_is_not_signed(servers: Servers) -> None:
             room.event(HOST, "m.room.topic", {"membership": "invite"}, alice),
             room.event(HOST, "m.room.member", {"membership": "invite"}, "@x:other.test"),
             room.event(HOST, "m.room.member", {"membership": "invite"}, "alice"),
-            room.event("@x:other.test:1", "m.room.member", {"membership": "invite"}, alice),
         ]
         for other in others:
             refused(await send(at, room, other), 400, "M_INVALID_PARAM")
+        foreign = room.event("@x:other.test:1", "m.room.member", {"membership": "invite"}, alice)
+        refused(await send(at, room, foreign), 403, "M_FORBIDDEN")
+        for signatures in ({}, foreign.pdu["signatures"], {REMOTE: {"ed25519:1": "A" * 86}}):
+            wrongly_signed = {**event.pdu, "signatures": signatures}
+            refused(await send(at, room, event, event=wrongly_signed), 403, "M_FORBIDDEN")
+        not_canonical = {**event.pdu, "content": {**event.pdu["content"], "number": 1.5}}
+        refused(await send(at, room, event, event=not_canonical), 400, "M_BAD_JSON")
         pdus: list[dict[str, Any]] = [
-            {**event.pdu, "signatures": {}},
             {**event.pdu, "content": {**event.pdu["content"], "is_direct": True}},
             {**event.pdu, "room_id": "!other:x"},
             {},

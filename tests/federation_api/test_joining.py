@@ -15,7 +15,7 @@ from homeserver.protocol.signatures import signatures_of
 from homeserver.storage.event_graph import Verdict
 from tests.factories.rooms import server_key
 from tests.fakes.servers import Servers
-from tests.federation_api.asking import BOB, OURS, REMOTE, V1, Asking, ask, refused
+from tests.federation_api.asking import BOB, OURS, REMOTE, V1, V2, Asking, ask, refused
 
 VERSIONS = pytest.mark.parametrize("version", ["1", "2", "3", "6", "9", "11", "12"])
 
@@ -177,8 +177,12 @@ def test_send_join_takes_only_joins_of_the_servers_own_users(servers: Servers) -
         refused(await at.put({}, "send_join", room_id, "$x"), 400, "M_INVALID_PARAM")
         forged = {**join.pdu, "content": {**join.pdu["content"], "displayname": "changed"}}
         refused(await at.put(forged, "send_join", room_id, join.event_id), 400, "M_INVALID_PARAM")
-        unsigned = {**join.pdu, "signatures": {}}
-        refused(await at.put(unsigned, "send_join", room_id, join.event_id), 400, "M_INVALID_PARAM")
+        for number in (1.5, 2**53):
+            not_canonical = {**join.pdu, "content": {**join.pdu["content"], "number": number}}
+            refused(await at.put(not_canonical, "send_join", room_id, join.event_id), 400, "M_BAD_JSON")
+        for signatures in ({}, {REMOTE: {key.key_id: "A" * 86}}, {"other.test": join.pdu["signatures"][REMOTE]}):
+            wrongly_signed = {**join.pdu, "signatures": signatures}
+            refused(await at.put(wrongly_signed, "send_join", room_id, join.event_id), 403, "M_FORBIDDEN")
         assert BOB not in (await at.ours.head(room_id)).joined
 
     ask(servers, story)
@@ -196,13 +200,22 @@ def test_send_join_by_who_may_not(servers: Servers) -> None:
     ask(servers, story)
 
 
-def test_another_server_cannot_join_for_a_user(servers: Servers) -> None:
+@pytest.mark.parametrize("kind", ["join", "leave", "knock"])
+@pytest.mark.parametrize("prefix", [V1, V2])
+def test_another_server_cannot_act_for_a_user(servers: Servers, kind: str, prefix: str) -> None:
     async def story(at: Asking) -> None:
-        room_id = await at.ours.room(at.alice)
+        rules = ("m.room.join_rules", "", {"join_rule": "knock" if kind == "knock" else "public"})
+        room_id = await at.ours.room(at.alice, initial_state=[rules])
         other = servers.remote("other.test:8448")
-        join = await at.template("join", room_id)
-        uri = f"/_matrix/federation/v2/send_join/{room_id}/{join.event_id}"
-        refused(await other.request("PUT", OURS, uri, join.pdu), 400, "M_INVALID_PARAM")
+        if kind == "leave":
+            await at.join(room_id)
+        event = await at.template(kind, room_id)
+        uri = f"{V1 if kind == 'knock' else prefix}/send_{kind}/{room_id}/{event.event_id}"
+        refused(await other.request("PUT", OURS, uri, event.pdu), 403, "M_FORBIDDEN")
+        wrongly_signed = {**event.pdu, "signatures": {REMOTE: {"ed25519:1": "A" * 86}}}
+        refused(await at.remote.request("PUT", OURS, uri, wrongly_signed), 403, "M_FORBIDDEN")
+        not_canonical = {**event.pdu, "content": {**event.content, "number": 1.5}}
+        refused(await at.remote.request("PUT", OURS, uri, not_canonical), 400, "M_BAD_JSON")
 
     ask(servers, story)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.errors import InvalidEvent
+from homeserver.errors import InvalidEvent, NotCanonical
 from homeserver.protocol.event_format import INT64_MAX, PDU_BYTES_MAX, depth_after, depth_max, parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
@@ -90,8 +90,8 @@ def test_required_fields(version: str, field: str) -> None:
 
 
 WRONG_FIELDS = [
-    ("type", 5), ("type", "a" * 256), ("type", "é" * 128),
-    ("state_key", None), ("state_key", 5), ("state_key", "a" * 256), ("state_key", "é" * 128),
+    ("type", 5), ("type", "a" * 256), ("type", "é" * 256),
+    ("state_key", None), ("state_key", 5), ("state_key", "a" * 256), ("state_key", "é" * 256),
     ("sender", "alice"), ("sender", "@alice"), ("sender", "@alice:"), ("sender", "@alice:exa mple"),
     ("sender", "@" + "a" * 255 + ":example.org"), ("sender", "!alice:example.org"),
     ("room_id", "room"), ("room_id", "!room"), ("room_id", "#room:example.org"), ("room_id", "!" + "a" * 255 + ":b.c"),
@@ -133,7 +133,7 @@ def test_depth(version: str) -> None:
     assert depth_max(event.version) == limit
     assert parse_event(changed(event, depth=limit), event.version).depth == limit
     assert parse_event(changed(event, depth=0), event.version).depth == 0
-    with pytest.raises(InvalidEvent, match="depth"):
+    with pytest.raises(InvalidEvent):
         parse_event(changed(event, depth=limit + 1), event.version)
 
 
@@ -143,7 +143,7 @@ def test_numbers_in_the_content(version: str, number: float) -> None:
     event = message(version)
     pdu = changed(event, content={"a": [{"b": number}]})
     if version in STRICT:
-        with pytest.raises(InvalidEvent):
+        with pytest.raises(NotCanonical):
             parse_event(pdu, event.version)
     else:
         assert orjson.loads(parse_event(pdu, event.version).json)["content"] == {"a": [{"b": number}]}
@@ -174,6 +174,21 @@ def test_bytes_limits_are_met_exactly(version: str) -> None:
     sender = "@" + "a" * 242 + ":example.org"
     pdu = changed(event, type="é" * 127 + "a", state_key="k" * 255, sender=sender)
     assert parse_event(pdu, event.version).key == ("é" * 127 + "a", "k" * 255)
+
+
+@pytest.mark.parametrize("version", ALL)
+@pytest.mark.parametrize("field", ["type", "state_key", "sender"])
+def test_old_versions_count_code_points(version: str, field: str) -> None:
+    event = message(version)
+    text = "@" + "\N{GRINNING FACE}" * 242 + ":example.org"
+    pdu = changed(event, **{field: text})
+    if int(version) < 11:
+        assert parse_event(pdu, event.version).pdu[field] == text
+        with pytest.raises(InvalidEvent, match=field):
+            parse_event(changed(event, **{field: "@" + text}), event.version)
+    else:
+        with pytest.raises(InvalidEvent, match=field):
+            parse_event(pdu, event.version)
 
 
 @pytest.mark.parametrize("version", ALL)
