@@ -65,6 +65,8 @@ NOTARY_SERVERS_MAX = 100
 """How many servers one question to us as a notary may be about."""
 ANY_KEY = ""
 """In place of a key ID, in questions to us as a notary: all keys of the server."""
+NOTARY_FETCHES_AT_ONCE = 3
+"""How often in a row a question to us as a notary makes us ask a server in vain, before the pauses begin."""
 NOTARY_REFETCH_MS_MIN = 60_000
 """How often questions to us as a notary can make us ask a server that answers."""
 THREADED_EVENTS_MIN = 32
@@ -210,8 +212,10 @@ class KeyRing:
             loaded[server] = known
         return loaded
 
-    async def _fetch(self, server: str, known: _Known | None, wanted: Mapping[str, int]) -> None:
-        if known is not None and self._clock.now_ms() >= known.fetch_after_ts:
+    async def _fetch(
+        self, server: str, known: _Known | None, wanted: Mapping[str, int], *, at_once: bool = False
+    ) -> None:
+        if known is not None and (at_once or self._clock.now_ms() >= known.fetch_after_ts):
             await self._flights.run(server, lambda: self._fetch_now(server, known, wanted))
 
     async def _fetch_now(self, server: str, known: _Known, wanted: Mapping[str, int]) -> None:
@@ -300,21 +304,23 @@ class KeyRing:
         if server == self._signing_keys.server_name:
             return [self._signing_keys.server_keys_object(now)]
         stored = await self._database.read(store.load_responses, server)
-        if not stored or _is_stale(stored, wanted, now):
+        lacks = _lacks_one(stored, _askable(wanted))
+        if lacks or _is_stale(stored[0], wanted, now):
             known = (await self._load([server]))[server]
-            await self._fetch(server, known, _askable(wanted))
+            may_be_at_once = lacks and known.failures_in_row < NOTARY_FETCHES_AT_ONCE
+            await self._fetch(server, known, _askable(wanted), at_once=may_be_at_once)
             # "If the server fails to respond to this request, intermediate notary servers should continue to return
             # the last response they received from the server".
             stored = await self._database.read(store.load_responses, server)
-        key_ids = set(wanted)
-        wants_all = not key_ids or ANY_KEY in key_ids
-        given: list[JsonObject] = []
+        key_ids = set(_askable(wanted))
+        named: list[StoredResponse] = []
         for response in stored:
-            found = response.key_ids()
-            if not given or wants_all or not key_ids.isdisjoint(found):
-                given.append(response.parsed())
+            if not key_ids.isdisjoint(found := response.key_ids()):
+                named.append(response)
                 key_ids -= found
-        return given
+        if ANY_KEY in wanted or not wanted:
+            named += [response for response in stored if response not in named]
+        return [response.parsed() for response in named or stored[:1]]
 
     async def aclose(self) -> None:
         """Cancel fetches and give the threads back."""
@@ -383,13 +389,19 @@ def _to_stored(key_id: str, data: VerifyKeyData, *, is_old: bool) -> StoredKey:
     return StoredKey(key_id, unpadded_base64(bytes(data.key)), valid_until_ts, valid_until_ts if is_old else None)
 
 
-def _is_stale(stored: Sequence[StoredResponse], wanted: Mapping[str, int], now: int) -> bool:
-    """Whether a server should be asked again before we vouch for its keys; ``stored`` is not empty."""
-    # A key that is not here may be a new one: whoever asks for it has seen something that was signed with it. That
-    # nobody can make us ask all the time with invented key IDs is seen to where servers are asked.
-    if not set(_askable(wanted)).issubset(set().union(*(response.key_ids() for response in stored))):
-        return True
-    latest = stored[0]
+def _lacks_one(stored: Sequence[StoredResponse], wanted: Mapping[str, int]) -> bool:
+    """Whether one of the keys that a notary is asked for is not here, or not valid for long enough, or nothing is.
+
+    It may be a new key: whoever asks for it has seen something that was signed with it.
+    """
+    given = [(response.key_ids(), response.valid_until_ts) for response in stored]
+    return not given or not all(
+        any(key_id in key_ids and until >= needed for key_ids, until in given) for key_id, needed in wanted.items()
+    )
+
+
+def _is_stale(latest: StoredResponse, wanted: Mapping[str, int], now: int) -> bool:
+    """Whether a server should be asked again before we vouch for its keys, all of which are here."""
     if now - latest.fetched_ts < NOTARY_REFETCH_MS_MIN:
         return False
     needed = max([now, *(min(valid_until_ts, now + VALIDITY_MS_MAX) for valid_until_ts in wanted.values())])
