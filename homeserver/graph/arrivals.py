@@ -17,6 +17,7 @@ from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.events import Events
 from homeserver.graph.judgement import MissingAncestors, prev_events_first
 from homeserver.graph.placement import Outcome, Placer
+from homeserver.graph.restoring import Restorer, better_copy
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.unhelpful_servers import UnhelpfulServers
 from homeserver.graph.waiting_events import WaitingEvents
@@ -36,6 +37,7 @@ class Arrivals:
         placer: Placer,
         unhelpful: UnhelpfulServers,
         waiting: WaitingEvents,
+        restorer: Restorer,
     ) -> None:
         self._heads = heads
         self._events = events
@@ -43,11 +45,14 @@ class Arrivals:
         self._placer = placer
         self._unhelpful = unhelpful
         self._waiting = waiting
+        self._restorer = restorer
         self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, head: RoomHead, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
         """Place events, or keep those that lack others. Returns what became of each; None also stands for kept."""
         known: dict[str, Outcome] = {event_id: None for event_id in events if self._is_known(event_id)}
+        if known:
+            await self._restorer.restore(events[event_id] for event_id in known)
         new = {event_id: event for event_id, event in events.items() if event_id not in known}
         if not new:
             return known
@@ -93,6 +98,8 @@ class Arrivals:
             placed = await self._ancestors.placed(events)
             known: dict[str, Outcome] = dict.fromkeys(placed)
             new = {event_id: event for event_id, event in events.items() if event_id not in placed}
+            if placed:
+                await self._restorer.restore(events[event_id] for event_id in placed)
             if not new:
                 return known
             may_ask = self._unhelpful.may_ask(room_id, origin)
@@ -100,7 +107,9 @@ class Arrivals:
             if may_ask:
                 helpers = self._ancestors.helpers(head, origin, next(iter(new.values())))
                 between = await self._ancestors.close_gap(origin, helpers, head, list(new.values()))
-            ordered = prev_events_first({**{event.event_id: event for event in between}, **new})
+            found = {**{event.event_id: event for event in between}, **new}
+            stored = await self._events.by_id(found)  # as outliers
+            ordered = prev_events_first({name: better_copy(stored.get(name), event) for name, event in found.items()})
             outcomes = await self._place(origin, room_id, ordered, may_ask, is_last_resort)
             if may_ask and not any(map(_lacks_something, outcomes.values())):
                 self._unhelpful.helped(room_id, origin)

@@ -28,6 +28,7 @@ from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import PolicyServers
 from homeserver.graph.receive import OutsideEvents, Receiver
 from homeserver.graph.received_transactions import EduHandler, ReceivedTransactions
+from homeserver.graph.restoring import Restorer
 from homeserver.graph.send import Sender
 from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHeads, StateReader
@@ -76,7 +77,8 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     judge = Judge(events, states)
     policy = PolicyServers(federation.client, events, judge, clock)
     incoming = IncomingEvents(federation.key_ring)
-    outliers = Outliers(incoming, events, writers, database)
+    restorer = Restorer(database, events, states, writers)
+    outliers = Outliers(incoming, events, writers, database, restorer)
     ancestors = Ancestors(federation.client, incoming, events, outliers, database, base.server_name)
     placer = Placer(database, heads, events, writers, judge, ancestors, policy)
     waiting = WaitingEvents(database, clock)
@@ -97,7 +99,7 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         ancestors=ancestors,
         placer=placer,
         waiting=waiting,
-        arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting),
+        arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting, restorer),
         backfiller=Backfiller(base.server_name, database, heads, events, federation.client, incoming, placer),
         delivery=Delivery(
             database=database,
@@ -118,5 +120,5 @@ def build_receiving(
 
     ``outside`` takes memberships in rooms that this server is not in, ``edus`` has a handler for each type of EDU.
     """
-    receiver = Receiver(graph.heads, graph.incoming, graph.arrivals, outside, graph.access)
+    receiver = Receiver(graph.heads, graph.events, graph.incoming, graph.arrivals, outside, graph.access)
     return ReceivedTransactions(base.database, receiver, edus, base.clock)

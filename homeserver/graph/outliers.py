@@ -13,11 +13,12 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import auth_events_first, judge_alone
+from homeserver.graph.restoring import Restorer
 from homeserver.graph.state import RoomHead
 from homeserver.graph.working_head import Job, NewEvent, WorkingHead
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
-from homeserver.storage import event_graph
+from homeserver.storage import event_graph, restored_events
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
 
@@ -27,11 +28,14 @@ OUTLIERS_PER_JOB = 250
 class Outliers:
     """Stores what other servers give of a room besides its history."""
 
-    def __init__(self, incoming: IncomingEvents, events: Events, writers: RoomWriters, database: Database) -> None:
+    def __init__(
+        self, incoming: IncomingEvents, events: Events, writers: RoomWriters, database: Database, restorer: Restorer
+    ) -> None:
         self._incoming = incoming
         self._events = events
         self._writers = writers
         self._database = database
+        self._restorer = restorer
 
     async def take_in(self, head: RoomHead, pdus: Sequence[Any]) -> set[str]:
         """Store those of the events that are not known yet, judged by what they cite (check 4).
@@ -47,8 +51,13 @@ class Outliers:
                 continue
             parsed[event.event_id] = event
         known = await self._database.read(event_graph.nids_of, list(parsed))
-        outcomes = await self._incoming.verify([e for event_id, e in parsed.items() if event_id not in known])
-        await self._store(head, {outcome.event_id: outcome for outcome in outcomes if isinstance(outcome, Event)})
+        # Of what is known, only other copies are looked at: one of the two may be intact where the other is not.
+        copies = {event_id: event for event_id, event in parsed.items() if event_id in known}
+        copies_differing = set(await self._database.read(restored_events.differing, copies))
+        wanted = [event for event_id, event in parsed.items() if event_id not in known or event_id in copies_differing]
+        checked = {e.event_id: e for e in await self._incoming.verify(wanted) if isinstance(e, Event)}
+        await self._restorer.restore(event for event_id, event in checked.items() if event_id in known)
+        await self._store(head, {event_id: event for event_id, event in checked.items() if event_id not in known})
         return set(parsed)
 
     async def _store(self, head: RoomHead, new: Mapping[str, Event]) -> None:

@@ -1,0 +1,83 @@
+"""Giving an event back its content, where only an altered copy of it was known.
+
+An event whose content does not match its hash is taken in redacted. Whoever passes on an altered copy first must not
+keep the real event out.
+
+https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+
+from homeserver.graph.append import RoomWriters
+from homeserver.graph.events import Events
+from homeserver.graph.state import StateReader, events_of
+from homeserver.graph.working_head import LEVEL_KEYS
+from homeserver.protocol.authorization import redaction_applies
+from homeserver.protocol.events import Event
+from homeserver.protocol.hashes import has_intact_content
+from homeserver.protocol.power_levels import power_levels_of
+from homeserver.storage import restored_events
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent, Verdict
+
+logger = structlog.get_logger(__name__)
+
+
+class Restorer:
+    """Puts intact events in the place of redacted copies."""
+
+    def __init__(self, database: Database, events: Events, states: StateReader, writers: RoomWriters) -> None:
+        self._database = database
+        self._events = events
+        self._states = states
+        self._writers = writers
+
+    async def restore(self, given: Iterable[Event]) -> None:
+        """Look at events, which passed checks 1 to 3, that are stored already: those stored without content get it.
+
+        The event ID vouches that everything else about an event is the same.
+        """
+        by_id = {event.event_id: event for event in given}
+        for event_id, stored in (await self._events.by_id(by_id)).items():
+            intact = by_id[event_id]
+            if is_restored_by(stored.event, intact):
+                await self._writers.alone(intact.room_id, partial(self._put, stored, intact))
+
+    async def _put(self, stored: StoredEvent, intact: Event) -> None:
+        redacted = intact.redacts if await self._redaction_applies(stored, intact) else None
+        logger.info("event restored", room_id=intact.room_id, event_id=intact.event_id)
+        await self._database.write(restored_events.restore, stored.event_nid, intact, stored.visible, redacted)
+        self._events.forget(intact.event_id)
+        if redacted is not None:
+            self._events.redacted(redacted, intact)
+
+    async def _redaction_applies(self, stored: StoredEvent, intact: Event) -> bool:
+        if intact.redacts is None or not stored.visible or stored.state_group is None:
+            return False
+        target = await self._events.get(intact.redacts)
+        if target is None or target.room_nid != stored.room_nid:
+            return False
+        before = await self._states.before(stored)
+        levels = await events_of(self._events, before.state, LEVEL_KEYS)
+        return redaction_applies(
+            intact, target.event, power_levels_of(intact.version, *(levels.get(key) for key in LEVEL_KEYS))
+        )
+
+
+def is_restored_by(known: Event, given: Event) -> bool:
+    """Whether a copy of an event is intact where the known one is not."""
+    if known is given or known.pdu == given.pdu:
+        return False
+    return not has_intact_content(known) and has_intact_content(given)
+
+
+def better_copy(stored: StoredEvent | None, given: Event) -> Event:
+    """The copy of an event to place: the one that is known as an outlier, where only that one is intact."""
+    if stored is not None and stored.verdict & Verdict.OUTLIER and is_restored_by(given, stored.event):
+        return stored.event
+    return given
