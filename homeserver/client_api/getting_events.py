@@ -114,9 +114,9 @@ async def get_joined_members_by_room(room_id: str, requester: Authenticated, his
     return json_response({"joined": {member.user_id: _profile(member) for member in members}})
 
 
-def _profile(member: JoinedMember) -> dict[str, str]:
-    shown = {"display_name": member.display_name, "avatar_url": member.avatar_url}
-    return {name: value for name, value in shown.items() if value is not None}
+def _profile(member: JoinedMember) -> dict[str, str | None]:
+    # Both keys are always there: clients that were written for other servers read them without looking.
+    return {"display_name": member.display_name, "avatar_url": member.avatar_url}
 
 
 @router.get("/joined_rooms")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.membership.membership import VIA_MAX, Memberships
-from homeserver.protocol.identifiers import is_valid_room_id
+from homeserver.protocol.identifiers import is_valid_room_id, is_valid_server_name
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.web import (
@@ -60,6 +60,8 @@ async def join_room(
     reason = await _join_reason(request)
     # ``server_name`` is the older name of ``via``.
     via = query_strs(request, "via") + query_strs(request, "server_name")
+    if not all(map(is_valid_server_name, via)):
+        raise InvalidParam("'via' names what is not a server name")
     room_id = room_id_or_alias
     if room_id_or_alias.startswith("#"):
         target = await aliases.resolve(room_id_or_alias)

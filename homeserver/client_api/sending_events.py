@@ -20,7 +20,7 @@ from homeserver.membership.membership import Memberships
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import is_valid_event_id, is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
-from homeserver.protocol.power_levels import check_levels
+from homeserver.protocol.power_levels import check_levels, creators_of
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.storage.appends import TransactionKey
 from homeserver.web import get_service, json_response, optional_str, read_json_object
@@ -30,17 +30,25 @@ EVENT_BODY_BYTES_MAX = 256 * 1024
 """The body of an event, with room for white space and escapes; the event itself has its own limit."""
 NEW_ALIASES_MAX = 20
 """Aliases that one m.room.canonical_alias may add: each may have to be asked of another server."""
+ONLY_STATE = ("m.room.create", "m.room.member")
+"""Types that the authorization rules reject without a state key, whoever sends them."""
 MEMBERSHIPS = ("join", "invite", "knock", "leave", "ban")
 
 
 async def send_message(request: Request) -> Response:
-    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid"""
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid
+
+    Older clients use POST without a transaction ID; each such request sends another event.
+    """
     requester = await authenticate(request)
     parameters = request.path_params
     room_id, event_type = parameters["room_id"], parameters["event_type"]
     content = await read_json_object(request, EVENT_BODY_BYTES_MAX)
     if event_type == "m.room.redaction":
         return await _redact(request, requester, content.pop("redacts", None), content)
+    if event_type in ONLY_STATE:
+        raise BadJson(f"{event_type} is a state event: it can be sent as such only")
+    _check_tombstone(room_id, event_type, content)
     txn = transaction_key(request, requester, f"send/{room_id}/{event_type}")
     draft = EventDraft(event_type, requester.user_id, content)
     stored = await get_service(request, Sender).send(room_id, draft, txn)
@@ -48,7 +56,10 @@ async def send_message(request: Request) -> Response:
 
 
 async def redact_event(request: Request) -> Response:
-    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidredacteventidtxnid"""
+    """https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidredacteventidtxnid
+
+    Older clients use POST without a transaction ID.
+    """
     requester = await authenticate(request)
     body = await read_json_object(request, EVENT_BODY_BYTES_MAX, empty_is_object=True)
     reason = optional_str(body, "reason")
@@ -83,13 +94,32 @@ async def set_room_state_with_key(request: Request) -> Response:
         event_id = await get_service(request, Memberships).send_member(room_id, draft)
         return json_response({"event_id": event_id})
     if event_type == "m.room.create":
-        raise Forbidden("A room is created once")
+        raise BadJson("A room has one m.room.create event, with which it begins")
+    _check_tombstone(room_id, event_type, content)
     if event_type == "m.room.power_levels" and not state_key:
         check_levels(content)
+        await _check_creators(request, requester, room_id, content)
     if event_type == "m.room.canonical_alias" and not state_key:
         await _check_canonical_alias(request, requester, room_id, content)
     stored = await get_service(request, Sender).send(room_id, draft)
     return json_response({"event_id": stored.event_id})
+
+
+def _check_tombstone(room_id: str, event_type: str, content: JsonObject) -> None:
+    if event_type == "m.room.tombstone" and content.get("replacement_room") == room_id:
+        raise InvalidParam("A room cannot be replaced by itself")
+
+
+async def _check_creators(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
+    """No power levels can ever name a creator of a room of version 12: M_BAD_JSON rather than M_FORBIDDEN."""
+    heads = get_service(request, RoomHeads)
+    head = await heads.find(room_id)
+    if head is None or not head.version.creators_have_infinite_power or requester.user_id not in head.joined:
+        return
+    creators = creators_of(head.version, await heads.state_event(head, "m.room.create"))
+    users = content.get("users")
+    if isinstance(users, dict) and not creators.isdisjoint(users):
+        raise BadJson("'users' must not name a creator of the room", reason="creator")
 
 
 async def _check_canonical_alias(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
@@ -123,9 +153,11 @@ def _aliases_in(content: JsonObject, *, strict: bool = True) -> list[str]:
     return [name for name in found if isinstance(name, str)]
 
 
-def transaction_key(request: Request, requester: Requester, scope: str) -> TransactionKey:
-    """What makes this request harmless to repeat from the same device."""
-    txn_id: str = request.path_params["txn_id"]
+def transaction_key(request: Request, requester: Requester, scope: str) -> TransactionKey | None:
+    """What makes this request harmless to repeat from the same device; None where it has no transaction ID."""
+    txn_id: str | None = request.path_params.get("txn_id")
+    if txn_id is None:
+        return None
     if len(txn_id) > TXN_ID_BYTES_MAX:
         raise InvalidParam(f"A transaction ID has {TXN_ID_BYTES_MAX} characters at most")
     return get_service(request, Sender).transaction_key(requester.user_id, requester.device_id, scope, txn_id)
@@ -133,7 +165,9 @@ def transaction_key(request: Request, requester: Requester, scope: str) -> Trans
 
 routes = [
     Route("/rooms/{room_id}/send/{event_type}/{txn_id}", send_message, methods=["PUT"]),
+    Route("/rooms/{room_id}/send/{event_type}", send_message, methods=["POST"]),
     Route("/rooms/{room_id}/redact/{event_id}/{txn_id}", redact_event, methods=["PUT"]),
+    Route("/rooms/{room_id}/redact/{event_id}", redact_event, methods=["POST"]),
     Route("/rooms/{room_id}/state/{event_type}/{state_key}", set_room_state_with_key, methods=["PUT"]),
     Route("/rooms/{room_id}/state/{event_type}", set_room_state_with_key, methods=["PUT"]),
 ]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from homeserver.clock import Clock
-from homeserver.errors import Forbidden, InvalidEvent, Unauthorized
+from homeserver.errors import Forbidden, InvalidEvent, InvalidParam, Unauthorized
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.events import Signer
@@ -130,8 +130,8 @@ class RequestAuthenticator:
         ``uri`` is the path with its query as it came over the wire; ``content`` is the body as parsed JSON, ``None``
         where there is none.
 
-        Raises ``Unauthorized`` where no valid signature says who that is, and ``Forbidden`` for a server that the
-        administrator does not let in.
+        Raises ``InvalidParam`` where the origin is not a server name, ``Unauthorized`` where no valid signature says
+        who that is, and ``Forbidden`` for a server that the administrator does not let in.
         """
         claims = self._claims(authorization_headers)
         origin = claims[0].origin
@@ -166,7 +166,7 @@ class RequestAuthenticator:
         if any(claim.origin != claims[0].origin for claim in claims):
             raise Unauthorized("The Authorization headers disagree on the origin")
         if not is_valid_server_name(claims[0].origin):
-            raise Unauthorized("The origin is not a server name")
+            raise InvalidParam("The origin is not a server name")
         if claims[0].origin == self._server_name:
             raise Unauthorized("The origin is this server itself")
         for claim in claims:

@@ -362,6 +362,10 @@ class RoomWriters:
         assert found is not None
         return found
 
+    async def is_of_another_room(self, event_id: str, room_id: str) -> bool:
+        """Whether the event is known here as one of another room."""
+        return await self._database.read(event_graph.is_of_another_room, event_id, room_id)
+
     async def sent_before(self, txn: TransactionKey) -> StoredEvent | None:
         """The event that was sent under a transaction ID, if there is one."""
         event_nid = await self._database.read(event_of_transaction, txn)

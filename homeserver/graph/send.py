@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from homeserver.clock import Clock
-from homeserver.errors import Conflict, Forbidden, MatrixError, NotAuthorized, NotFound
+from homeserver.errors import Conflict, Forbidden, InvalidParam, MatrixError, NotAuthorized, NotFound
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.forward_extremities import next_place
 from homeserver.graph.governed_events import GovernedEvents, refusal
@@ -105,7 +105,8 @@ class Sender:
     async def redact(self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None) -> StoredEvent:
         """Send a redaction: of the sender's own event, or of any with the room's redact level.
 
-        Raises ``Forbidden`` otherwise. The authorization rules let it pass, but it would take no effect.
+        Raises ``Forbidden`` otherwise: the authorization rules let it pass, but it would take no effect. Raises
+        ``InvalidParam`` for an event of another room.
         """
 
         async def job(working: WorkingHead, recommended: Recommended) -> Sequence[NewEvent]:
@@ -113,6 +114,8 @@ class Sender:
             target = (await working.events([draft.redacts])).get(draft.redacts)
             if target is not None and target.room_id != room_id:
                 target = None
+            if target is None and await self._writers.is_of_another_room(draft.redacts, room_id):
+                raise InvalidParam("The event to be redacted is not one of this room")
             if target is None or target.sender != draft.sender:
                 state = await working.state_events((CREATE, POWER_LEVELS))
                 levels = power_levels_of(working.head.version, state.get(CREATE), state.get(POWER_LEVELS))

@@ -176,6 +176,8 @@ def split_aliases(canonical: Event | None, moved: Collection[str]) -> SplitAlias
         if going:
             goes["alt_aliases"] = going
             stays["alt_aliases"] = [other for other in others if other not in going]
+            if not stays["alt_aliases"]:
+                del stays["alt_aliases"]
     return SplitAliases(goes, stays) if goes else None
 
 

@@ -5,18 +5,35 @@ https://spec.matrix.org/v1.19/client-server-api/#room-aliases
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from homeserver.errors import AliasInUse, Forbidden, InvalidParam, NotFound, RemoteError, RemoteFailed, RemoteRefused
+import structlog
+
+from homeserver.errors import (
+    AliasInUse,
+    Forbidden,
+    InvalidParam,
+    MatrixError,
+    NotFound,
+    RemoteError,
+    RemoteFailed,
+    RemoteRefused,
+)
+from homeserver.graph.send import Recommended, Sender
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.protocol.events import CREATE, POWER_LEVELS
+from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.protocol.events import CREATE, POWER_LEVELS, EventDraft, StateKey
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_room_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.storage import aliases
 from homeserver.storage.database import Database
 
+logger = structlog.get_logger(__name__)
+
+CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
 SERVERS_NAMED_MAX = 50
 """Servers that an answer names as candidates for joining."""
 
@@ -26,6 +43,19 @@ class Directory(Protocol):
 
     async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
         """``{"room_id", "servers"}``; raises ``RemoteError``."""
+
+
+def _without_alias(content: JsonObject, alias: str) -> JsonObject | None:
+    """The content of m.room.canonical_alias without one alias; None if it does not name it."""
+    without = dict(content)
+    if without.get("alias") == alias:
+        del without["alias"]
+    others = without.get("alt_aliases")
+    if isinstance(others, list) and alias in others:
+        without["alt_aliases"] = [other for other in others if other != alias]
+        if not without["alt_aliases"]:
+            del without["alt_aliases"]
+    return without if without != content else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +69,12 @@ class AliasTarget:
 class RoomAliases:
     """Makes, takes away and looks up room aliases."""
 
-    def __init__(self, database: Database, heads: RoomHeads, directory: Directory, server_name: str) -> None:
+    def __init__(
+        self, database: Database, heads: RoomHeads, sender: Sender, directory: Directory, server_name: str
+    ) -> None:
         self._database = database
         self._heads = heads
+        self._sender = sender
         self._directory = directory
         self._server_name = server_name
 
@@ -109,7 +142,13 @@ class RoomAliases:
     async def remove(self, alias: str, user_id: str) -> None:
         """Take an alias away: its creator may, and who may set the room's canonical alias.
 
+        If the room's m.room.canonical_alias names it, it is taken out of there as well. "Servers which choose to update
+        the canonical alias event are recommended to [...] return a successful response even if the user does not have
+        permission to update" it.
+
         Raises ``NotFound``, ``Forbidden``.
+
+        https://spec.matrix.org/v1.19/client-server-api/#delete_matrixclientv3directoryroomroomalias
         """
         row = await self._database.read(aliases.alias_row, alias)
         if row is None:
@@ -118,6 +157,21 @@ class RoomAliases:
         if user_id != creator and not await self._may_name(room_id, user_id):
             raise Forbidden("You may not remove this alias")
         await self._database.write(aliases.remove_alias, alias)
+        await self._take_out_of_canonical(alias, room_id, user_id)
+
+    async def _take_out_of_canonical(self, alias: str, room_id: str, user_id: str) -> None:
+        async def job(working: WorkingHead, recommended: Recommended) -> Sequence[NewEvent]:
+            standing = (await working.state_events([CANONICAL_ALIAS])).get(CANONICAL_ALIAS)
+            content = None if standing is None else _without_alias(standing.content, alias)
+            if content is None:
+                return []
+            draft = EventDraft(CANONICAL_ALIAS[0], user_id, content, CANONICAL_ALIAS[1])
+            return [await self._sender.compose_recommended(working, draft, recommended)]
+
+        try:
+            await self._sender.submit(room_id, job)
+        except MatrixError as error:  # the user is not in the room, or has not the power, or it changes too fast
+            logger.info("the canonical alias still names a removed alias", room_id=room_id, reason=error.message)
 
     async def _may_name(self, room_id: str, user_id: str) -> bool:
         head = await self._heads.find(room_id)

@@ -38,7 +38,7 @@ def build(
     """The services of this package."""
     database, heads, writers, sender = base.database, graph.heads, graph.writers, graph.sender
     keys, clock, profiles = base.signing_keys, base.clock, membership.profiles
-    aliases = RoomAliases(database, heads, federation.client, base.server_name)
+    aliases = RoomAliases(database, heads, sender, federation.client, base.server_name)
     return RoomServices(
         aliases=aliases,
         creation=RoomCreation(writers, sender, membership.memberships, aliases, profiles, keys, clock),

@@ -211,6 +211,13 @@ def is_followed(connection: Connection, event_id: str, event_nid: int | None) ->
     return connection.execute(edge.limit(1)).first() is not None
 
 
+def is_of_another_room(connection: Connection, event_id: str, room_id: str) -> bool:
+    """Whether an event with this ID is stored here for any other room."""
+    statement = select(events.c.event_nid).join(rooms, rooms.c.room_nid == events.c.room_nid)
+    statement = statement.where(events.c.event_id == event_id, rooms.c.room_id != room_id).limit(1)
+    return connection.execute(statement).first() is not None
+
+
 def rejection_reason(connection: Connection, event_nid: int) -> str | None:
     """Why an event was rejected or soft-failed."""
     statement = select(rejections.c.reason).where(rejections.c.event_nid == event_nid)

@@ -127,7 +127,7 @@ class CoreServer:
             SERVER_NAME,
             settings.take_along,
         )
-        self.aliases = RoomAliases(database, heads, self.directory, SERVER_NAME)
+        self.aliases = RoomAliases(database, heads, self.sender, self.directory, SERVER_NAME)
         self.creation = RoomCreation(
             self.writers, self.sender, self.memberships, self.aliases, self.profiles, self.key, self.clock
         )

@@ -16,6 +16,7 @@ from homeserver.errors import (
     RemoteUnreachable,
     RoomInUse,
 )
+from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory
 from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users
@@ -82,6 +83,39 @@ def test_who_may_take_an_alias_away(server: CoreServer) -> None:
                 await remove(alias, ALICE)
             with pytest.raises(NotFound):
                 await server.aliases.resolve(alias)
+
+    asyncio.run(story())
+
+
+def test_an_alias_that_is_taken_away_leaves_the_canonical_alias(server: CoreServer) -> None:
+    async def story() -> None:
+        room_id = await server.create_room(preset="public_chat")
+        await server.memberships.join(BOB, room_id)
+        one, two, other = "#one:example.org", "#two:example.org", "#other:elsewhere.org"
+        for alias in (one, two):
+            await server.aliases.add(alias, room_id, BOB)
+
+        async def canonical() -> JsonObject:
+            return (await server.state(room_id))["m.room.canonical_alias", ""].content
+
+        named = {"alias": one, "alt_aliases": [two, other], "org.example": 1}
+        await server.set_state(room_id, "m.room.canonical_alias", named)
+        # Who may not change the state can take the alias away all the same, if it is theirs.
+        await server.aliases.remove(two, BOB)
+        assert await canonical() == named
+        await server.aliases.add(two, room_id, ALICE)
+        await server.aliases.remove(two, ALICE)
+        assert await canonical() == {"alias": one, "alt_aliases": [other], "org.example": 1}
+        await server.aliases.remove(one, ALICE)
+        assert await canonical() == {"alt_aliases": [other], "org.example": 1}
+        await server.aliases.add(one, room_id, ALICE)
+        await server.set_state(room_id, "m.room.canonical_alias", {"alt_aliases": [one]})
+        before = (await server.state(room_id))["m.room.canonical_alias", ""]
+        await server.aliases.add(two, room_id, ALICE)
+        await server.aliases.remove(two, ALICE)  # which it does not name
+        assert (await server.state(room_id))["m.room.canonical_alias", ""].event_id == before.event_id
+        await server.aliases.remove(one, ALICE)
+        assert await canonical() == {}
 
     asyncio.run(story())
 

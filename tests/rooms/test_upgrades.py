@@ -408,6 +408,20 @@ def test_aliases(server: CoreServer) -> None:
     asyncio.run(story())
 
 
+def test_a_canonical_alias_that_names_only_what_moves_becomes_empty(server: CoreServer) -> None:
+    async def story() -> None:
+        names = ["#moves-one:example.org", "#moves-two:example.org"]
+        old = await server.create_room(alias_localpart="moves-one")
+        await server.aliases.add(names[1], old, ALICE)
+        named = {"alias": names[0], "alt_aliases": names}
+        await server.set_state(old, "m.room.canonical_alias", named)
+        new = await upgrade(server, old, "11")
+        assert (await contents(server, new))["m.room.canonical_alias"] == named
+        assert (await contents(server, old))["m.room.canonical_alias"] == {}
+
+    asyncio.run(story())
+
+
 def test_a_canonical_alias_of_another_server_stays(server: CoreServer) -> None:
     async def story() -> None:
         old = await server.create_room()
