@@ -54,6 +54,14 @@ class IncomingEvents:
         ``room_id`` is the room that all must belong to. ``is_history``: they are an answer to /backfill, which "MUST
         NOT be validated" on how many events each may refer to.
         """
+        parsed = await self.parse(pdus, version, room_id, is_history=is_history)
+        outcomes = await self.verify_each(list(parsed.values()))
+        return [outcome for outcome in outcomes if isinstance(outcome, Event)]
+
+    async def parse(
+        self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
+    ) -> dict[str, Event]:
+        """Check 1 alone: the events among the PDUs, by event ID."""
         parsed: dict[str, Event] = {}
         for index, pdu in enumerate(pdus):
             if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
@@ -67,8 +75,7 @@ class IncomingEvents:
                 as_outcome(error, room_id=room_id, event_id=None)
                 continue
             parsed.setdefault(event.event_id, event)
-        outcomes = await self.verify_each(list(parsed.values()))
-        return [outcome for outcome in outcomes if isinstance(outcome, Event)]
+        return parsed
 
     async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
         """Checks 2 and 3: each event, redacted where its content is not what was signed, or what is wrong with it."""

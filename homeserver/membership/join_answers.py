@@ -6,12 +6,13 @@ https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_join
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature, NotAuthorized
+from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature, NotAuthorized, RemoteError
+from homeserver.federation.client import FederationClient
 from homeserver.graph.incoming_events import EVENTS_AT_A_STRETCH, IncomingEvents
 from homeserver.graph.judgement import auth_events_first, judge_alone
 from homeserver.protocol.authorization import auth_event_keys, authorize
@@ -21,6 +22,11 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 
 logger = structlog.get_logger(__name__)
+
+ABSENT_MAX = 50
+"""Auth events that are fetched where the answer to a join lacks them."""
+ABSENT_ROUNDS_MAX = 5
+REQUESTS_AT_ONCE_MAX = 8
 
 
 class UnusableAnswer(HomeserverError):
@@ -46,18 +52,22 @@ class JoinedRoom:
 class JoinAnswers:
     """Checks the answers to joins."""
 
-    def __init__(self, incoming: IncomingEvents) -> None:
+    def __init__(self, incoming: IncomingEvents, client: FederationClient) -> None:
         self._incoming = incoming
+        self._client = client
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
 
     async def check(self, server_name: str, version: RoomVersion, join: Event, answer: JsonObject) -> JoinedRoom:
         """The room that the answer describes. Raises ``UnusableAnswer``."""
         room_id = join.room_id
         if answer.get("members_omitted") is True:
             raise UnusableAnswer(server_name, "the members were left out, which we did not ask for")
-        state = await self._incoming.check(answer["state"], version, room_id)
-        known = {event.event_id: event for event in state}
-        chain = await self._incoming.check(answer["auth_chain"], version, room_id)
-        everything = {**{event.event_id: event for event in chain}, **known}
+        named = await self._incoming.parse(answer["state"], version, room_id)
+        given = {**await self._incoming.parse(answer["auth_chain"], version, room_id), **named}
+        given.update(await self._absent(server_name, version, room_id, given))
+        checked = await self._incoming.verify_each(list(given.values()))
+        everything = {event.event_id: event for event in checked if isinstance(event, Event)}
+        state = [everything[event_id] for event_id in named if event_id in everything]
         rejected = await _rejected(everything, version, room_id)
         before: dict[StateKey, Event] = {}
         for event in state:
@@ -71,6 +81,37 @@ class JoinAnswers:
         _check_join(server_name, signed, before, everything, rejected)
         auth_chain = [event for event_id, event in everything.items() if event_id not in rejected]
         return JoinedRoom(signed, before, auth_chain)
+
+    async def _absent(
+        self, server_name: str, version: RoomVersion, room_id: str, given: Mapping[str, Event]
+    ) -> dict[str, Event]:
+        """The auth events that an answer left out, fetched one by one. Raises ``UnusableAnswer`` if some stay missing.
+
+        What cannot be judged without them would be missing from the room's state, and all that builds on it would be
+        rejected for good.
+        """
+        found: dict[str, Event] = {}
+        absent = _cited(given.values()) - given.keys()
+        for _ in range(ABSENT_ROUNDS_MAX):
+            if not absent:
+                return found
+            if len(absent) + len(found) > ABSENT_MAX:
+                break
+            pdus = await asyncio.gather(*(self._fetch(server_name, event_id) for event_id in sorted(absent)))
+            new = await self._incoming.parse([pdu for pdu in pdus if pdu is not None], version, room_id)
+            if not absent <= new.keys():
+                break
+            found.update(new)
+            absent = _cited(new.values()) - given.keys() - found.keys()
+        raise UnusableAnswer(server_name, f"{len(absent)} events are missing that others cite")
+
+    async def _fetch(self, server_name: str, event_id: str) -> JsonObject | None:
+        async with self._slots:
+            try:
+                return await self._client.get_event(server_name, event_id)
+            except RemoteError as error:
+                logger.info("auth event not given", server=server_name, event_id=event_id, reason=error.message)
+                return None
 
     async def signed_join(self, join: Event, answer: JsonObject) -> Event:
         """Our join as the other server took it, with its signature; ours where it does not say.
@@ -95,6 +136,10 @@ class JoinAnswers:
         if isinstance(outcome, InvalidSignature):
             raise UnusableAnswer(server_name, f"the join is not signed as it must be: {outcome}")
         return signed
+
+
+def _cited(events: Iterable[Event]) -> set[str]:
+    return {event_id for event in events for event_id in event.auth_events}
 
 
 async def _rejected(events: Mapping[str, Event], version: RoomVersion, room_id: str) -> set[str]:

@@ -116,7 +116,7 @@ class RemoteMembership:
         self._owed = owed
         self._signer = signer
         self._clock = clock
-        self._join_answers = JoinAnswers(incoming)
+        self._join_answers = JoinAnswers(incoming, client)
         self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- joining -------------------------------------------------------------------------------------------------------

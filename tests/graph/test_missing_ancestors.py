@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from homeserver.graph import unhelpful_servers
 from homeserver.graph import waiting_events as graph_waiting_events
+from homeserver.graph.placement import Placer
 from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
@@ -243,6 +244,25 @@ def test_nobody_moves_the_state_by_hiding_what_came_before(
             assert await at.state() == right, way.__name__
         # The attacks that could be judged were: the state held though they stand in the graph.
         assert any([await at.ours.event(event_id) for event_id in attack.made])
+
+    play(servers, story, version)
+
+
+@ATTACKED
+@pytest.mark.parametrize("lie", [without_rules, made_up])
+def test_nor_by_what_is_given_of_the_past(servers: Servers, version: str, lie: Callable[[Attack], State]) -> None:
+    """An event from before our time is judged by the state that is given with it; then the attacker builds on it."""
+
+    async def story(at: Scene) -> None:
+        attack = Attack(at)
+        await attack.prepare()
+        right = await at.state()
+        attack.answers["state"] = lie(attack)
+        past = attack.event([attack.invented()])
+        await at.ours.get(Placer).place(EVIL, at.room.room_id, [past], is_past=True)
+        tip = await at.ours.send(at.bob, at.room.room_id, "what the attack builds on")
+        await attack.push(attack.event([past.event_id]), attack.event([tip, past.event_id]))
+        assert await at.state() == right
 
     play(servers, story, version)
 

@@ -212,6 +212,46 @@ def _without(kind: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _without_chain_of(at: Scene, *, is_shown: bool) -> tuple[Callable[[dict[str, Any]], None], Event]:
+    """The answer leaves out an old member event that another event of the state cites, and may show it by itself."""
+    alice = at.room.user("host")
+    cited = at.room.state["m.room.member", alice]
+    at.room.state_event(alice, "m.room.name", {"name": "cites it"})
+    at.room.event(alice, "m.room.member", {"membership": "join", "displayname": "Alice"}, alice)
+    if not is_shown:
+        at.remote.hidden.add(cited.event_id)
+
+    def change(answer: dict[str, Any]) -> None:
+        for name in ("state", "auth_chain"):
+            events = [parse_event(pdu, at.room.version) for pdu in answer[name]]
+            answer[name] = [event.pdu for event in events if event.event_id != cited.event_id]
+
+    return change, cited
+
+
+def test_auth_events_that_an_answer_lacks_are_fetched(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        change, cited = _without_chain_of(at, is_shown=True)
+        change_answer(at, change)
+        await at.ours.join(BOB, at.room.room_id, REMOTE)
+        head = await at.ours.head(at.room.room_id)
+        assert await at.ours.get_state(head, "m.room.name") == {"name": "cites it"}
+        assert await at.ours.event(cited.event_id) is not None
+
+    play(servers, story)
+
+
+def test_a_room_of_which_auth_events_cannot_be_had_is_not_joined(servers: Servers) -> None:
+    async def story(at: Scene) -> None:
+        change, _ = _without_chain_of(at, is_shown=False)
+        change_answer(at, change)
+        with pytest.raises(MatrixError):
+            await at.ours.join(BOB, at.room.room_id, REMOTE)
+        assert await at.standing() is None
+
+    play(servers, story)
+
+
 @pytest.mark.parametrize(
     "change",
     [
