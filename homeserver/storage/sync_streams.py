@@ -68,6 +68,25 @@ _STANDINGS_SINCE = _STANDINGS_OF_USER.where(
 _STANDING_IN_ROOM = _STANDINGS_OF_USER.where(rooms.c.room_id == bindparam("room_id"))
 
 
+_CHANGES_OF_MEMBER = (
+    select(current_state_changes.c.event_nid)
+    .join_from(current_state_changes, state_keys, state_keys.c.state_key_nid == current_state_changes.c.state_key_nid)
+    .where(
+        current_state_changes.c.room_nid == bindparam("room_nid"),
+        state_keys.c.type == "m.room.member",
+        state_keys.c.state_key == bindparam("user_id"),
+    )
+)
+_MEMBER_AT = (
+    _CHANGES_OF_MEMBER.where(current_state_changes.c.position <= bindparam("position"))
+    .order_by(current_state_changes.c.position.desc())
+    .limit(1)
+)
+_MEMBER_CHANGES = _CHANGES_OF_MEMBER.where(
+    current_state_changes.c.position > bindparam("after"), current_state_changes.c.position <= bindparam("upto")
+)
+
+
 def standings_of(connection: Connection, user_id: str) -> list[Standing]:
     """How a user of ours stands to every room that it has to do with."""
     return [Standing(*row) for row in connection.execute(_STANDINGS_OF_USER, {"user_id": user_id})]
@@ -113,6 +132,37 @@ def membership_history(connection: Connection, event_nid: int, upto: int) -> lis
             break
         nid = stored.replaces_nid
     return found
+
+
+def membership_at(connection: Connection, standing: Standing, user_id: str, position: int) -> str | None:
+    """The membership of one of our users in the current state of a room as of a position; None for none.
+
+    Where branches of a room meet, an older membership event may count again. So this asks what the state was, and
+    follows the events that took each other's place only to the time before its changes were written down, which is that
+    of the join through another server with which this server came into the room.
+    """
+    parameters = {"room_nid": standing.room_nid, "user_id": user_id, "position": position}
+    row = connection.execute(_MEMBER_AT, parameters).first()
+    if row is None:
+        for stored in membership_history(connection, standing.event_nid, position):
+            if stored.stream_position is not None and stored.stream_position <= position:
+                return stored.event.membership
+        return None
+    return _membership_of(connection, row[0])
+
+
+def was_joined_all_the_time(connection: Connection, standing: Standing, user_id: str, after: int, upto: int) -> bool:
+    """Whether one of our users was in a room at every position from ``after`` to ``upto``."""
+    if membership_at(connection, standing, user_id, after) != "join":
+        return False
+    parameters = {"room_nid": standing.room_nid, "user_id": user_id, "after": after, "upto": upto}
+    changes = connection.execute(_MEMBER_CHANGES, parameters).scalars().all()
+    return bool(changes) and all(_membership_of(connection, event_nid) == "join" for event_nid in changes)
+
+
+def _membership_of(connection: Connection, event_nid: int | None) -> str | None:
+    found = events_by_nid(connection, [event_nid]) if event_nid is not None else []
+    return found[0].event.membership if found else None
 
 
 # -- timelines ---------------------------------------------------------------------------------------------------------

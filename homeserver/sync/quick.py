@@ -137,7 +137,8 @@ class Quick:
         view = window.view
         after = min(window.since, view.position)
         own = await self._database.read(read_own, request.user_id, after, window.upto)
-        if own.moved:
+        # Who was invited again since the view was read has left the room in between.
+        if own.moved or any(s.membership != "join" and s.room_id in view.joined for s in own.standings):
             raise NotAtHand
         news.ignored = _ignored(own, view)
         self._views.advance(request.user_id, view, window.upto, news.ignored)

@@ -82,7 +82,7 @@ class OwnChanges:
     standings: list[Standing]
     stripped: dict[int, bytes | None]
     moved: frozenset[str]
-    """The rooms that the user joined or left, or was in and is no more."""
+    """The rooms that the user joined or left."""
 
 
 def read_own(connection: Connection, user_id: str, after: int, upto: int) -> OwnChanges:
@@ -91,13 +91,12 @@ def read_own(connection: Connection, user_id: str, after: int, upto: int) -> Own
     standings = sync_streams.standings_since(connection, user_id, after, upto)
     moved: set[str] = set()
     for standing in standings:
-        if standing.membership in GONE:
+        # Who was in a room all the time has only changed its name or picture.
+        if standing.membership in GONE or (
+            standing.membership == "join"
+            and not sync_streams.was_joined_all_the_time(connection, standing, user_id, after, upto)
+        ):
             moved.add(standing.room_id)
-        elif standing.membership == "join":
-            history = sync_streams.membership_history(connection, standing.event_nid, after)
-            # The last one is from before; whoever was in the room all the time has changed its name or picture.
-            if any(stored.event.membership != "join" for stored in history) or _membership_at(history, after) is None:
-                moved.add(standing.room_id)
     waiting = [standing.room_nid for standing in standings if standing.membership in ("invite", "knock")]
     stripped = sync_streams.stripped_states(connection, user_id, waiting) if waiting else {}
     return OwnChanges(rows, standings, stripped, frozenset(moved))
@@ -132,8 +131,7 @@ def _sort_in(connection: Connection, question: Question, news: News, standing: S
     if membership == "join":
         was_joined = since is not None
         if since is not None and is_new:
-            history = sync_streams.membership_history(connection, standing.event_nid, since)
-            was_joined = _membership_at(history, since) == "join"
+            was_joined = sync_streams.membership_at(connection, standing, question.user_id, since) == "join"
         after = BEFORE_ALL if since is None or not was_joined else since
         news.rooms.append(RoomNews(standing.room_id, standing.room_nid, after, news.position, not was_joined))
     elif membership in GONE:
@@ -150,7 +148,9 @@ def _left_room(connection: Connection, question: Question, standing: Standing) -
     since = question.since
     history = sync_streams.membership_history(connection, standing.event_nid, -1 if since is None else since)
     departure = _departure(history)
-    was_joined = since is not None and _membership_at(history, since) == "join"
+    was_joined = (
+        since is not None and sync_streams.membership_at(connection, standing, question.user_id, since) == "join"
+    )
     room = RoomNews(standing.room_id, standing.room_nid, standing.position, standing.position, has_left=True)
     room.standing_nid = standing.event_nid
     # Of who was invited, or had left before, all there is to tell is how it stands to the room now.
@@ -160,13 +160,6 @@ def _left_room(connection: Connection, question: Question, standing: Standing) -
         room.after = since if was_joined and since is not None else BEFORE_ALL
         room.upto = departure.stream_position
     return room
-
-
-def _membership_at(history: list[StoredEvent], position: int) -> str | None:
-    for stored in history:
-        if stored.stream_position is not None and stored.stream_position <= position:
-            return stored.event.membership
-    return None
 
 
 def _departure(history: list[StoredEvent]) -> StoredEvent | None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from homeserver.errors import Forbidden
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
-from tests.fakes.reading_server import ReadingServer, user
+from tests.fakes.clock import FakeClock
+from tests.fakes.reading_server import ReadingServer
+from tests.properties.random_history import USERS, RandomHistory
 
-USERS = ("alice", "bob", "carol", "dave")
 STEPS = 60
 LAZY: JsonObject = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 4}}}
 
@@ -85,7 +85,7 @@ class Client:
                 self.typing[room_id] = event["content"]["user_ids"]
             else:
                 for event_id, by_type in event["content"].items():
-                    for user_id in by_type["m.read"]:
+                    for user_id in by_type.get("m.read", {}):
                         self.read[room_id, user_id] = event_id
 
     def what_it_knows(self) -> Any:
@@ -102,35 +102,6 @@ class Client:
         return {k: v for k, v in state.items() if k[0] != "m.room.member"} if self.is_lazy else state
 
 
-async def _something(server: ReadingServer, chance: random.Random, rooms: list[str]) -> None:
-    room_id, who, other = chance.choice(rooms), chance.choice(USERS), chance.choice(USERS)
-    action = chance.randrange(13)
-    try:
-        if action < 4:
-            await server.send(room_id, who, f"message {chance.random()}")
-        elif action == 4:
-            await server.event(room_id, who, "m.room.topic", {"topic": str(chance.random())}, "")
-        elif action == 5:
-            await server.join(room_id, who)
-        elif action == 6:
-            await server.leave(room_id, who)
-        elif action == 7:
-            await server.member(room_id, "alice", other, chance.choice(["invite", "leave", "ban"]))
-        elif action == 8:
-            await server.member(room_id, who, who, "join", displayname=str(chance.random()))
-        elif action == 9:
-            head = await server.heads.get(room_id)
-            await server.receipts.post(user(who), room_id, "m.read", head.extremities[0].event_id)
-        elif action == 10:
-            await server.typing.set_typing(user(who), room_id, chance.random() < 0.6)
-        elif action == 11:
-            await server.set_account_data(who, "org.example.note", {"n": chance.random()}, chance.choice(["", room_id]))
-        else:
-            await asyncio.gather(*(server.send(room_id, who, f"burst {n}") for n in range(12)))
-    except Forbidden:
-        pass  # not everything that chance comes up with is allowed
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("state_after", [False, True])
 @pytest.mark.parametrize("filter", [None, LAZY], ids=["all", "lazy"])
@@ -138,30 +109,31 @@ def test_first_sync_plus_deltas_is_a_fresh_first_sync(
     sqlite_url: str, seed: int, filter: JsonObject | None, state_after: bool
 ) -> None:
     async def story() -> None:
-        chance = random.Random(seed)
-        server = ReadingServer(database)
-        rooms = [
-            await server.create_room("alice", name="one"),
-            await server.create_room("alice", join=["bob"], visibility="joined"),
-            await server.create_room("bob", join_rule="invite"),
-        ]
+        chance, clock = random.Random(seed), FakeClock()
+        servers = [ReadingServer(database, clock), ReadingServer(database, clock)]
+        # Where branches meet, only "state_after" can say what the state is. And an invitation of somebody who was
+        # ignored later stays with the client that knew it.
+        history = RandomHistory(servers, chance, forks=state_after, ignores=False)
+        await history.begin()
         clients = [Client(name, filter, state_after=state_after) for name in USERS]
         for _ in range(STEPS):
-            await _something(server, chance, rooms)
+            await history.step()
             for client in clients:
                 if chance.random() < 0.3:
-                    await client.sync(server)
+                    await client.sync(chance.choice(servers))
         for client in clients:
-            await client.sync(server)
+            await client.sync(chance.choice(servers))
             # The fresh one is another device: its members have not been sent.
             fresh = Client(client.name, filter, state_after=state_after)
             fresh.device = "FRESH"
-            await fresh.sync(server)
+            await fresh.sync(servers[0])
             assert client.what_it_knows() == fresh.what_it_knows(), client.name
             for room_id, known in client.rooms.items():
-                state = dict((await server.heads.get(room_id)).state)
+                state = dict((await servers[0].heads.get(room_id)).state)
                 assert known.items() <= state.items()
                 assert len(known) == len(state) or filter is LAZY
+        for server in servers:
+            await server.typing.stop()
 
     database = Database(sqlite_url)
     try:
