@@ -67,13 +67,18 @@ def serve(config: ConfigOption = None) -> None:
     # Most of starting is importing. Nothing of it is garbage, and nothing of it needs rich, which structlog and httpx
     # load where they find it (for the colours of a terminal), or the old pydantic, which FastAPI looks for.
     gc.disable()
-    with _hidden("rich", "pydantic.v1"):
-        loaded = load_config(config)
-        _prepare(loaded)
-        from homeserver import app
-    gc.enable()
+    with contextlib.ExitStack() as while_serving:
+        with _hidden("rich", "pydantic.v1"):
+            loaded = load_config(config)
+            from homeserver.storage.sole_use import sole_use
 
-    app.serve(loaded)
+            loaded.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while_serving.enter_context(sole_use(loaded.database.url))
+            _prepare(loaded)
+            from homeserver import app
+        gc.enable()
+
+        app.serve(loaded)
 
 
 @contextlib.contextmanager
@@ -99,7 +104,6 @@ def _prepare(config: Config) -> None:
     logger = structlog.get_logger(__name__)
     for warning in config.not_yet_in_effect():
         logger.warning(warning)
-    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     migrate.upgrade(config.database.url)
     with contextlib.closing(Database(config.database.url, readers=1)) as database:
         claim_database(database, config)

@@ -143,3 +143,15 @@ def test_a_key_file_without_a_key_stops_the_start_and_no_new_key_is_made(
     assert outcome.status == 2
     assert key.name in outcome.err
     assert list((migrated_server / "keys").iterdir()) == [key]
+
+
+def test_an_sqlite_database_is_served_once(serve: Serve, run: Run, server: Path, tmp_path: Path) -> None:
+    first = serve()
+    outcome = run("serve")
+    assert outcome.status == 2
+    assert "another process serves" in outcome.err
+    (tmp_path / "password").write_text("correct horse")
+    assert run("users", "create", "alice", "--password-file", "password").status == 0  # commands may be run meanwhile
+    first.process.kill()
+    first.process.wait()
+    assert serve().stop() == 0
