@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import Forbidden, InvalidParam
-from homeserver.graph.state import RoomHeads
+from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.web import json_response, read_json_object, required_str, service
@@ -56,13 +56,14 @@ async def get_local_aliases(
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidaliases"""
     if not is_valid_room_id(room_id):
         raise InvalidParam("Not a room ID")
-    head = await heads.find(room_id)
-    if head is None or (requester.user_id not in head.joined and not await _is_world_readable(heads, room_id)):
+    head = await heads.newest_where(room_id, lambda head: requester.user_id in head.joined)
+    if head is None and (found := await heads.find(room_id)) is not None and await _is_world_readable(heads, found):
+        head = found
+    if head is None:
         raise Forbidden("You are not in this room")
     return json_response({"aliases": await aliases.of_room(head)})
 
 
-async def _is_world_readable(heads: RoomHeads, room_id: str) -> bool:
-    head = await heads.get(room_id)
+async def _is_world_readable(heads: RoomHeads, head: RoomHead) -> bool:
     visibility = await heads.state_event(head, "m.room.history_visibility")
     return visibility is not None and visibility.content.get("history_visibility") == "world_readable"

@@ -125,8 +125,8 @@ async def _check_creators(request: Request, requester: Requester, room_id: str, 
 async def _check_canonical_alias(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
     """New aliases have to point to the room: M_BAD_ALIAS, or M_INVALID_PARAM for what is no alias."""
     heads = get_service(request, RoomHeads)
-    head = await heads.find(room_id)
-    if head is None or requester.user_id not in head.joined:
+    head = await heads.newest_where(room_id, lambda head: requester.user_id in head.joined)
+    if head is None:
         raise Forbidden("You are not in this room")
     standing = await heads.state_event(head, "m.room.canonical_alias")
     old = set(_aliases_in(standing.content, strict=False)) if standing is not None else set()

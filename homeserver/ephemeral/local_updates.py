@@ -15,8 +15,8 @@ async def room_of_edu(heads: RoomHeads, room_id: object, origin: str) -> RoomHea
     """
     if not isinstance(room_id, str):
         return None
-    head = await heads.find(room_id)
-    if head is None or not head.joined_local or origin not in head.joined_servers:
+    head = await heads.newest_where(room_id, lambda head: bool(head.joined_local) and origin in head.joined_servers)
+    if head is None:
         return None
     acl = await heads.state_event(head, "m.room.server_acl")
     if acl is not None and not server_acl_allows(acl.content, origin):

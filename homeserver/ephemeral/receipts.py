@@ -16,6 +16,7 @@ from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.federation.outbound_edus import Receipt
 from homeserver.graph.events import Events
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event
@@ -70,6 +71,7 @@ class Receipts:
 
     # -- from our clients ----------------------------------------------------------------------------------------------
 
+    @refuses_by_newest_state
     async def post(
         self, user_id: str, room_id: str, receipt_type: str, event_id: str, thread_id: str | None = None
     ) -> None:

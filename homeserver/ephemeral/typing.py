@@ -21,6 +21,7 @@ import structlog
 from homeserver.clock import Clock
 from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
 from homeserver.errors import Forbidden
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.json_types import JsonObject
@@ -102,6 +103,7 @@ class Typing:
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
+    @refuses_by_newest_state
     async def set_typing(self, user_id: str, room_id: str, typing: bool, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
         """One of our users types in a room for so long, or has stopped. Raises ``Forbidden`` for who is not in it."""
         head = await self._heads.find(room_id)

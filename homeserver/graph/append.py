@@ -17,6 +17,7 @@ from typing import Any
 
 from immutables import Map
 
+from homeserver.errors import MatrixError
 from homeserver.graph.events import Events
 from homeserver.graph.state import RoomHead, RoomHeads, StateReader, StateSnapshot
 from homeserver.graph.working_head import LEVEL_KEYS, Job, SentInBatch, WorkingHead
@@ -142,8 +143,14 @@ class RoomWriters:
     async def _replace(self, room_id: str, job: ReplacementJob) -> None:
         for attempt in range(APPEND_ATTEMPTS_MAX):
             async with self._attempt(room_id, attempt):
-                old = self.look_at(await self._heads.get(room_id))
-                new = await job(old)
+                head = await self._heads.get(room_id)
+                old = self.look_at(head)
+                try:
+                    new = await job(old)
+                except MatrixError:
+                    if await self._heads.is_outdated(head):
+                        continue
+                    raise
                 if new is None:
                     return
                 # In this order they get their positions: who hears of the end of a room finds the next one.
@@ -218,6 +225,7 @@ class RoomWriters:
             async with self._attempt(room_id, attempt):
                 head = await self._heads.get(room_id)
                 working = WorkingHead(head, self._events, self._states, self._is_local)
+                failed: list[tuple[_Waiting, Exception]] = []
                 for waiting in batch:
                     if waiting.future.done():
                         continue
@@ -227,7 +235,14 @@ class RoomWriters:
                     except SentInBatch as repeated:
                         waiting.events = [repeated.event]
                     except Exception as error:
-                        _fail(waiting, error)
+                        failed.append((waiting, error))
+                # What is written is only written if the head is the newest one. What is not has to be checked for that.
+                refused = any(isinstance(failure, MatrixError) for _, failure in failed)
+                is_unchecked = refused or not (working.written or self._database.is_sqlite)
+                if is_unchecked and await self._heads.is_outdated(head):
+                    continue
+                for waiting, failure in failed:
+                    _fail(waiting, failure)
                 batch = [waiting for waiting in batch if not waiting.future.done()]
                 if not working.written:
                     await self._answer(batch, {})

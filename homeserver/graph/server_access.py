@@ -6,6 +6,7 @@ https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acl
 from __future__ import annotations
 
 from homeserver.errors import Forbidden, NotFound
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.protocol.events import StateKey
 from homeserver.protocol.server_acls import server_acl_allows
@@ -22,6 +23,7 @@ class ServerAccess:
         acl = await self._heads.state_event(head, "m.room.server_acl")
         return server_acl_allows(acl.content if acl is not None else None, server_name)
 
+    @refuses_by_newest_state
     async def resident_room(self, room_id: str, server_name: str) -> RoomHead:
         """A room that this server is in, for a server that the ACL does not shut out.
 
@@ -34,6 +36,7 @@ class ServerAccess:
             raise Forbidden("Your server is not allowed in this room")
         return head
 
+    @refuses_by_newest_state
     async def known_room(self, room_id: str, server_name: str) -> RoomHead:
         """A room that this server is in, for a server that is or was in it. Raises ``NotFound``, ``Forbidden``."""
         head = await self.resident_room(room_id, server_name)

@@ -208,6 +208,21 @@ class RoomHeads:
                 found[head.room_id] = self.keep(head)
         return found
 
+    async def is_outdated(self, head: RoomHead) -> bool:
+        """Whether the room has gone on since, by what the database says; such a head is forgotten."""
+        row = await self._database.read(room_state.room_row, head.room_id)
+        if row is None or row[2] <= head.generation:
+            return False
+        self.forget(head.room_id, row[2])
+        return True
+
+    async def newest_where(self, room_id: str, is_met: Callable[[RoomHead], bool]) -> RoomHead | None:
+        """The head of a room that meets a condition, or None; only by the newest head it does not."""
+        head = await self.find(room_id)
+        if head is not None and not is_met(head) and await self.is_outdated(head):
+            head = await self.find(room_id)
+        return head if head is not None and is_met(head) else None
+
     def keep(self, head: RoomHead) -> RoomHead:
         """Remember a head, unless a newer one is there; returns the newer one."""
         known = self._heads.peek(head.room_id)

@@ -22,6 +22,7 @@ from homeserver.errors import (
     UnknownError,
 )
 from homeserver.graph.append import RoomWriters
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.working_head import NewEvent, WorkingHead
@@ -111,6 +112,7 @@ class Memberships:
 
     # -- one's own membership ------------------------------------------------------------------------------------------
 
+    @refuses_by_newest_state
     async def join(self, user_id: str, room_id: str, via: Iterable[str] = (), reason: str | None = None) -> None:
         """Join a room; does nothing for those who are in it.
 
@@ -142,6 +144,7 @@ class Memberships:
                 return
         await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
 
+    @refuses_by_newest_state
     async def leave(self, user_id: str, room_id: str, reason: str | None = None, *, is_governed: bool = True) -> None:
         """Leave a room, reject an invitation or take back a knock; does nothing for those who left.
 
@@ -206,6 +209,7 @@ class Memberships:
 
     # -- the membership of others --------------------------------------------------------------------------------------
 
+    @refuses_by_newest_state
     async def invite(
         self, sender: str, room_id: str, user_id: str, *, reason: str | None = None, is_direct: bool = False
     ) -> None:
@@ -250,6 +254,7 @@ class Memberships:
             if user_id not in existing:
                 raise NotFound(f"{user_id} does not exist on this server")
 
+    @refuses_by_newest_state
     async def kick(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
         """Remove a user, or take back an invitation or refuse a knock. Raises ``Forbidden``."""
         head = await self._joined_head(sender, room_id)
@@ -258,6 +263,7 @@ class Memberships:
             raise Forbidden("The user is not in this room")
         await self._set(sender, room_id, user_id, "leave", reason)
 
+    @refuses_by_newest_state
     async def ban(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
         """Ban a user, whether they were ever in the room or not. Raises ``Forbidden``."""
         if not is_valid_user_id(user_id):
@@ -276,6 +282,7 @@ class Memberships:
         revocation = replace(ban, content={**ban.content, "membership": "leave"})
         return (await self._sender.send_all(room_id, [revocation, ban]))[-1].event_id
 
+    @refuses_by_newest_state
     async def unban(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> None:
         """Lift a ban. Raises ``Forbidden``, and ``BadState`` where there is no ban."""
         head = await self._joined_head(sender, room_id)
@@ -288,6 +295,7 @@ class Memberships:
         content: JsonObject = {"membership": membership, **({"reason": reason} if reason is not None else {})}
         await self._sender.send(room_id, EventDraft("m.room.member", sender, content, user_id))
 
+    @refuses_by_newest_state
     async def send_member(self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None) -> str | None:
         """An m.room.member event that a client wrote itself; returns its ID where it is sent as it is.
 

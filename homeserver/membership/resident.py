@@ -25,6 +25,7 @@ from homeserver.graph.events import Events
 from homeserver.graph.forward_extremities import cited_in_template
 from homeserver.graph.incoming_events import IncomingEvents, parse_submitted
 from homeserver.graph.judgement import MissingAncestors
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
 from homeserver.graph.server_access import ServerAccess
@@ -88,6 +89,7 @@ class Resident:
 
     # -- templates -----------------------------------------------------------------------------------------------------
 
+    @refuses_by_newest_state
     async def make_join(self, origin: str, room_id: str, user_id: str, versions: Collection[str]) -> JsonObject:
         """``{"room_version", "event"}``: the template of a join.
 
@@ -100,6 +102,7 @@ class Resident:
             content["join_authorised_via_users_server"] = await self._restricted.authorising_user(head, user_id)
         return await self._template(head, user_id, content)
 
+    @refuses_by_newest_state
     async def make_leave(self, origin: str, room_id: str, user_id: str) -> JsonObject:
         """The same for a leave.
 
@@ -108,6 +111,7 @@ class Resident:
         head = await self._room_for_handshake(origin, room_id, user_id)
         return await self._template(head, user_id, {"membership": "leave"})
 
+    @refuses_by_newest_state
     async def make_knock(self, origin: str, room_id: str, user_id: str, versions: Collection[str]) -> JsonObject:
         """The same for a knock.
 

@@ -57,11 +57,11 @@ class RestrictedJoins:
             room_id = condition.get("room_id")
             if not isinstance(room_id, str):
                 continue
+            if await self._heads.newest_where(room_id, lambda head: user_id in head.joined and bool(head.joined_local)):
+                return
             other = await self._heads.find(room_id)
             if other is None or not other.joined_local:
                 unknown = True
-            elif user_id in other.joined:
-                return
         if unknown:
             raise UnableToAuthoriseJoin
         raise Forbidden("You meet none of the conditions for joining this room")

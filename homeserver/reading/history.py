@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from homeserver.clock import Clock
 from homeserver.errors import Forbidden, NotFound
 from homeserver.graph.events import Events
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.protocol.events import StateKey
 from homeserver.protocol.filters import RoomEventFilter
@@ -322,6 +323,7 @@ class History:
         state = (await self._states.snapshot(group)).state
         return [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
 
+    @refuses_by_newest_state
     async def joined_members(self, user_id: str, room_id: str) -> list[JoinedMember]:
         """The joined users of a room that the user is in. Raises ``Forbidden``."""
         head = await self._heads.find(room_id)

@@ -51,8 +51,8 @@ async def room_of_member(heads: RoomHeads, user_id: str, room_id: str) -> RoomHe
 
     Raises ``Forbidden`` for everybody else, whether there is such a room or not.
     """
-    head = await heads.find(room_id)
-    if head is None or user_id not in head.joined_local:
+    head = await heads.newest_where(room_id, lambda head: user_id in head.joined_local)
+    if head is None:
         raise Forbidden("You are not in this room")
     return head
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from homeserver.errors import Forbidden
 from homeserver.graph.events import Events
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.protocol.history_visibility import effective_visibility
 from homeserver.reading.visible_events import VISIBILITY_KEY, Viewer
@@ -40,6 +41,7 @@ class RoomAccess:
         self._heads = heads
         self._events = events
 
+    @refuses_by_newest_state
     async def of(self, user_id: str, room_id: str) -> Access:
         """What a user may read of a room. Raises ``Forbidden`` if that is nothing.
 
@@ -49,13 +51,15 @@ class RoomAccess:
         head = await self._heads.find(room_id)
         if head is not None and user_id in head.joined_local:
             return Access(head, Viewer(user_id, None))
-        standing = await self._database.read(standing_in, user_id, room_id) if head is not None else None
-        if head is not None and standing is not None and standing.membership == "join":
-            head = await self._heads.find(room_id)  # it joined in this moment
-            if head is not None and user_id in head.joined_local:
-                return Access(head, Viewer(user_id, None))
         if head is None:
             raise Forbidden("You are not in this room")
+        standing = await self._database.read(standing_in, user_id, room_id)
+        if standing is not None and standing.membership == "join":
+            # It joined in this moment, or through another process: the head is older than that.
+            head = await self._heads.newest_where(room_id, lambda newest: user_id in newest.joined_local)
+            if head is None:
+                raise Forbidden("You are not in this room")
+            return Access(head, Viewer(user_id, None))
         departure = None
         if standing is not None and not standing.forgotten:
             departure = await self.departure(standing)

@@ -21,6 +21,7 @@ from homeserver.errors import (
     RemoteFailed,
     RemoteRefused,
 )
+from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.send import Recommended, Sender
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.working_head import NewEvent, WorkingHead
@@ -114,6 +115,7 @@ class RoomAliases:
             servers.append(self._server_name)
         return AliasTarget(row[0], servers)
 
+    @refuses_by_newest_state
     async def add(self, alias: str, room_id: str, creator: str) -> None:
         """Give a room a new alias of this server.
 
