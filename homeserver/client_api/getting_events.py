@@ -14,9 +14,10 @@ from starlette.routing import Route
 from homeserver.client_api.authentication import Authenticated, authenticate
 from homeserver.errors import InvalidParam
 from homeserver.protocol.filters import RoomEventFilter, parse_room_event_filter_text
-from homeserver.reading.history import LIMIT_MAX, History, PageRequest
+from homeserver.reading.history import LIMIT_MAX, History
+from homeserver.reading.paging import PageRequest
 from homeserver.reading.tokens import parse_token
-from homeserver.storage.history import JoinedMember, Place
+from homeserver.storage.history import JoinedMember
 from homeserver.web import (
     bytes_response,
     get_service,
@@ -49,13 +50,14 @@ async def get_room_events(request: Request) -> Response:
         backwards=direction == "b",
         limit=max(1, query_int(request, "limit", LIMIT_DEFAULT, maximum=LIMIT_MAX)),
         filter=parse_room_event_filter_text(text) if text else RoomEventFilter(),
+        start_token=query_str(request, "from") or None,
     )
     history = get_service(request, History)
     page = await history.messages(requester, request.path_params["room_id"], asked)
     return bytes_response(await history.render_page(requester, page))
 
 
-def _token(request: Request, name: str) -> int | Place | None:
+def _token(request: Request, name: str) -> int | None:
     text = query_str(request, name)
     return parse_token(text) if text else None
 

@@ -13,7 +13,7 @@ from homeserver.accounts.filters import Filters
 from homeserver.client_api.authentication import authenticate
 from homeserver.errors import InvalidParam, NotFound
 from homeserver.protocol.filters import EVERYTHING, Filter
-from homeserver.reading.tokens import parse_stream_token
+from homeserver.reading.tokens import parse_sync_token
 from homeserver.sync.service import TIMEOUT_MS_MAX, Sync
 from homeserver.sync.updates import SyncRequest
 from homeserver.web import bytes_response, get_service, query_bool, query_choice, query_int, query_str
@@ -30,7 +30,7 @@ async def sync(request: Request) -> Response:
     asked = SyncRequest(
         user_id=requester.user_id,
         device_id=requester.device_id,
-        since=parse_stream_token(since) if since else None,
+        since=parse_sync_token(since).position if since else None,
         filter=await _filter(request, requester.user_id),
         full_state=query_bool(request, "full_state"),
         state_after=query_bool(request, "use_state_after", query_bool(request, USE_STATE_AFTER_UNSTABLE)),

@@ -279,11 +279,15 @@ class RoomWriters:
                 verdict=new.verdict,
                 stream_position=position,
                 state_group=None if after is None else (after.group or numbers[id(after)]),
+                place=appended.places.get(event.event_id),
                 replaces_nid=replaced.get(written.replaces) if written.replaces else None,
                 txn=(new.txn.user_id, new.txn.device_id, new.txn.txn_id) if new.txn else None,
             )
             if position is not None and position > 0:
                 effect = effects.get(event.event_id, StateEffect.NONE)
+                if event.event_id in appended.after_gaps:
+                    # A timeline starts after missing history, which the database knows about.
+                    effect = StateEffect.UNKNOWN
                 changes.append(
                     Change(
                         position=position,

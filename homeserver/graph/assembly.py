@@ -100,7 +100,9 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         placer=placer,
         waiting=waiting,
         arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting, restorer),
-        backfiller=Backfiller(base.server_name, database, heads, events, federation.client, incoming, placer),
+        backfiller=Backfiller(
+            base.server_name, database, heads, events, federation.client, incoming, placer, base.clock
+        ),
         delivery=Delivery(
             database=database,
             notifier=notifier,

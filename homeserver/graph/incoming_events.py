@@ -46,22 +46,23 @@ class IncomingEvents:
         self._verifier = verifier
         self._internal_errors: LruDict[str, bool] = LruDict(INTERNAL_ERRORS_REMEMBERED_MAX)
 
-    async def check(
-        self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
-    ) -> list[Event]:
+    async def check(self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None) -> list[Event]:
         """The events among the PDUs that pass checks 1 to 3; the others are dropped. None comes twice.
 
-        ``room_id`` is the room that all must belong to. ``is_history``: they are an answer to /backfill, which "MUST
-        NOT be validated" on how many events each may refer to.
+        ``room_id`` is the room that all must belong to.
         """
-        parsed = await self.parse(pdus, version, room_id, is_history=is_history)
+        parsed = await self.parse(pdus, version, room_id)
         outcomes = await self.verify_each(list(parsed.values()))
         return [outcome for outcome in outcomes if isinstance(outcome, Event)]
 
     async def parse(
         self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
     ) -> dict[str, Event]:
-        """Check 1 alone: the events among the PDUs, by event ID."""
+        """Check 1 alone: the events among the PDUs, by event ID.
+
+        ``is_history``: they are an answer to /backfill, which "MUST NOT be validated" on how many events each may refer
+        to.
+        """
         parsed: dict[str, Event] = {}
         for index, pdu in enumerate(pdus):
             if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:

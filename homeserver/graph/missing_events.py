@@ -1,4 +1,7 @@
-"""Filling the gaps in a room's history when somebody scrolls back to them.
+"""Filling the gaps in a room's history when somebody scrolls to them.
+
+A gap is an event whose prev_events are not all here. What other servers give for it comes into the lane of the room's
+history below that event, see ``storage/places.py``.
 
 https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -6,37 +9,60 @@ https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-miss
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from enum import Enum, auto
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 import structlog
 
-from homeserver.errors import RemoteError
+from homeserver.clock import Clock
+from homeserver.errors import RemoteError, RemoteRefused
 from homeserver.federation.client import FederationClient
 from homeserver.graph.events import Events
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import prev_events_first
 from homeserver.graph.placement import Placer
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.protocol.events import CREATE, POWER_LEVELS
+from homeserver.graph.unhelpful_servers import UnhelpfulServers
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.power_levels import power_levels_of
-from homeserver.storage import federation_queries
+from homeserver.storage import history_lanes
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.federation_queries import Gap
+from homeserver.storage.history_lanes import Gap, GivenEvent
 
 logger = structlog.get_logger(__name__)
 
 EVENTS_PER_BACKFILL = 100
 GAPS_PER_BACKFILL_MAX = 10
 SERVERS_TRIED_MAX = 5
-BACKFILL_SECONDS_MAX = 30.0
-"""How long somebody who scrolls back waits for other servers."""
+SERVER_SECONDS_MAX = 10.0
+"""How long one server may take, so that the next one can still be asked."""
+RETRY_MS_MIN = 10_000
+"""A missing event that a server did not have is asked for again after so long; each time in vain doubles it."""
+RETRY_MS_MAX = 6 * 3600 * 1000
+DOUBLINGS_MAX = 16
+
+
+_Given: TypeAlias = dict[str, Event]
+"""What a server gave, by event ID."""
+
+
+class Filled(Enum):
+    """What came of asking other servers for history."""
+
+    NEWS = auto()
+    """There is more now: look again."""
+    NOTHING = auto()
+    """Servers answered and had nothing. These gaps are not asked about again for a while."""
+    UNANSWERED = auto()
+    """Nobody answered, or not in time. The same question may find somebody later."""
 
 
 class Backfiller:
-    """Fetches older events of rooms that this server joined later."""
+    """Fetches older events of rooms that this server was not in at the time, or lost sight of."""
 
     def __init__(
         self,
@@ -47,6 +73,7 @@ class Backfiller:
         client: FederationClient,
         incoming: IncomingEvents,
         placer: Placer,
+        clock: Clock,
     ) -> None:
         self._server_name = server_name
         self._database = database
@@ -55,58 +82,102 @@ class Backfiller:
         self._client = client
         self._incoming = incoming
         self._placer = placer
+        self._clock = clock
+        self._silent = UnhelpfulServers(clock)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def backfill(self, room_id: str, before_depth: int) -> bool:
-        """Fetch history from where it was seen to be missing at or before a depth.
+    async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
+        """Ask for what is missing at these gaps of a room, as they were just read, for so long at most.
 
-        Returns whether there may be more now than was seen. Never fails: a server that does not answer is passed over.
+        At most ``GAPS_PER_BACKFILL_MAX`` of them are asked about. Never fails: a server that does not answer is passed
+        over.
         """
         try:
-            async with asyncio.timeout(BACKFILL_SECONDS_MAX):
-                return await self._backfill(room_id, before_depth)
+            async with asyncio.timeout(seconds):
+                async with self._locks.setdefault(room_id, asyncio.Lock()):
+                    return await self._fill(room_id, gaps[:GAPS_PER_BACKFILL_MAX])
         except TimeoutError:
             logger.info("history not given in time", room_id=room_id)
-            return False
+            return Filled.UNANSWERED
 
-    async def _backfill(self, room_id: str, before_depth: int) -> bool:
-        async with self._locks.setdefault(room_id, asyncio.Lock()):
-            head = await self._heads.find(room_id)
-            if head is None or not head.joined_local:
-                return False
-            gaps = await self._gaps(head, before_depth)
-            for server_name in (await self._candidates(head, gaps))[:SERVERS_TRIED_MAX] if gaps else ():
-                if await self._backfill_from(server_name, head, gaps):
-                    return True
-            # Whoever asks has seen a gap: if it is another one by now, another request, or process, was faster.
-            return not gaps or await self._gaps(head, before_depth) != gaps
-
-    async def _gaps(self, head: RoomHead, before_depth: int) -> list[Gap]:
-        return await self._database.read(
-            federation_queries.gaps_below, head.room_nid, before_depth, GAPS_PER_BACKFILL_MAX
-        )
-
-    async def _backfill_from(self, server_name: str, head: RoomHead, gaps: Sequence[Gap]) -> bool:
+    async def _fill(self, room_id: str, gaps: Sequence[Gap]) -> Filled:
+        head = await self._heads.find(room_id)
+        if head is None or not head.joined_local:
+            return Filled.UNANSWERED
         wanted = [gap.missing_event_id for gap in gaps]
+        missing = await self._database.read(history_lanes.still_missing, head.room_nid, wanted)
+        if not missing.issuperset(wanted):
+            return Filled.NEWS  # another request, or another process, was faster
+        answered = 0
+        candidates = await self._candidates(head, gaps)
+        for server_name in candidates[:SERVERS_TRIED_MAX]:
+            found = await self._fill_from(server_name, head, gaps)
+            if found is Filled.NEWS:
+                return found
+            answered += found is Filled.NOTHING
+        if candidates and not answered:
+            return Filled.UNANSWERED
+        await self._note_fruitless(head, gaps, answered)
+        return Filled.NOTHING
+
+    async def _fill_from(self, server_name: str, head: RoomHead, gaps: Sequence[Gap]) -> Filled:
+        wanted = list(dict.fromkeys(gap.missing_event_id for gap in gaps))
         try:
-            pdus = await self._client.backfill(server_name, head.room_id, wanted, EVENTS_PER_BACKFILL)
-        except RemoteError as error:
-            logger.info("no history given", room_id=head.room_id, server=server_name, reason=error.message)
-            return False
-        found = await self._incoming.check(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
-        ordered = prev_events_first({event.event_id: event for event in found})
-        outcomes = await self._placer.place(server_name, head.room_id, ordered, is_past=True)
-        return any(isinstance(outcome, StoredEvent) for outcome in outcomes.values())
+            async with asyncio.timeout(SERVER_SECONDS_MAX):
+                pdus = await self._client.backfill(server_name, head.room_id, wanted, EVENTS_PER_BACKFILL)
+        except (RemoteError, TimeoutError) as error:
+            logger.info("no history given", room_id=head.room_id, server=server_name, reason=str(error))
+            if isinstance(error, RemoteRefused) and error.status < 500 and error.status != 429:
+                return Filled.NOTHING
+            self._silent.did_not_help(head.room_id, server_name)
+            return Filled.UNANSWERED
+        self._silent.helped(head.room_id, server_name)
+        given = await self._incoming.parse(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
+        if not await self._take_in(server_name, head, given, gaps):
+            return Filled.NOTHING
+        await self._note_fruitless(head, [gap for gap in gaps if _is_left_out(gap, given)], 1)
+        return Filled.NEWS
+
+    async def _take_in(self, server_name: str, head: RoomHead, given: _Given, gaps: Sequence[Gap]) -> bool:
+        """Place what a server gave, as far as it fills gaps. Returns whether it filled any."""
+        outcomes = await self._incoming.verify_each(list(given.values()))
+        intact = {outcome.event_id: outcome for outcome in outcomes if isinstance(outcome, Event)}
+        ordered = prev_events_first(given)
+        # An event that was not signed as it should be cannot be taken in. What it says of its prev_events is true all
+        # the same: that is part of its event ID, by which others name it.
+        rows = [
+            GivenEvent(event.event_id, event.prev_events, event.depth, event.event_id in intact) for event in ordered
+        ]
+        places = await self._database.write(history_lanes.place_history, head.room_nid, rows, gaps)
+        wanted = [intact[event_id] for event_id in places]
+        results = await self._placer.place(server_name, head.room_id, wanted, places=places)
+        return any(isinstance(result, StoredEvent) for result in results.values())
+
+    async def _note_fruitless(self, head: RoomHead, gaps: Sequence[Gap], servers: int) -> None:
+        now = self._clock.now_ms()
+        retry_ts = {gap.missing_event_id: now + _pause_ms(gap.fruitless) for gap in gaps}
+        if retry_ts:
+            await self._database.write(history_lanes.note_fruitless, head.room_nid, retry_ts, servers)
 
     async def _candidates(self, head: RoomHead, gaps: Sequence[Gap]) -> list[str]:
-        """The servers to ask, the likeliest first: those of powerful members, of the events at the gap, the largest."""
+        """The servers to ask, the likeliest first: those of powerful members, of the events at the gap, the largest.
+
+        Each time that a gap was asked about in vain, it is the turn of those that come next. Those that did not answer
+        lately come last.
+        """
         stored = await self._events.by_nid([gap.event_nid for gap in gaps])
-        ranked = [
-            *await self._servers_of_powerful_members(head),
-            *(server_of(event.event.sender) for event in stored.values()),
-            *sorted(head.joined_servers, key=lambda name: (-head.joined_servers[name], name)),
-        ]
-        return _distinct(name for name in ranked if name != self._server_name and name in head.joined_servers)
+        ranked = _distinct(
+            [
+                *await self._servers_of_powerful_members(head),
+                *(server_of(event.event.sender) for event in stored.values()),
+                *sorted(head.joined_servers, key=lambda name: (-head.joined_servers[name], name)),
+            ],
+            {name for name in head.joined_servers if name != self._server_name},
+        )
+        if ranked:
+            turn = min(gap.fruitless for gap in gaps) % len(ranked)
+            ranked = [*ranked[turn:], *ranked[:turn]]
+        return sorted(ranked, key=lambda name: not self._silent.may_ask(head.room_id, name))
 
     async def _servers_of_powerful_members(self, head: RoomHead) -> list[str]:
         keys = (CREATE, POWER_LEVELS)
@@ -120,5 +191,16 @@ class Backfiller:
         return [server_of(user_id) for user_id in joined]
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _is_left_out(gap: Gap, given: _Given) -> bool:
+    """Whether an answer passes over what is missing at a gap: it is not in it, though less deep events are."""
+    if gap.missing_event_id in given:
+        return False
+    return len(given) < EVENTS_PER_BACKFILL or gap.depth > min(event.depth for event in given.values())
+
+
+def _pause_ms(fruitless: int) -> int:
+    return min(RETRY_MS_MIN << min(fruitless, DOUBLINGS_MAX), RETRY_MS_MAX)
+
+
+def _distinct(names: Iterable[str], allowed: Collection[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name in allowed]

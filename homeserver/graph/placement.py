@@ -6,7 +6,7 @@ https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -45,7 +45,8 @@ class _Help:
 
     origin: str
     may_ask: bool
-    is_past: bool
+    places: Mapping[str, int] | None
+    """The places of events from the past, by event ID; None: the events are new."""
     is_last_resort: bool
     batch: frozenset[str]
     """The IDs of the events of the batch."""
@@ -99,22 +100,23 @@ class Placer:
         room_id: str,
         events: Sequence[Event],
         *,
-        is_past: bool = False,
+        places: Mapping[str, int] | None = None,
         may_ask: bool = True,
         is_last_resort: bool = False,
     ) -> dict[str, Outcome]:
         """Judge and append events, ancestors first; what is missing is fetched, as far as this server ``may_ask``.
 
-        All that can be appended as it is shares a transaction. ``is_past``: they are from before what we have.
+        All that can be appended as it is shares a transaction. ``places`` are the places in
+        the room's history, by event ID, of events from before what we have; None where the events are new.
         ``is_last_resort``: they are judged without state that was given, but could not be verified for long.
         """
         outcomes: dict[str, Outcome] = {}
-        help_ = _Help(origin, may_ask, is_past, is_last_resort, frozenset(event.event_id for event in events))
-        placed = await self._ancestors.placed(event.event_id for event in events) if is_past else ()
+        help_ = _Help(origin, may_ask, places, is_last_resort, frozenset(event.event_id for event in events))
+        placed = await self._ancestors.placed(event.event_id for event in events) if places is not None else ()
         todo = [event for event in events if event.event_id not in placed]
         while todo:
             waiting: list[tuple[Event, MissingAncestors | Unasked]] = []
-            for event, outcome in zip(todo, await self._append_all(todo, help_, is_past), strict=True):
+            for event, outcome in zip(todo, await self._append_all(todo, help_), strict=True):
                 if isinstance(outcome, MissingAncestors | Unasked):
                     waiting.append((event, outcome))
                 else:
@@ -171,7 +173,7 @@ class Placer:
         if missing.auth:
             await self._ancestors.fetch_auth_chain(help_.helpers, head, event)
             return
-        if not help_.is_past:
+        if help_.places is None:
             await self._check_shown(help_.helpers, head, event, missing.prev - help_.batch)
         help_.states[event.event_id] = await self._ancestors.fetch_state_before(
             help_.helpers, head, event, without_unverifiable=help_.is_last_resort
@@ -187,30 +189,29 @@ class Placer:
         if unshown and not await self._database.read(federation_queries.is_followed_by_accepted, event.event_id):
             raise MissingAncestors(event.event_id, prev=unshown)
 
-    async def _append_all(
-        self, events: Sequence[Event], help_: _Help, is_past: bool
-    ) -> list[StoredEvent | HomeserverError | None]:
+    async def _append_all(self, events: Sequence[Event], help_: _Help) -> list[StoredEvent | HomeserverError | None]:
         """Judge and append events in one transaction, those among them that can be."""
-        jobs = (self._append(event, help_, is_past) for event in events)
+        jobs = (self._append(event, help_) for event in events)
         outcomes: list[StoredEvent | HomeserverError | None] = []
         for event, result in zip(events, await asyncio.gather(*jobs, return_exceptions=True), strict=True):
             if not isinstance(result, BaseException) or isinstance(result, HomeserverError):
                 outcomes.append(result)
             elif is_internal_error(result):
                 # One that we stumble over fails those that were to share its transaction: each by itself, then.
-                outcomes.append(await self._append_alone(event, help_, is_past))
+                outcomes.append(await self._append_alone(event, help_))
             else:
                 raise result
         return outcomes
 
-    async def _append_alone(self, event: Event, help_: _Help, is_past: bool) -> StoredEvent | HomeserverError | None:
+    async def _append_alone(self, event: Event, help_: _Help) -> StoredEvent | HomeserverError | None:
         try:
-            return await self._append(event, help_, is_past)
+            return await self._append(event, help_)
         except Exception as error:
             return as_outcome(error, room_id=event.room_id, event_id=event.event_id)
 
-    async def _append(self, event: Event, help_: _Help, is_past: bool) -> StoredEvent | None:
+    async def _append(self, event: Event, help_: _Help) -> StoredEvent | None:
         given = help_.states.get(event.event_id)
+        place = help_.places[event.event_id] if help_.places is not None else None
         runs = 0
 
         async def job(working: WorkingHead) -> Sequence[NewEvent]:
@@ -218,7 +219,7 @@ class Placer:
             runs += 1
             if await self.is_placed(working, event, ask_database=runs > 1):
                 return ()
-            return (await self.compose(working, event, help_.opinions, given, is_past),)
+            return (await self.compose(working, event, help_.opinions, given, place),)
 
         stored = await self._writers.submit(event.room_id, job)
         return stored[0] if stored else None
@@ -238,13 +239,15 @@ class Placer:
         event: Event,
         opinions: Opinions,
         given: StateSnapshot | None = None,
-        is_past: bool = False,
+        place: int | None = None,
     ) -> NewEvent:
         """Judge an event on the head that it will be appended to.
 
-        ``given`` is the state before it as another server sees it, for where prev_events are missing. Raises
-        ``MissingAncestors``, and ``Unasked`` where the room's policy server has to be asked first.
+        ``given`` is the state before it as another server sees it, for where prev_events are missing. ``place`` is its
+        place in the room's history if it is from the past; None for a new event. Raises ``MissingAncestors``, and
+        ``Unasked`` where the room's policy server has to be asked first.
         """
+        is_past = place is not None
         before = await self._judge.state_before(working, event, given, is_past=is_past)
         ruling = await self._judge.judge(working, event, before, is_past=is_past, has_gap=given is not None)
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
@@ -257,7 +260,7 @@ class Placer:
         extends = False
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
             extends = follows_all(working.head, event) or not await self._is_followed(working, event)
-        return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past)
+        return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past, place=place)
 
     async def _is_followed(self, working: WorkingHead, event: Event) -> bool:
         """Whether an accepted event that is here already follows this one."""

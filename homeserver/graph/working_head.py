@@ -46,6 +46,8 @@ class NewEvent:
     """Whether it becomes a forward extremity; not if events that are here already follow it."""
     txn: TransactionKey | None = None
     backfilled: bool = False
+    place: int | None = None
+    """The place in the room's history that was taken for a backfilled event."""
 
 
 @dataclass(slots=True)
@@ -354,6 +356,7 @@ class WorkingHead:
                     reason=new.reason,
                     txn=new.txn,
                     backfilled=new.backfilled,
+                    place=new.place,
                     # Others can only have named what is not of our own making just now.
                     awaited=new.backfilled or not new.extends or not self._is_local(new.event.sender),
                     redaction_applied=written.redaction_applied,

@@ -6,10 +6,6 @@ https://spec.matrix.org/v1.19/client-server-api/#getting-events-for-a-room
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-from sqlalchemy import Connection
 
 from homeserver.clock import Clock
 from homeserver.errors import Forbidden, NotFound
@@ -17,68 +13,18 @@ from homeserver.graph.events import Events
 from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.protocol.events import StateKey
-from homeserver.protocol.filters import RoomEventFilter
 from homeserver.protocol.redaction import redact_event
 from homeserver.reading.client_events import ClientEvents, OnBehalfOf, dumps
+from homeserver.reading.paging import Backfiller, Page, PageRequest, Pages
 from homeserver.reading.room_access import Access, RoomAccess
-from homeserver.reading.tokens import history_token
 from homeserver.reading.visible_events import SeenEvent, VisibleEvents
 from homeserver.storage import history as store
+from homeserver.storage import past_states
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
-from homeserver.storage.history import HIGHEST, LOWEST, JoinedMember, PagedEvent, Place
+from homeserver.storage.history import JoinedMember
 
 LIMIT_MAX = 1_000
-EVENTS_SCANNED_MAX = 1_000
-"""How many events one request looks at to find those that fit a filter and may be seen."""
-FILTERED_BATCH = 100
-"""How many events are read at once where a filter may let few of them through."""
-STREAM_END = 2**62
-
-
-class Backfiller(Protocol):
-    """Fetches history that this server does not have yet."""
-
-    async def backfill(self, room_id: str, before_depth: int) -> bool:
-        """Ask other servers for events that come before this depth; whether any were stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class PageRequest:
-    """What a client asks of /messages."""
-
-    start: int | Place | None
-    """From where: a position in the stream, a place in the history, or one of its ends."""
-    end: int | Place | None
-    backwards: bool
-    limit: int
-    filter: RoomEventFilter
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a room's history."""
-
-    events: list[SeenEvent]
-    start: str
-    end: str | None
-    """None where no more events are to be had."""
-    state: list[StoredEvent]
-    """The member events of those who sent the events, if members are loaded lazily."""
-
-
-@dataclass(slots=True)
-class _Walk:
-    """Where reading a page stands."""
-
-    low: Place
-    high: Place
-    upto: int
-    """Nothing that came later than this position."""
-    gap: tuple[int, int] | None = None
-    """Both ends are positions in the stream: the events between them, in the order in which they came."""
-    is_over: bool = False
-    may_backfill: bool = True
 
 
 class History:
@@ -103,8 +49,8 @@ class History:
         self._client_events = client_events
         self._visible = visible
         self._access = access
-        self._backfiller = backfiller
         self._clock = clock
+        self._pages = Pages(database, events, visible, backfiller, clock)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -114,95 +60,9 @@ class History:
         https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidmessages
         """
         access = await self._access.of(requester.user_id, room_id)
-        walk = await self._begin(access, request)
-        # The requested end of the page, in the direction of reading; what it is without one is found out below.
-        start = self._start_token(request, walk)
-        found: list[SeenEvent] = []
-        scanned = 0
-        last: PagedEvent | None = None
-        while not walk.is_over and len(found) < request.limit and scanned < EVENTS_SCANNED_MAX:
-            wanted = request.limit - len(found)
-            batch = await self._read(access, request, walk, wanted)
-            scanned += len(batch)
-            for paged, seen in await self._see(access, request.filter, batch):
-                if seen is not None:
-                    if len(found) == request.limit:
-                        walk.is_over = False
-                        break
-                    found.append(seen)
-                last = paged
-        end = None if walk.is_over or last is None else _token_after(request, walk, last)
+        found, start, end = await self._pages.read(access, request)
         state = await self._senders_members(found) if request.filter.lazy_load_members else []
         return Page(found, start, end, state)
-
-    async def _begin(self, access: Access, request: PageRequest) -> _Walk:
-        """Where the page starts and ends, in the order of the history."""
-        upto = STREAM_END
-        if access.departure is not None:
-            # "users who have left may see any events which they were allowed to see before they left the room, but no
-            # events received after they left."
-            upto = access.departure.stream_position or 0
-        start, end = request.start, request.end
-        if isinstance(start, int) and isinstance(end, int):
-            after, before = sorted((start, end))
-            return _Walk(LOWEST, HIGHEST, min(before, upto), gap=(after, min(before, upto)))
-        first, last = (end, start) if request.backwards else (start, end)
-        low = await self._place(access, first, LOWEST)
-        high = await self._place(access, last, HIGHEST)
-        return _Walk(low, high, upto)
-
-    async def _place(self, access: Access, point: int | Place | None, default: Place) -> Place:
-        if point is None:
-            if default is HIGHEST and access.departure is not None:
-                return Place(access.departure.event.depth, access.departure.stream_position or 0)
-            return default
-        if isinstance(point, Place):
-            return point
-        found = await self._database.read(store.place_in_history, access.head.room_nid, point)
-        return found or LOWEST
-
-    def _start_token(self, request: PageRequest, walk: _Walk) -> str:
-        if isinstance(request.start, int):
-            return f"s{request.start}"
-        if request.start is not None:
-            return history_token(request.start)
-        return history_token(walk.high if request.backwards else walk.low)
-
-    async def _read(self, access: Access, request: PageRequest, walk: _Walk, wanted: int) -> list[PagedEvent]:
-        """The next events of the walk, which is moved on. Backfills where this server has a gap."""
-        count = wanted if request.filter.is_everything else max(wanted, FILTERED_BATCH)
-        batch, gap_depth = await self._database.read(_read_page, access.head.room_nid, request.backwards, walk, count)
-        if gap_depth is not None and walk.may_backfill:
-            walk.may_backfill = False
-            if await self._backfiller.backfill(access.head.room_id, gap_depth):
-                batch, _ = await self._database.read(_read_page, access.head.room_nid, request.backwards, walk, count)
-        walk.is_over = len(batch) <= count
-        batch = batch[:count]
-        if batch:
-            _move_on(walk, batch[-1].place, request.backwards)
-        return batch
-
-    async def _see(
-        self, access: Access, event_filter: RoomEventFilter, batch: Sequence[PagedEvent]
-    ) -> list[tuple[PagedEvent, SeenEvent | None]]:
-        stored = await self._placed(batch)
-        room_id = access.head.room_id
-        wanted = [
-            event
-            for paged in batch
-            if (event := stored.get(paged.event_nid)) is not None
-            and event_filter.allows(event.event.type, event.event.sender, room_id, event.event.content)
-        ]
-        seen = {s.stored.event_nid: s for s in await self._visible.of(wanted, access.viewer)}
-        return [(paged, seen.get(paged.event_nid)) for paged in batch]
-
-    async def _placed(self, batch: Sequence[PagedEvent]) -> dict[int, StoredEvent]:
-        stored = await self._events.by_nid(paged.event_nid for paged in batch)
-        # What another process backfills nobody is told. It stands where the page says, not outside as it did.
-        outdated = [event for event in stored.values() if event.stream_position is None]
-        if outdated:
-            stored.update(await self._events.by_nid_anew(outdated))
-        return stored
 
     async def _senders_members(self, found: Sequence[SeenEvent]) -> list[StoredEvent]:
         """The member events of the senders, as of the first event."""
@@ -296,32 +156,47 @@ class History:
         user_id: str,
         room_id: str,
         *,
-        at: int | Place | None = None,
+        at: int | None = None,
         membership: str | None = None,
         not_membership: str | None = None,
     ) -> bytes:
-        """The m.room.member events of a room, rendered as a list: now, at a token, or when the user left.
+        """The m.room.member events of a room, rendered as a list: now, at a place, or when the user left.
 
         Raises ``Forbidden``.
         """
         access = await self._access.of(user_id, room_id)
-        event_ids = await self._members_at(access, at)
-        stored = (await self._events.by_id(event_ids)).values()
+        stored = await self._members_at(access, at)
         chosen = [event for event in stored if _is_chosen(event.event.membership, membership, not_membership)]
         await self._client_events.prepare(chosen)
         return self._render_list(chosen, self._clock.now_ms())
 
-    async def _members_at(self, access: Access, at: int | Place | None) -> list[str]:
+    async def _members_at(self, access: Access, at: int | None) -> Iterable[StoredEvent]:
         departure = access.departure
-        if departure is not None and (at is None or _is_after(at, departure)):
-            at = Place(departure.event.depth, departure.stream_position or 0)
+        if departure is not None and (at is None or departure.place is None or at >= departure.place):
+            return await self._members_of_group(departure.state_group)
         if at is None:
-            return [event_id for key, event_id in access.head.state.items() if key[0] == "m.room.member"]
-        group = await self._database.read(_group_at, access.head.room_nid, at)
-        if group is None:
-            return []
-        state = (await self._states.snapshot(group)).state
-        return [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
+            members = [event_id for key, event_id in access.head.state.items() if key[0] == "m.room.member"]
+            return (await self._events.by_id(members)).values()
+        point = await self._database.read(past_states.point_at, access.head.room_nid, at)
+        if isinstance(point, past_states.StreamPoint):
+            nids = await self._database.read(past_states.members_at, access.head.room_nid, point.position)
+            return (await self._events.by_nid(nids)).values()
+        if not point.is_before:
+            return await self._members_of_group(point.state_group)
+        event = (await self._events.by_nid([point.event_nid]))[point.event_nid]
+        members_after = await self._members_of_group(point.state_group)
+        replaced = [event.replaces_nid] if event.event.type == "m.room.member" and event.replaces_nid else []
+        return [
+            *(member for member in members_after if member.event_nid != event.event_nid),
+            *(await self._events.by_nid(replaced)).values(),
+        ]
+
+    async def _members_of_group(self, state_group: int | None) -> Iterable[StoredEvent]:
+        if state_group is None:
+            return ()
+        state = (await self._states.snapshot(state_group)).state
+        members = [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
+        return (await self._events.by_id(members)).values()
 
     @refuses_by_newest_state
     async def joined_members(self, user_id: str, room_id: str) -> list[JoinedMember]:
@@ -345,41 +220,6 @@ class History:
         return b"[" + b",".join([render(event, now_ms=now_ms, with_room_id=True) for event in stored]) + b"]"
 
 
-def _read_page(
-    connection: Connection, room_nid: int, backwards: bool, walk: _Walk, count: int
-) -> tuple[list[PagedEvent], int | None]:
-    """The next events, one more than ``count`` if there are more; and the depth of a gap that was come upon."""
-    if walk.gap is not None:
-        after, upto = walk.gap
-        batch = store.page_of_stream(connection, room_nid, after, upto, backwards=backwards, count=count + 1)
-        return batch, None
-    low, high = walk.low, walk.high
-    batch = store.page(connection, room_nid, low, high, backwards=backwards, count=count + 1, upto=walk.upto)
-    if not backwards:
-        return batch, None
-    lowest = batch[count - 1].place.depth if len(batch) > count else max(low.depth, 0)
-    return batch, store.deepest_gap(connection, room_nid, lowest, high.depth)
-
-
-def _move_on(walk: _Walk, place: Place, backwards: bool) -> None:
-    """Let the rest of the walk begin after what was read."""
-    if walk.gap is not None:
-        after, upto = walk.gap
-        walk.gap = (after, place.position - 1) if backwards else (place.position, upto)
-    elif backwards:
-        walk.high = Place(place.depth, place.position - 1)
-    else:
-        walk.low = place
-
-
-def _token_after(request: PageRequest, walk: _Walk, last: PagedEvent) -> str:
-    """The token from which reading goes on after an event."""
-    position = last.place.position - 1 if request.backwards else last.place.position
-    if walk.gap is not None:
-        return f"s{max(position, 0)}"
-    return history_token(Place(last.place.depth, position))
-
-
 def _is_chosen(value: str | None, membership: str | None, not_membership: str | None) -> bool:
     """ "the two parameters create an 'or' condition: either the membership is the same as membership or is not the
     same as not_membership."
@@ -387,16 +227,3 @@ def _is_chosen(value: str | None, membership: str | None, not_membership: str | 
     if membership is None and not_membership is None:
         return True
     return (membership is not None and value == membership) or (not_membership is not None and value != not_membership)
-
-
-def _is_after(at: int | Place, departure: StoredEvent) -> bool:
-    position = departure.stream_position or 0
-    if isinstance(at, int):
-        return at >= position
-    return at >= Place(departure.event.depth, position)
-
-
-def _group_at(connection: Connection, room_nid: int, at: int | Place) -> int | None:
-    """The state group of the last event up to a point."""
-    place = store.place_in_history(connection, room_nid, at) if isinstance(at, int) else at
-    return store.state_group_at(connection, room_nid, place) if place is not None else None

@@ -65,6 +65,8 @@ class EventWrite:
     reason: str | None = None
     txn: TransactionKey | None = None
     backfilled: bool = False
+    place: int | None = None
+    """The place in the room's history that was taken for a backfilled event (``history_lanes.take_places``)."""
     awaited: bool = False
     """Events that stand in the graph may name this one as their missing prev_event."""
     redaction_applied: bool = False
@@ -127,10 +129,13 @@ class RoomAppend:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an append was given: numeric IDs and positions by event ID, groups by index, state keys."""
+    """What an append was given: numeric IDs, positions and places by event ID, groups by index, state keys."""
 
     room_nid: int
     nids: Mapping[str, int]
     positions: Mapping[str, int]
+    places: Mapping[str, int]
     groups: Sequence[int]
     state_keys: Mapping[StateKey, int]
+    after_gaps: frozenset[str] = frozenset()
+    """Those accepted events, by ID, that name prev_events which are not in the graph."""

@@ -47,6 +47,8 @@ class StoredEvent:
     """None for outliers, negative for backfilled events."""
     state_group: int | None
     """The state after the event; None for outliers."""
+    place: int | None = None
+    """The place in the room's history; None for outliers."""
     replaces_nid: int | None = None
     """The state event that this one took the place of."""
     redacted_by: Event | None = None
@@ -76,6 +78,7 @@ _COLUMNS = (
     events.c.json,
     rooms.c.room_id,
     rooms.c.version,
+    events.c.place,
 )
 _STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
 _BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
@@ -142,6 +145,7 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
             verdict=Verdict(row[3]),
             stream_position=row[4],
             state_group=row[5],
+            place=row[10],
             replaces_nid=row[6],
             redacted_by=redacted_by.get(row[1]),
             txn=txns.get(row[0]),

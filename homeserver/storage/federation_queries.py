@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
@@ -131,29 +131,6 @@ def is_followed_by_accepted(connection: Connection, event_id: str) -> bool:
         .where(earlier.c.event_id == event_id, events.c.verdict == 0)
     )
     return connection.execute(following.limit(1)).first() is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """An event that the graph lacks, and the deepest of those that name it."""
-
-    missing_event_id: str
-    event_nid: int
-    depth: int
-
-
-def gaps_below(connection: Connection, room_nid: int, depth: int, limit: int) -> list[Gap]:
-    """Where history is missing at or before a depth, the deepest first."""
-    table = backward_extremities.c
-    statement = (
-        select(table.missing_event_id, func.max(table.event_nid), func.max(events.c.depth).label("deepest"))
-        .join_from(backward_extremities, events, events.c.event_nid == table.event_nid)
-        .where(table.room_nid == room_nid, events.c.depth <= depth)
-        .group_by(table.missing_event_id)
-        .order_by(func.max(events.c.depth).desc(), table.missing_event_id)
-        .limit(limit)
-    )
-    return [Gap(row[0], row[1], row[2]) for row in connection.execute(statement)]
 
 
 def joins_before_gaps(connection: Connection, room_nid: int) -> list[int]:

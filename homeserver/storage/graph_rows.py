@@ -18,6 +18,7 @@ from homeserver.storage.tables import (
     event_edges,
     events,
     forward_extremities,
+    history_lanes,
     redactions,
     rejections,
     room_members,
@@ -29,6 +30,7 @@ from homeserver.storage.tables import (
 _INSERT_EVENTS = prepared_insert(events)
 _INSERT_EDGES = prepared_insert(event_edges, or_ignore=True)
 _INSERT_MISSING = prepared_insert(backward_extremities, or_ignore=True)
+_INSERT_LANES = prepared_insert(history_lanes, or_ignore=True)
 _INSERT_EXTREMITIES = prepared_insert(forward_extremities, or_ignore=True)
 _PUT_STATE = prepared_upsert(current_state, "room_nid", "state_key_nid")
 _PUT_MEMBERS = prepared_upsert(room_members, "room_nid", "user_id")
@@ -41,6 +43,7 @@ _PLACE_OUTLIER = prepared(
     .where(events.c.event_nid == bindparam("b_event_nid"))
     .values(
         stream_position=bindparam("b_stream_position"),
+        place=bindparam("b_place"),
         state_group=bindparam("b_state_group"),
         replaces_nid=bindparam("b_replaces_nid"),
         verdict=bindparam("b_verdict"),
@@ -99,6 +102,9 @@ class GraphRows:
         self.placed: list[dict[str, Any]] = []
         self.edges: list[dict[str, Any]] = []
         self.missing: list[dict[str, Any]] = []
+        self.lanes: list[dict[str, Any]] = []
+        self.seen_through: list[int] = []
+        """Events that clients do not see, which are followed by one that they do see."""
         self.awaited: list[int] = []
         self.moved: list[dict[str, Any]] = []
         self.dropped_extremities: list[dict[str, Any]] = []
@@ -136,6 +142,8 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
     room_state.store_groups(connection, rows.groups)
     _INSERT_EDGES.run(connection, rows.edges)
     _INSERT_MISSING.run(connection, rows.missing)
+    _INSERT_LANES.run(connection, rows.lanes)
+    _show_gaps_of(connection, rows.seen_through)
     _link_those_who_waited(connection, rows.awaited)
     _MOVE_EXTREMITY.run(connection, rows.moved)
     _DROP_EXTREMITY.run(connection, rows.dropped_extremities)
@@ -163,6 +171,22 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
     _PUT_REASONS.run(connection, rows.reasons)
     _NEXT_GENERATION.run(connection, rows.generations)
     _NEXT_STATE.run(connection, rows.states)
+
+
+def _show_gaps_of(connection: Connection, nids: Sequence[int]) -> None:
+    """Let what is missing before these hidden events count as missing history: visible events follow them by now."""
+    for part in in_slices(nids):
+        statement = (
+            select(events.c.room_nid, events.c.place, events.c.stream_position, events.c.event_nid)
+            .join_from(backward_extremities, events, events.c.event_nid == backward_extremities.c.event_nid)
+            .where(events.c.event_nid.in_(part), backward_extremities.c.place.is_(None))
+        )
+        for room_nid, place, position, nid in connection.execute(statement).all():
+            connection.execute(
+                update(backward_extremities).where(backward_extremities.c.event_nid == nid).values(place=place)
+            )
+            if position > 0:
+                _INSERT_LANES.run(connection, [{"room_nid": room_nid, "position": position, "lowest": place}])
 
 
 def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from homeserver.storage.appends import (
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
 from homeserver.storage.graph_rows import GraphRows, clear_state, write_rows
+from homeserver.storage.places import place_of
 from homeserver.storage.prepared import prepared, prepared_insert
 from homeserver.storage.room_upgrades import hand_over
 from homeserver.storage.state_replacement import record_replaced_state
@@ -239,13 +240,20 @@ class GraphWriter:
         numbers.group += len(append.groups)
         self._collect_groups(append, groups, nids, state_keys, rows)
         positions: dict[str, int] = {}
+        history: dict[str, int] = {}
+        after_gaps: set[str] = set()
         for write in append.events:
             position = _position(write, numbers)
+            place = None
             if position is not None:
                 positions[write.event.event_id] = position
-            _collect_event(append.room_nid, write, position, groups, nids, known, state_keys, rows)
-            if position is not None:
-                _collect_edges(append.room_nid, write.event, nids, in_graph, rows)
+                place = history[write.event.event_id] = _place(write, position)
+            _collect_event(append.room_nid, write, position, place, groups, nids, known, state_keys, rows)
+            if position is not None and place is not None:
+                if _collect_edges(append.room_nid, write, place, places, rows) and write.verdict == Verdict.ACCEPTED:
+                    after_gaps.add(write.event.event_id)
+                    if not write.backfilled:
+                        rows.lanes.append({"room_nid": append.room_nid, "position": position, "lowest": place})
                 if write.awaited:
                     rows.awaited.append(nids[write.event.event_id])
         for redacted, redaction in append.applied_redactions:
@@ -267,7 +275,7 @@ class GraphWriter:
             )
         else:
             rows.generations.append({"b_room_nid": append.room_nid, "b_generation": append.generation + 1})
-        return Appended(append.room_nid, new, positions, groups, state_keys)
+        return Appended(append.room_nid, new, positions, history, groups, state_keys, frozenset(after_gaps))
 
     @staticmethod
     def _collect_groups(
@@ -474,6 +482,13 @@ def _position(write: EventWrite, numbers: _Numbers) -> int | None:
     return numbers.stream
 
 
+def _place(write: EventWrite, position: int) -> int:
+    if write.place is not None:
+        return write.place
+    # Negative positions are places of their own, before everything that arrived live.
+    return place_of(position) if position > 0 else position
+
+
 def _group_number(reference: GroupRef, new: range) -> int:
     if reference.index is not None:
         return new[reference.index]
@@ -485,6 +500,7 @@ def _collect_event(
     room_nid: int,
     write: EventWrite,
     position: int | None,
+    place: int | None,
     groups: range,
     nids: Mapping[str, int],
     known: Mapping[str, tuple[int, Verdict]],
@@ -502,6 +518,7 @@ def _collect_event(
             {
                 "b_event_nid": nid,
                 "b_stream_position": position,
+                "b_place": place,
                 "b_state_group": group,
                 "b_replaces_nid": replaces,
                 "b_verdict": int(write.verdict),
@@ -519,6 +536,7 @@ def _collect_event(
                 "depth": event.depth,
                 "origin_server_ts": event.origin_server_ts,
                 "stream_position": position,
+                "place": place,
                 "state_group": group,
                 "replaces_nid": replaces,
                 "verdict": int(write.verdict),
@@ -547,13 +565,30 @@ def _collect_event(
         )
 
 
-def _collect_edges(room_nid: int, event: Event, nids: Mapping[str, int], in_graph: set[str], rows: GraphRows) -> None:
+def _collect_edges(room_nid: int, write: EventWrite, place: int, places: _Places, rows: GraphRows) -> bool:
+    """The edges of an event to its prev_events. Returns whether one of those is not in the graph."""
+    event, nids = write.event, places.nids
     nid = nids[event.event_id]
+    # A live event that clients do not see leaves no gap in what they see. A backfilled one may lead to what they see.
+    is_gap = write.verdict == Verdict.ACCEPTED or write.backfilled
+    has_gap = False
     for prev in dict.fromkeys(event.prev_events):
-        if prev in in_graph:
+        if prev in places.in_graph:
             rows.edges.append({"event_nid": nid, "prev_nid": nids[prev]})
+            before = places.known.get(prev)
+            if is_gap and before is not None and int(before[1]):
+                rows.seen_through.append(nids[prev])
         else:
-            rows.missing.append({"room_nid": room_nid, "missing_event_id": prev, "event_nid": nid})
+            has_gap = True
+            rows.missing.append(
+                {
+                    "room_nid": room_nid,
+                    "missing_event_id": prev,
+                    "event_nid": nid,
+                    "place": place if is_gap else None,
+                }
+            )
+    return has_gap
 
 
 def _collect_extremities(append: RoomAppend, nids: Mapping[str, int], rows: GraphRows) -> None:

@@ -125,16 +125,28 @@ events = Table(
     Column("depth", Nid, nullable=False),
     Column("origin_server_ts", Nid, nullable=False),
     Column("stream_position", Nid),
+    Column("place", Nid),
     Column("state_group", Nid),
     Column("replaces_nid", Nid),
     Column("verdict", SmallInteger, nullable=False, server_default=text("0")),
     Column("json", LargeBinary, nullable=False),
     Index("events_by_stream", "stream_position"),
     Index("events_by_room_stream", "room_nid", "stream_position"),
-    Index("events_by_room_depth", "room_nid", "depth", "stream_position"),
+    Index("events_by_room_place", "room_nid", "place", unique=True),
     comment="state_group is the state after the event, replaces_nid the state event that it took the place of. "
-    "verdict is a sum of event_graph.Verdict flags. Outliers have no stream_position and no state_group; "
-    "backfilled events have negative positions.",
+    "verdict is a sum of event_graph.Verdict flags. Outliers have no stream_position, place or state_group; "
+    "backfilled events have negative positions. place orders the history of a room, see storage/places.py.",
+)
+
+history_lanes = Table(
+    "history_lanes",
+    metadata,
+    Column("room_nid", Nid, primary_key=True),
+    Column("position", Nid, primary_key=True),
+    Column("lowest", Nid, nullable=False),
+    comment="The live events (by stream position) that arrived without all of their prev_events: history is missing "
+    "before them, or was backfilled. lowest is the lowest place that was given out below such an event.",
+    sqlite_with_rowid=False,
 )
 
 event_edges = Table(
@@ -153,8 +165,13 @@ backward_extremities = Table(
     Column("missing_event_id", FreeText, primary_key=True),
     Column("event_nid", Nid, primary_key=True),
     Column("room_nid", Nid, nullable=False),
-    Index("backward_extremities_by_room", "room_nid"),
-    comment="prev_events that are not in the graph: where backfill goes on.",
+    Column("place", Nid),
+    Column("fruitless", Nid, nullable=False, server_default=text("0")),
+    Column("retry_ts", Nid, nullable=False, server_default=text("0")),
+    Index("backward_extremities_by_place", "room_nid", "place"),
+    comment="prev_events that are not in the graph: where backfill goes on. place is that of the event; NULL where "
+    "nobody can see the event, so that its gap hides nothing. fruitless counts the servers that were asked for the "
+    "missing event in vain; until retry_ts (milliseconds) nobody is asked again.",
     sqlite_with_rowid=False,
 )
 

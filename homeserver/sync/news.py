@@ -25,10 +25,12 @@ class RoomNews:
     """The timeline is out of ``after`` < position ≤ ``upto``."""
     is_fresh: bool = False
     """The client knows nothing of the room yet."""
+    hole: int | None = None
+    """The last position in that span whose event came with prev_events missing: the timeline starts there."""
     newest: list[tuple[int, int]] = field(default_factory=list)
-    """``(event_nid, position)`` of the newest accepted events in that span, newest first."""
+    """``(event_nid, position)`` of the newest accepted events that the timeline may have, newest first."""
     is_whole: bool = True
-    """There are no more events in the span than ``newest`` says."""
+    """There are no more such events than ``newest`` says."""
     state: list[int] | None = None
     """The whole state at ``upto``, where it is wanted; numeric IDs of events."""
     changes: list[StateChange] = field(default_factory=list)
@@ -45,6 +47,11 @@ class RoomNews:
     """The event with which the user stopped being in the room, if the user was in it."""
     standing_nid: int = 0
     """Of a room that was left: the membership event that says how the user stands to it now."""
+
+    @property
+    def timeline_after(self) -> int:
+        """The position after which the timeline may start."""
+        return self.after if self.hole is None else self.hole - 1
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from homeserver.clock import Clock
 from homeserver.protocol.filters import select_fields
 from homeserver.protocol.redaction import redact_event
 from homeserver.reading.client_events import ClientEvents
+from homeserver.reading.tokens import SyncToken, history_token
 from homeserver.reading.visible_events import SeenEvent
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
@@ -40,7 +41,7 @@ class SyncRendering:
     def render(self, request: SyncRequest, update: Update) -> bytes:
         """The response body. ``prepare`` comes first."""
         now = self._clock.now_ms()
-        parts = [b'{"next_batch":"s%d",' % update.next_batch]
+        parts = [b'{"next_batch":"%b",' % str(SyncToken.at(update.next_batch)).encode()]
         sections: list[bytes] = []
         for name, rooms in ((b"join", update.joined), (b"leave", update.left)):
             if rooms:
@@ -58,11 +59,11 @@ class SyncRendering:
     def _room(self, request: SyncRequest, room: RoomUpdate, now: int) -> bytes:
         state = _batch(self._state_event(request, event, now) for event in room.state)
         parts = [
-            b'{"timeline":{"events":[%b],"limited":%b,"prev_batch":"s%d"},"%b":%b'
+            b'{"timeline":{"events":[%b],"limited":%b,"prev_batch":"%b"},"%b":%b'
             % (
                 self._timeline(request, room.timeline, now),
                 b"true" if room.limited else b"false",
-                room.prev_batch,
+                history_token(room.prev_batch).encode(),
                 b"state_after" if request.state_after else b"state",
                 state,
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from homeserver.storage import account_data, streams, sync_streams
+from homeserver.storage import account_data, history_lanes, streams, sync_streams
 from homeserver.storage.account_data import AccountDataRow
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.receipts import receipts_since
@@ -184,9 +184,13 @@ def _drop_quiet_rooms(question: Question, news: News) -> None:
 
 def _read_timelines(connection: Connection, rooms: Sequence[RoomNews], count: int) -> None:
     for (after, upto), some in _by_span(rooms).items():
-        found = sync_streams.newest_events(connection, [room.room_nid for room in some], after, upto, count)
+        nids = [room.room_nid for room in some]
+        found = sync_streams.newest_events(connection, nids, after, upto, count)
+        holes = history_lanes.last_lanes(connection, nids, after, upto)
         for room in some:
-            room.newest = found.get(room.room_nid, [])
+            room.hole = holes.get(room.room_nid)
+            newest = found.get(room.room_nid, [])
+            room.newest = [(nid, position) for nid, position in newest if position > room.timeline_after]
             room.is_whole = len(room.newest) < count
 
 

@@ -12,6 +12,7 @@ from homeserver.reading.visible_events import SeenEvent, Viewer, VisibleEvents
 from homeserver.storage import sync_streams
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.places import before_position, place_of
 from homeserver.sync.loaded_events import LoadedEvents
 from homeserver.sync.news import News, RoomNews
 from homeserver.sync.updates import RoomUpdate, SyncRequest
@@ -101,7 +102,10 @@ class Timelines:
             _cut(request, draft)
 
     async def _read_more(self, short: Sequence[RoomDraft]) -> None:
-        spans = [(d.news.room_nid, d.news.after, d.news.newest[-1][1] if d.news.newest else d.news.upto) for d in short]
+        spans = [
+            (d.news.room_nid, d.news.timeline_after, d.news.newest[-1][1] if d.news.newest else d.news.upto)
+            for d in short
+        ]
         for draft, older in zip(short, await self._database.read(_read_older, spans), strict=True):
             draft.news.newest += older
             draft.news.is_whole = len(older) < MORE_COUNT
@@ -177,6 +181,7 @@ def _cut(request: SyncRequest, draft: RoomDraft) -> None:
     kept = draft.seen[:limit]
     kept.reverse()
     limited = len(draft.seen) > limit or not news.is_whole or draft.looked_at < len(news.newest) or draft.is_cut
+    limited = limited or news.hole is not None
     if _is_silent(request, draft):
         limited = False
     elif news.is_fresh:
@@ -184,7 +189,9 @@ def _cut(request: SyncRequest, draft: RoomDraft) -> None:
         limited = limited or draft.has_hidden or not draft.reaches_creation
     first = kept[0].stored.stream_position if kept else None
     draft.start = news.upto if first is None else first - 1
-    draft.update = RoomUpdate(draft.room_id, draft.start, kept, limited, is_fresh=news.is_fresh)
+    # Not the place of the position before: what is backfilled below the first event comes between the two.
+    prev_batch = place_of(news.upto) if first is None else before_position(first)
+    draft.update = RoomUpdate(draft.room_id, prev_batch, kept, limited, is_fresh=news.is_fresh)
 
 
 def _viewer(request: SyncRequest, news: RoomNews) -> Viewer:

@@ -50,7 +50,7 @@ class RoomUpdate:
 
     room_id: str
     prev_batch: int
-    """The position before the timeline."""
+    """The place in the room's history before the timeline."""
     timeline: Sequence[SeenEvent] = ()
     limited: bool = False
     state: Sequence[StoredEvent] = ()

@@ -15,6 +15,7 @@ from homeserver.federation.outbound_edus import Receipt
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.imports import RoomImports
+from homeserver.graph.missing_events import Filled
 from homeserver.graph.other_processes import OtherProcesses
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
@@ -28,7 +29,7 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.reading.client_events import ClientEvents
 from homeserver.reading.history import History
 from homeserver.reading.room_access import RoomAccess
-from homeserver.reading.tokens import parse_stream_token
+from homeserver.reading.tokens import parse_sync_token
 from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.account_data import put_account_data
@@ -36,6 +37,7 @@ from homeserver.storage.appends import TransactionKey
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.history_lanes import Gap
 from homeserver.sync.service import Sync
 from homeserver.sync.updates import SyncRequest
 from tests.factories.rooms import server_key
@@ -63,11 +65,12 @@ class RecordingDelivery:
 class NoBackfill:
     """Finds nothing, and remembers that it was asked."""
 
-    asked: list[tuple[str, int]] = field(default_factory=list)
+    asked: list[tuple[str, list[str]]] = field(default_factory=list)
+    answer: Filled = Filled.UNANSWERED
 
-    async def backfill(self, room_id: str, before_depth: int) -> bool:
-        self.asked.append((room_id, before_depth))
-        return False
+    async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
+        self.asked.append((room_id, [gap.missing_event_id for gap in gaps]))
+        return self.answer
 
 
 class ReadingServer:
@@ -223,7 +226,7 @@ class ReadingServer:
         return SyncRequest(
             user_id=user(who),
             device_id=device,
-            since=None if since is None else parse_stream_token(since),
+            since=None if since is None else parse_sync_token(since).position,
             filter=parse_filter(filter or {}),
             full_state=full_state,
             state_after=state_after,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from homeserver.config import Config
 from homeserver.federation.client import FederationClient
 from homeserver.federation.request_authentication import sign_request
 from homeserver.graph.events import Events
+from homeserver.graph.missing_events import Filled
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.membership.membership import Memberships
@@ -36,9 +38,10 @@ from homeserver.protocol.signatures import sign_json
 from homeserver.reading.history import History
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
 from homeserver.signing import SigningKeys
-from homeserver.storage import accounts, federation_queries
+from homeserver.storage import accounts, history_lanes
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.places import HIGHEST, LOWEST
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.network import FakeNetwork
 from tests.waiting import WAIT_S
@@ -112,16 +115,17 @@ class OurServer:
         return await eventually(probe)
 
     async def backfill(self, room_id: str) -> bool:
-        """Fetch older history, as scrolling back does where it comes upon a gap."""
-        head = await self.head(room_id)
-        depth = max(e.depth for e in head.extremities)
-        if not await self.get(Database).read(federation_queries.gaps_below, head.room_nid, depth, 1):
+        """Fetch older history, as scrolling back does where it comes upon a gap. Returns whether there was any."""
+        head = await self.get(RoomHeads).find(room_id)
+        room_nid = head.room_nid if head is not None else 0
+        gaps = await self.get(Database).read(
+            lambda connection: history_lanes.gaps_between(
+                connection, room_nid, LOWEST, HIGHEST, sys.maxsize, 10, highest_first=True
+            )
+        )
+        if not gaps:
             return False
-        return await self.backfill_in(room_id, depth)
-
-    async def backfill_in(self, room_id: str, before_depth: int = 1) -> bool:
-        """The same for a room that need not be known."""
-        return await self.get(History)._backfiller.backfill(room_id, before_depth)
+        return await self.get(History)._pages._backfiller.fill(room_id, gaps, 30.0) is Filled.NEWS
 
     async def membership(self, room_id: str, user_id: str) -> str | None:
         event = await self.get(RoomHeads).state_event(await self.head(room_id), "m.room.member", user_id)
@@ -345,7 +349,7 @@ class RemoteServer:
             event = events[todo.pop(0)]
             if event.event_id not in found and event.event_id not in stop:
                 found[event.event_id] = event
-                todo.extend(event.prev_events)
+                todo.extend(prev for prev in event.prev_events if prev in events)
         return list(found.values())
 
 

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from homeserver.accounts.access_tokens import Requester
-from homeserver.graph.missing_events import Backfiller
+from homeserver.graph.missing_events import Backfiller, Filled
 from homeserver.protocol.filters import parse_room_event_filter
-from homeserver.reading.history import History, PageRequest
+from homeserver.reading.history import History
+from homeserver.reading.paging import PageRequest
 from homeserver.reading.tokens import parse_token
 from tests.factories.rooms import RoomFactory
 from tests.fakes.servers import OurServer, Servers
@@ -79,14 +80,14 @@ def test_a_gap_that_is_filled_while_another_process_looks(
     """It has seen the gap; when it looks more closely, or has asked the other server, it is not there any more."""
 
     async def story(at: TwoProcesses) -> None:
-        slow = at.second.get(History)._backfiller
+        slow = at.second.get(History)._pages._backfiller
         assert isinstance(slow, Backfiller)
-        name = "backfill" if is_all_filled else "_backfill_from"
+        name = "fill" if is_all_filled else "_fill_from"
         original = getattr(slow, name)
 
-        async def outrun(*args: object) -> bool:
+        async def outrun(*args: object) -> Filled:
             await at.scroll_back(at.first)
-            found: bool = await original(*args)
+            found: Filled = await original(*args)
             return found
 
         monkeypatch.setattr(slow, name, outrun)

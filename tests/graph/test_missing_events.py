@@ -110,7 +110,7 @@ def test_servers_that_give_nothing(servers: Servers) -> None:
             assert not await at.ours.backfill(at.room.room_id)
         at.servers.network.split(OURS, REMOTE)
         assert not await at.ours.backfill(at.room.room_id)
-        assert not await at.ours.backfill_in("!unknown:x")
+        assert not await at.ours.backfill("!unknown:x")
 
     play(servers, story)
 
