@@ -96,7 +96,9 @@ class Receiver:
             if isinstance(outcomes, BaseException):
                 failure = as_outcome(outcomes, room_id=room_id, event_id=None)
                 outcomes = dict.fromkeys(batch.events, failure)
-            results.update((event_id, _result(outcome)) for event_id, outcome in outcomes.items())
+            for event_id, outcome in outcomes.items():
+                # One that came before is answered as it was then, as far as that is remembered.
+                results[event_id] = _result(self._events.cached(event_id) if outcome is None else outcome)
         return results
 
     # -- checks 1 to 3 -------------------------------------------------------------------------------------------------

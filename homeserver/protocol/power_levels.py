@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from homeserver.errors import BadJson
 from homeserver.protocol.events import Event
+from homeserver.protocol.identifiers import is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 
@@ -60,7 +61,9 @@ def _level_in_string(text: str) -> int | None:
 
 
 def check_levels(content: JsonObject) -> None:
-    """What a client may write into m.room.power_levels of any room version: integers. Raises ``BadJson``.
+    """What a client may write into m.room.power_levels of any room version: integers, for users who can exist.
+
+    The authorization rules of every version reject anything else, whoever sends it. Raises ``BadJson``.
 
     https://spec.matrix.org/v1.19/client-server-api/#mroompower_levels
     """
@@ -71,6 +74,8 @@ def check_levels(content: JsonObject) -> None:
         levels = content.get(name, _NOTHING)
         if not isinstance(levels, dict) or not all(type(level) is int for level in levels.values()):
             raise BadJson(f"'{name}' must be an object of integers")
+    if not all(map(is_valid_user_id, content.get("users", _NOTHING))):
+        raise BadJson("'users' has a key that is not a user ID")
 
 
 def creators_of(version: RoomVersion, create: Event | None) -> frozenset[str]:

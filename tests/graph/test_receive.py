@@ -189,6 +189,7 @@ def test_what_breaks_the_rules_is_rejected_and_what_follows_is_not(servers: Serv
         after = at.room.send(ALICE, "goes on")
         results = await at.send(forbidden, after)
         assert results[forbidden.event_id] == {"error": "You are not allowed to send this event to the room"}
+        assert await at.send(forbidden, after) == results  # it gets no better when it comes again
         assert results[after.event_id] == {}
         assert await at.verdict(forbidden) == Verdict.REJECTED
         nid = (await at.ours.wait_for(forbidden.event_id)).event_nid
