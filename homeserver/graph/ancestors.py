@@ -21,13 +21,12 @@ from homeserver.graph.helpers import Helpers, servers_to_ask
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.outliers import Outliers
 from homeserver.graph.state import RoomHead, StateSnapshot
-from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
+from homeserver.protocol.events import CREATE, Event, StateKey
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.json_types import JsonObject
-from homeserver.protocol.room_versions import StateResolution
 from homeserver.storage import event_graph, federation_queries, waiting_events
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import StoredEvent, Verdict
+from homeserver.storage.event_graph import Verdict
 
 logger = structlog.get_logger(__name__)
 
@@ -253,26 +252,4 @@ class Ancestors:
             state[event.key] = event_id
         if CREATE not in state:
             raise IncompleteAnswer(server_name, "the state that was given has no create event")
-        if head.version.state_resolution is StateResolution.V1:
-            await self._check_power(server_name, found.values(), found[state[CREATE]].event)
         return head.snapshot.towards(state)
-
-    async def _check_power(self, server_name: str, state: Collection[StoredEvent], create: Event) -> None:
-        """Refuse state that its sender showed no power for. Raises ``IncompleteAnswer``.
-
-        State resolution of version 1 trusts the least deep of the events that compete, and those that nothing competes
-        with. An event that cites no power levels passes check 4 as if the room had none yet, whoever sends it: so a
-        member could make up a state in which the room is theirs. Before a room has power levels, only its creator sets
-        state, and others do no more than join.
-        """
-        suspects = [
-            stored.event
-            for stored in state
-            if stored.verdict == Verdict.OUTLIER
-            and stored.event.type != "m.room.member"
-            and stored.event.sender != create.sender
-        ]
-        cited = await self._events.by_id({event_id for event in suspects for event_id in event.auth_events})
-        for event in suspects:
-            if not any(name in cited and cited[name].event.key == POWER_LEVELS for name in event.auth_events):
-                raise IncompleteAnswer(server_name, f"{event.event_id} was made without regard to power levels")

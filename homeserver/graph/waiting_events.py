@@ -24,7 +24,8 @@ logger = structlog.get_logger(__name__)
 EVENTS_OF_ORIGIN_MAX = 100
 """Events of one room and one server that wait at once."""
 EVENTS_OF_ROOM_MAX = 500
-RETRY_MS_MIN = 30_000
+RETRY_MS_MIN = 3_000
+"""Longer than the pause that a server is given after it did not help; see ``unhelpful_servers``."""
 RETRY_MS_MAX = 6 * 3600 * 1000
 GIVE_UP_AFTER_MS = 14 * 24 * 3600 * 1000
 CLAIM_MS = 10 * 60 * 1000
@@ -33,7 +34,7 @@ EVENTS_AT_ONCE = 100
 SLEEP_S_MAX = 300.0
 REFRESH_MS = 300_000
 """How often this process looks which events others keep."""
-PATIENT_ATTEMPTS = 8
+PATIENT_ATTEMPTS = 11
 """Attempts, over about two hours, after which an event is judged without state that is given but cannot be verified."""
 
 Retry: TypeAlias = Callable[[str, str, Sequence[WaitingEvent], bool], Awaitable[Mapping[str, frozenset[str]]]]

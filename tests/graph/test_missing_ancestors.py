@@ -249,7 +249,7 @@ def test_nobody_moves_the_state_by_hiding_what_came_before(
 
 
 @ATTACKED
-@pytest.mark.parametrize("lie", [without_rules, made_up])
+@pytest.mark.parametrize("lie", [without_rules, made_up, made_by_old_power])
 def test_nor_by_what_is_given_of_the_past(servers: Servers, version: str, lie: Callable[[Attack], State]) -> None:
     """An event from before our time is judged by the state that is given with it; then the attacker builds on it."""
 
@@ -306,6 +306,7 @@ def busy_for(at: Scene, *events: Event) -> None:
 async def try_again(at: Scene) -> None:
     """Have everything that waits tried again now."""
     waiting = at.ours.get(WaitingEvents)
+    await waiting.stop()  # so that nobody else takes them
 
     def due(connection: Connection) -> None:
         connection.execute(update(waiting_events).values(retry_at_ts=0))
