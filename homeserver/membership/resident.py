@@ -125,7 +125,9 @@ class Resident:
 
     async def _room_for_handshake(self, origin: str, room_id: str, user_id: str) -> RoomHead:
         # "This MUST be a user ID on the origin server."
-        if not is_valid_user_id(user_id) or server_of(user_id) != origin:
+        if not is_valid_user_id(user_id):
+            raise InvalidParam("Not a valid user ID")
+        if server_of(user_id) != origin:
             raise Forbidden("The user is not one of your server")
         return await self._access.resident_room(room_id, origin)
 

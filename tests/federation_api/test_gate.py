@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from homeserver.federation.request_authentication import sign_request
+from tests.factories.rooms import server_key
 from tests.fakes.servers import Servers
-from tests.federation_api.asking import OURS, V1, V2, Asking, ask, refused
+from tests.federation_api.asking import OURS, REMOTE, V1, V2, Asking, ask, refused
 
 SIGNED = [
     ("PUT", f"{V1}/send/1"), ("GET", f"{V1}/make_join/!r:x/@a:b"), ("PUT", f"{V1}/send_join/!r:x/$e"),
@@ -77,6 +79,20 @@ def test_as_a_notary(servers: Servers) -> None:
 def test_bad_questions_to_the_notary(servers: Servers, body: Any, errcode: str) -> None:
     async def story(at: Asking) -> None:
         refused(await at.remote._http.post(f"https://{OURS}/_matrix/key/v2/query", json=body), 400, errcode)
+
+    ask(servers, story)
+
+
+@pytest.mark.parametrize("name", ["remote.test:http", "remote.test:99999", "remote.test:", "re mote.test", ""])
+def test_malformed_server_names(servers: Servers, name: str) -> None:
+    async def story(at: Asking) -> None:
+        uri = f"{V1}/query/profile?user_id={at.alice}"
+        signed = sign_request(server_key(REMOTE), "GET", uri, OURS, None)
+        headers = {"Authorization": signed.replace(f'origin="{REMOTE}"', f'origin="{name}"')}
+        refused(await at.remote._http.get(f"https://{OURS}{uri}", headers=headers), 400, "M_INVALID_PARAM")
+        for question in (f"profile?user_id=@a:{name}", f"directory?room_alias=%23a:{name}"):
+            answer = await at.remote.request("GET", OURS, f"{V1}/query/{question}".replace(" ", "%20"))
+            refused(answer, 400, "M_INVALID_PARAM")
 
     ask(servers, story)
 

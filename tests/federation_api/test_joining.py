@@ -115,7 +115,10 @@ def test_make_join_refuses(servers: Servers) -> None:
         public, private = await at.ours.room(at.alice), await at.ours.room(at.alice, preset="private_chat")
         refused(await at.get("make_join", "!unknown:x", BOB, query="ver=11"), 404, "M_NOT_FOUND")
         refused(await at.get("make_join", public, f"@x:{OURS}", query="ver=11"), 403, "M_FORBIDDEN")
-        refused(await at.get("make_join", public, "nobody", query="ver=11"), 403, "M_FORBIDDEN")
+        for malformed in ("nobody", "@bob", "@bob:remote.test:http", "@bob:remote.test:99999", "@bob:"):
+            for kind in ("join", "leave", "knock"):
+                answer = await at.get(f"make_{kind}", public, malformed, query="ver=11")
+                refused(answer, 400, "M_INVALID_PARAM")
         refused(await at.get("make_join", private, BOB, query="ver=11"), 403, "M_FORBIDDEN")
         for query in ("", "ver=1&ver=10"):
             body = refused(await at.get("make_join", public, BOB, query=query), 400, "M_INCOMPATIBLE_ROOM_VERSION")
