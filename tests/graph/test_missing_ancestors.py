@@ -347,6 +347,31 @@ def test_no_verdict_rests_on_a_part_of_the_state(
     play(servers, story, version)
 
 
+def test_what_cannot_be_verified_is_left_out_in_the_end(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state holds an event of a server whose keys nobody has: at first that may pass, after long it will not."""
+    monkeypatch.setattr(unhelpful_servers, "PAUSE_S_MIN", 0.0)
+
+    async def story(at: Scene) -> None:
+        at.remote.replaced["missing_events"] = no_events
+        gone = at.room.join("@zoe:gone.test:8448")
+        at.room.send(ALICE, "lost")
+        message = at.room.send(EVE, "last")
+        await at.send(message)
+        await try_again(at)
+        assert await at.verdict(message) is None
+        monkeypatch.setattr(graph_waiting_events, "PATIENT_ATTEMPTS", 1)
+        # What is not given at all is waited for all the same.
+        busy_for(at, gone)
+        await try_again(at)
+        assert await at.verdict(message) is None
+        busy_for(at)
+        await try_again(at)
+        assert await at.verdict(message) == Verdict.ACCEPTED
+        assert gone.key not in await at.state()
+
+    play(servers, story)
+
+
 @pytest.mark.parametrize("fault", ["lacks the create event", "two events for a key", "no state", "of another room"])
 def test_what_is_no_state_of_the_room_is_no_answer(servers: Servers, fault: str) -> None:
     async def story(at: Scene) -> None:
