@@ -26,7 +26,11 @@ logger = structlog.get_logger(__name__)
 RETRY_MS_MIN = 5_000
 RETRY_MS_MAX = 6 * 3600 * 1000
 GIVE_UP_AFTER_MS = 30 * 24 * 3600 * 1000
-REQUESTS_AT_ONCE = 10
+REQUESTS_AT_ONCE = 20
+REQUESTS_PER_SERVER = 3
+"""Requests at once that begin with the same server: one that takes long to answer does not hold up the others."""
+DUE_READ_MAX = 500
+"""Due requests that are looked at to find those that may be made now."""
 SLEEP_S_MAX = 300.0
 LEAVE = "leave"
 """A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
@@ -49,6 +53,8 @@ class OwedRequests:
         self._handshakes: Mapping[str, Handshake] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        """By request number: the server that is asked first, and the work."""
 
     async def start(self, handshakes: Mapping[str, Handshake]) -> None:
         """Begin to work off what is owed; ``handshakes`` has for each kind what carries it out."""
@@ -59,8 +65,10 @@ class OwedRequests:
         """Stop; what is left is done after the next start."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            tasks = [self._task, *(task for _, task in self._under_way.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._task = None
 
     async def owe(
@@ -98,13 +106,35 @@ class OwedRequests:
                     await self._wake.wait()
 
     async def _work(self) -> float:
-        """Try what is due. Returns in how many seconds there is more to do."""
-        due = await self._database.read(store.due_requests, self._clock.now_ms(), REQUESTS_AT_ONCE)
-        await asyncio.gather(*(self._try(request) for request in due))
-        next_ts = await self._database.read(store.next_request_ts)
+        """Begin what is due. Returns in how many seconds more will be; the end of a request wakes as well."""
+        now = self._clock.now_ms()
+        for request in await self._database.read(store.due_requests, now, DUE_READ_MAX):
+            self._begin(request)
+        next_ts = await self._database.read(store.next_request_ts, now)
         if next_ts is None:
             return SLEEP_S_MAX
         return min(SLEEP_S_MAX, max(0.0, (next_ts - self._clock.now_ms()) / 1000))
+
+    def _begin(self, request: OwedRequest) -> None:
+        """Begin a request, unless it is under way or has to wait for others."""
+        first = next(iter(orjson.loads(request.candidates)), "")
+        of_server = sum(server_name == first for server_name, _ in self._under_way.values())
+        is_full = len(self._under_way) >= REQUESTS_AT_ONCE or of_server >= REQUESTS_PER_SERVER
+        if is_full or request.request_nid in self._under_way:
+            return
+        task = asyncio.get_running_loop().create_task(self._try_logged(request))
+        self._under_way[request.request_nid] = (first, task)
+
+    async def _try_logged(self, request: OwedRequest) -> None:
+        try:
+            await self._try(request)
+        except Exception:
+            logger.exception("an owed request could not be worked off", room_id=request.room_id)
+            # Its time has not been moved: without a pause it would be begun again at once.
+            await asyncio.sleep(RETRY_MS_MIN / 1000)
+        finally:
+            del self._under_way[request.request_nid]
+            self._wake.set()
 
     async def _try(self, request: OwedRequest) -> None:
         if await self._is_settled(request):

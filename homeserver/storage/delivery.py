@@ -329,9 +329,10 @@ def due_requests(connection: Connection, now_ms: int, limit: int) -> list[OwedRe
     return [OwedRequest(*row) for row in connection.execute(statement)]
 
 
-def next_request_ts(connection: Connection) -> int | None:
-    """When the next handshake is due."""
-    value = connection.execute(select(func.min(outbound_requests.c.retry_at_ts))).scalar_one_or_none()
+def next_request_ts(connection: Connection, after_ts: int = 0) -> int | None:
+    """When the first handshake becomes due after a time."""
+    column = outbound_requests.c.retry_at_ts
+    value = connection.execute(select(func.min(column)).where(column > after_ts)).scalar_one_or_none()
     return None if value is None else int(value)
 
 
