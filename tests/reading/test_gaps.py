@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+import orjson
 import pytest
 from sqlalchemy import func, select, update
 from starlette.requests import Request
@@ -14,6 +15,8 @@ from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event, EventDraft, StateKey
+from homeserver.reading.history import History
+from homeserver.reading.tokens import parse_token
 from homeserver.storage.database import Database
 from homeserver.storage.tables import backward_extremities, events
 from tests.factories.rooms import RoomFactory, server_key
@@ -95,7 +98,7 @@ async def may_ask_again(at: Scene) -> None:
     await at.ours.get(Database).write(lambda c: c.execute(update(backward_extremities).values(retry_ts=0)))
 
 
-async def go_away_and_come_back(at: Scene, count: int) -> list[Event]:
+async def go_away_and_come_back(at: Scene, count: int, happen: Callable[[], list[Event]] | None = None) -> list[Event]:
     await at.ours.get(Memberships).leave(at.bob, at.room.room_id)
 
     async def left() -> list[dict]:  # type: ignore[type-arg]
@@ -104,7 +107,7 @@ async def go_away_and_come_back(at: Scene, count: int) -> list[Event]:
     leave = parse_event((await eventually(left))[-1], at.room.version)
     known = [event_id for event_id in leave.prev_events if event_id in at.room.events]
     at.room._add(leave, known, at.room._merged(known))
-    missed = [at.room.send(ALICE, f"missed {number}") for number in range(count)]
+    missed = [at.room.send(ALICE, f"missed {number}") for number in range(count)] if happen is None else happen()
     await at.ours.join(at.bob, at.room.room_id, REMOTE)
     return missed
 
@@ -331,3 +334,41 @@ def test_depth_at_its_limit_hides_nothing(servers: Servers) -> None:
             assert texts((await bob.page(at.room.room_id, first["end"], limit=1))["chunk"]) == ["deep"]
 
     asyncio.run(run())
+
+
+def test_members_at_every_point(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        room_id, olga = at.room.room_id, f"@olga:{REMOTE}"
+
+        async def members(token: str | None = None) -> dict[str, str]:
+            place = None if token is None else parse_token(token)
+            found = orjson.loads(await at.ours.get(History).members(at.bob, room_id, at=place))
+            return {event["state_key"]: event["content"]["membership"] for event in found}
+
+        start = (await bob.sync())["next_batch"]
+        first = {ALICE: "join", EVE: "join", at.bob: "join"}
+        assert await members(start) == first
+        left = at.room.leave(EVE)
+        await at.send(left)
+        then = (await bob.sync())["next_batch"]
+
+        def happen() -> list[Event]:
+            return [at.room.send(ALICE, "missed"), at.room.join(olga), at.room.send(ALICE, "missed")]
+
+        await go_away_and_come_back(at, 0, happen)
+        timeline = await bob.timeline(room_id, then)
+        await at.send(at.room.leave(olga))
+        away = {ALICE: "join", EVE: "leave", at.bob: "leave"}
+        assert await members(timeline["prev_batch"]) == {**away, olga: "join"}
+        await bob.pages(room_id, timeline["prev_batch"], end=then)
+        page = await bob.page(room_id, timeline["prev_batch"], limit=1)
+        assert await members(timeline["prev_batch"]) == {**away, olga: "join"}
+        page = await bob.page(room_id, page["end"], limit=1)
+        assert page["chunk"][0]["state_key"] == olga
+        assert await members(page["end"]) == away, "before Olga came"
+        assert await members(start) == first
+        assert await members(then) == {**first, EVE: "leave"}
+        assert await members() == {ALICE: "join", EVE: "leave", at.bob: "join", olga: "leave"}
+        assert await members("s1_0_0_0") == {}
+
+    play(servers, story)

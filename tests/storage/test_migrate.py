@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from homeserver.errors import HomeserverError
 from homeserver.storage import migrate
+from homeserver.storage.places import place_of
 from homeserver.storage.tables import metadata
 
 
@@ -110,3 +112,53 @@ def test_up_to_date_is_known_without_alembic(sqlite_url: str) -> None:
         "assert 'alembic' not in sys.modules, 'this costs 0.3 s at each start'"
     )
     subprocess.run([sys.executable, "-c", script, sqlite_url], check=True)
+
+
+def test_events_of_the_time_before_places_get_theirs(empty_url: str) -> None:
+    """Live events keep the order of arrival. What was backfilled comes below the event that it led to, in order."""
+    engine = migrate._engine(empty_url)
+    with engine.begin() as connection:
+        command.upgrade(migrate.alembic_config(connection), "0004")
+        rows = [
+            # An event's number, its depth and position, the verdict, and the numbers of its prev_events.
+            (1, 1, -30, 0, []),
+            (2, 2, -29, 0, [1]),
+            (3, 3, 5, 0, [2]),  # a join
+            (4, 4, 7, 0, [3]),
+            (5, 5, -10, 0, []),  # while we were away; what is before it is missing
+            (6, 6, -9, 2, [5]),
+            (7, 7, 20, 0, [6]),  # came back
+            (8, 8, None, 1, []),
+        ]
+        for nid, depth, position, verdict, prevs in rows:
+            connection.execute(
+                text(
+                    "INSERT INTO events (event_nid, event_id, room_nid, type, depth, origin_server_ts, "
+                    "stream_position, verdict, json) VALUES (:nid, :id, 1, 'm', :depth, 0, :position, :verdict, :json)"
+                ),
+                {"nid": nid, "id": f"${nid}", "depth": depth, "position": position, "verdict": verdict, "json": b"{}"},
+            )
+            for prev in prevs:
+                connection.execute(text(f"INSERT INTO event_edges (event_nid, prev_nid) VALUES ({nid}, {prev})"))
+        connection.execute(
+            text("INSERT INTO backward_extremities (missing_event_id, event_nid, room_nid) VALUES ('$x', 5, 1)")
+        )
+    engine.dispose()
+    assert migrate.upgrade(empty_url)
+    engine = migrate._engine(empty_url)
+    with engine.connect() as connection:
+        places = {row[0]: row[1] for row in connection.execute(text("SELECT event_nid, place FROM events"))}
+        lanes = connection.execute(text("SELECT position, lowest FROM history_lanes ORDER BY position")).all()
+        gap = connection.execute(text("SELECT place, fruitless, retry_ts FROM backward_extremities")).one()
+    engine.dispose()
+    expected = {
+        **{nid: place_of(position) for nid, position in ((3, 5), (4, 7), (7, 20))},
+        2: place_of(5) - 1,
+        1: place_of(5) - 2,
+        6: place_of(20) - 1,
+        5: place_of(20) - 2,
+        8: None,
+    }
+    assert places == expected
+    assert [tuple(row) for row in lanes] == [(5, place_of(5) - 2), (20, place_of(20) - 2)]
+    assert tuple(gap) == (places[5], 0, 0)
