@@ -97,7 +97,8 @@ class Quick:
                 request, _all, ignores_users=bool(news.ignored), with_receipts=self._receipts.enabled
             )
             news.rooms += await self._database.read(read_ongoing, question, elsewhere)
-        _add_rooms_of_account_data(request, window, news)
+        if news.account_data:
+            _add_rooms_of_account_data(request, window, news)
         return news
 
     # -- rooms ---------------------------------------------------------------------------------------------------------

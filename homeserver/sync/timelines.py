@@ -86,20 +86,26 @@ class Timelines:
         for draft in drafts:
             while draft.looked_at < len(draft.news.newest):
                 await self._look_at(request, news, draft, at_once, loaded)
-                if not _wants_more(request, draft):
+                if draft.looked_at < len(draft.news.newest) and not _wants_more(request, draft):
                     break
-        short = [draft for draft in drafts if not draft.news.is_whole]
+        if any(not draft.news.is_whole for draft in drafts):
+            await self._look_further(request, news, drafts, loaded)
+        for draft in drafts:
+            if draft.news.has_left:
+                await _add_own_standing(request, draft, loaded)
+            _cut(request, draft)
+
+    async def _look_further(
+        self, request: SyncRequest, news: News, drafts: Sequence[RoomDraft], loaded: LoadedEvents
+    ) -> None:
+        """Read more events where those that were read were not enough."""
         for _ in range(MORE_ROUNDS_MAX):
-            short = [draft for draft in short if not draft.news.is_whole and _wants_more(request, draft)]
+            short = [draft for draft in drafts if not draft.news.is_whole and _wants_more(request, draft)]
             if not short:
                 break
             await self._read_more(short)
             for draft in short:
                 await self._look_at(request, news, draft, MORE_COUNT, loaded)
-        for draft in drafts:
-            if draft.news.has_left:
-                await _add_own_standing(request, draft, loaded)
-            _cut(request, draft)
 
     async def _read_more(self, short: Sequence[RoomDraft]) -> None:
         spans = [
