@@ -88,8 +88,9 @@ class Timelines:
                 await self._look_at(request, news, draft, at_once, loaded)
                 if draft.looked_at < len(draft.news.newest) and not _wants_more(request, draft):
                     break
-        if any(not draft.news.is_whole for draft in drafts):
-            await self._look_further(request, news, drafts, loaded)
+        short = [draft for draft in drafts if not draft.news.is_whole]
+        if short:
+            await self._look_further(request, news, short, loaded)
         for draft in drafts:
             if draft.news.has_left:
                 await _add_own_standing(request, draft, loaded)
@@ -122,8 +123,10 @@ class Timelines:
         """Sort out which of the next ``count`` older events the client is to see."""
         nids = [nid for nid, _ in draft.news.newest[draft.looked_at : draft.looked_at + count]]
         draft.looked_at += len(nids)
-        await loaded.load(nids)
         stored = loaded.all(nids)
+        if len(stored) < len(nids):
+            await loaded.load(nids)
+            stored = loaded.all(nids)
         if draft.news.is_fresh:
             draft.reaches_creation |= any(event.event.type == "m.room.create" for event in stored)
         timeline, room_id = request.filter.room.timeline, draft.room_id
