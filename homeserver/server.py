@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from homeserver.config import Config, ListenerConfig, Service
@@ -33,6 +33,8 @@ from homeserver.web.responses import json_response
 logger = structlog.get_logger(__name__)
 
 GRACEFUL_STOP_SECONDS = 10
+STOPS = {"errcode": "M_UNKNOWN", "error": "The server stops"}
+"""What a request is answered that did not finish within that time."""
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
 REQUEST_WAIT_SECONDS = 60
@@ -255,6 +257,26 @@ def _stop_on_signals(app: Starlette, servers: list[_Server]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
+async def _answering_when_cancelled(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run an application; a request that uvicorn cancels, because the time for a stop is over, is answered by 503.
+
+    Nothing else cancels requests. Uvicorn would log the cancellation as an error of the application, with a traceback.
+    """
+    begun = False
+
+    async def watched(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    except asyncio.CancelledError:
+        logger.info("a request was given up because the server stops", method=scope["method"], path=scope["path"])
+        if not begun:
+            await json_response(STOPS, 503, CORS_HEADERS)(scope, receive, send)
+
+
 class OnlyServing:
     """An ASGI application that lets through what a listener serves; all else is not there (404 M_UNRECOGNIZED)."""
 
@@ -273,7 +295,7 @@ class OnlyServing:
         ):
             await json_response(Unrecognized().body(), Unrecognized.status, CORS_HEADERS)(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await _answering_when_cancelled(self._app, scope, receive, send)
 
     def _is_closed(self, path: str) -> bool:
         for prefix, service in SERVICE_PREFIXES:

@@ -45,6 +45,10 @@ def build():
         await released.wait()
         return JSONResponse({"released": True})
 
+    async def hang(request):
+        print("hanging", flush=True)
+        await asyncio.Event().wait()
+
     async def lifespan(app):
         print("up", flush=True)
         yield
@@ -52,12 +56,15 @@ def build():
 
     from contextlib import asynccontextmanager
     app = Starlette(
-        routes=[Route("/_matrix/client/wait", wait), Route("/{path:path}", answer)],
+        routes=[
+            Route("/_matrix/client/wait", wait), Route("/_matrix/client/hang", hang), Route("/{path:path}", answer)
+        ],
         lifespan=asynccontextmanager(lifespan),
     )
     app.state.begin_shutdown = released.set
     return app
 
+server.GRACEFUL_STOP_SECONDS = 3
 config = Config.load(sys.argv[1], {})
 configure_logging(config.logging)
 server.run(build, config)
@@ -161,6 +168,20 @@ def test_a_stop_lets_open_requests_finish(start: Start, number: int) -> None:
         assert [request.result().json() for request in waiting] == [{"released": True}] * 2
     assert status == 0
     assert out.splitlines() == ["down"]
+
+
+def test_a_request_that_does_not_finish_is_given_up_without_a_traceback(start: Start) -> None:
+    server = start("")
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(httpx.get, server.url("/_matrix/client/hang"), timeout=WAIT_S)
+        server.read_until("hanging")
+        server.process.send_signal(signal.SIGTERM)
+        _, err = server.process.communicate(timeout=WAIT_S)
+        assert hanging.result().status_code == 503
+        assert hanging.result().json()["errcode"] == "M_UNKNOWN"
+    assert server.process.returncode == 0
+    assert "Traceback" not in err
+    assert "a request was given up" in err
 
 
 def test_an_idle_connection_does_not_hold_up_the_stop(start: Start) -> None:
