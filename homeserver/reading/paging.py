@@ -195,7 +195,9 @@ class Pages:
             create = (await self._events.by_nid_anew([create])).get(create.event_nid)
         if create is not None and create.place is not None:
             return _Ahead.END
-        asked = await self._database.read(history_lanes.least_asked, head.room_nid)
+        # What is missing above the lane that the reader is in would not come before it.
+        high = place_of(lane_of(walk.high))
+        asked = await self._database.read(history_lanes.least_asked, head.room_nid, high)
         others = len(head.joined_servers) - 1
         return _Ahead.END if asked is None or asked >= others else _Ahead.UNKNOWN
 

@@ -100,9 +100,12 @@ def gaps_between(
     return [Gap(*row) for row in connection.execute(statement)]
 
 
-def least_asked(connection: Connection, room_nid: int) -> int | None:
-    """How many servers were asked in vain for the missing event that was asked for least; None without any gap."""
-    statement = select(func.min(_GAPS.fruitless)).where(_GAPS.room_nid == room_nid, _GAPS.place.is_not(None))
+def least_asked(connection: Connection, room_nid: int, high: int) -> int | None:
+    """How many servers were asked in vain for that one of the events missing at or below ``high`` that had the fewest.
+
+    None where none is missing.
+    """
+    statement = select(func.min(_GAPS.fruitless)).where(_GAPS.room_nid == room_nid, _GAPS.place <= high)
     found: int | None = connection.execute(statement).scalar_one()
     return found
 

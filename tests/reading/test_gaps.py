@@ -133,6 +133,7 @@ def test_the_first_sync_after_a_join_leads_into_the_history(servers: Servers, ve
         forth = await bob.pages(room_id, dir="f", limit=50)
         assert ids(forth) == [*earlier, timeline["events"][0]["event_id"]]
         assert texts((await bob.page(room_id, limit=5))["chunk"])[0] == "before 129"
+        assert await bob.page(room_id, "s1_0_0_0") == {"chunk": [], "start": "s1_0_0_0"}, "before the room came here"
 
     play(servers, story, version, said=130)
 
