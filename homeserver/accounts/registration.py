@@ -11,7 +11,7 @@ import string
 from sqlalchemy import Connection
 
 from homeserver.accounts.passwords import Passwords, check_new_password
-from homeserver.accounts.sessions import Session, SessionRequest, Sessions, new_tokens
+from homeserver.accounts.sessions import Session, SessionRequest, Sessions, Tokens, new_tokens
 from homeserver.accounts.user_interactive import DUMMY, DUMMY_FLOWS, UserInteractive, dummy_stage
 from homeserver.clock import Clock
 from homeserver.errors import Forbidden, InvalidUsername, MissingParam, UserInUse
@@ -19,9 +19,11 @@ from homeserver.protocol.identifiers import IDENTIFIER_BYTES_MAX, is_valid_new_l
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.accounts import create_user, find_user
 from homeserver.storage.database import Database
-from homeserver.storage.sessions import NewTokens, start_session
+from homeserver.storage.sessions import start_session
 
 RANDOM_USERNAME_CHARACTERS = 12
+OPERATION = "register"
+"""What sessions of user-interactive authentication are for here."""
 
 
 def user_id_for(username: str, server_name: str) -> str:
@@ -67,20 +69,37 @@ class Registration:
             raise UserInUse()
         return user_id
 
+    async def recalled(self, parameters: JsonObject) -> JsonObject:
+        """The body of a request, completed by what the first request of its session said."""
+        return await self._user_interactive.recalled(OPERATION, parameters)
+
     async def register(
         self,
         parameters: JsonObject,
         username: str | None,
         password: str | None,
         session_request: SessionRequest | None,
-    ) -> tuple[str, Session | None]:
-        """Create an account and, where a session is asked for, log its owner in; returns the user ID.
+    ) -> JsonObject:
+        """Create an account and, where a session is asked for, log its owner in; returns the body of the answer.
 
-        ``parameters`` is the whole body, for the user-interactive authentication. Raises ``Forbidden``,
-        ``InvalidUsername``, ``UserInUse``, ``WeakPassword``, ``BadJson``, ``MissingParam`` and
-        ``InteractiveAuthenticationRequired``.
+        ``parameters`` is the whole body (see ``recalled``), for the user-interactive authentication. A request that is
+        repeated within its session gets the answer that it got before. Raises ``Forbidden``, ``InvalidUsername``,
+        ``UserInUse``, ``WeakPassword``, ``BadJson``, ``MissingParam`` and ``InteractiveAuthenticationRequired``.
         """
         self._require_enabled()
+        if (answer := await self._user_interactive.answer_of(OPERATION, parameters)) is not None:
+            return answer
+        try:
+            return await self._register(parameters, username, password, session_request)
+        except UserInUse:
+            # The same request may have been faster, on another connection.
+            if (answer := await self._user_interactive.answer_of(OPERATION, parameters)) is not None:
+                return answer
+            raise
+
+    async def _register(
+        self, parameters: JsonObject, username: str | None, password: str | None, request: SessionRequest | None
+    ) -> JsonObject:
         # "Homeservers MUST perform the relevant checks and return these codes before performing User-Interactive
         # Authentication"
         if username is not None:
@@ -89,43 +108,46 @@ class Registration:
             user_id = user_id_for(_random_username(), self._server_name)
         if password is not None:
             check_new_password(password)
-        await self._user_interactive.authenticate("register", parameters, DUMMY_FLOWS, {DUMMY: dummy_stage})
+        await self._user_interactive.authenticate(
+            OPERATION, parameters, DUMMY_FLOWS, {DUMMY: dummy_stage}, keeps_session=True
+        )
         if password is None:
             raise MissingParam("'password' is missing")
-        return user_id, await self._create(user_id, await self._passwords.hash(password), session_request)
+        tokens = new_tokens(request.wants_refresh_token) if request is not None else None
+        answer: JsonObject = {"user_id": user_id}
+        if request is not None and tokens is not None:
+            answer = Session(user_id, request.device_id, tokens).body()
+        await self._create(user_id, await self._passwords.hash(password), request, tokens, parameters, answer)
+        return answer
 
-    async def _create(self, user_id: str, password_hash: str, request: SessionRequest | None) -> Session | None:
+    async def _create(
+        self,
+        user_id: str,
+        password_hash: str,
+        request: SessionRequest | None,
+        tokens: Tokens | None,
+        parameters: JsonObject,
+        answer: JsonObject,
+    ) -> None:
         now_ms = self._clock.now_ms()
-        if request is None:
-            created = await self._database.write(_create, user_id, password_hash, None, None, now_ms)
-            tokens = None
-        else:
-            tokens = new_tokens(request.wants_refresh_token)
-            created = await self._database.write(
-                _create, user_id, password_hash, request, tokens.for_storage(now_ms), now_ms
-            )
-        if not created:
+        finished = self._user_interactive.finished(OPERATION, parameters, answer)
+
+        def create(connection: Connection) -> bool:
+            if not create_user(connection, user_id, password_hash, is_admin=False, now_ms=now_ms):
+                return False
+            if request is not None and tokens is not None:
+                stored = tokens.for_storage(now_ms)
+                start_session(connection, user_id, request.device_id, request.device_name, stored, now_ms)
+            if finished is not None:
+                finished.store(connection, now_ms)
+            return True
+
+        if not await self._database.write(create):
             raise UserInUse()
-        return Session(user_id, request.device_id, tokens) if request and tokens else None
 
     def _require_enabled(self) -> None:
         if not self._is_enabled:
             raise Forbidden("Registration is disabled")
-
-
-def _create(
-    connection: Connection,
-    user_id: str,
-    password_hash: str,
-    request: SessionRequest | None,
-    tokens: NewTokens | None,
-    now_ms: int,
-) -> bool:
-    if not create_user(connection, user_id, password_hash, is_admin=False, now_ms=now_ms):
-        return False
-    if request is not None and tokens is not None:
-        start_session(connection, user_id, request.device_id, request.device_name, tokens, now_ms)
-    return True
 
 
 def _random_username() -> str:

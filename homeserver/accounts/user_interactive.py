@@ -2,7 +2,10 @@
 
 A session belongs to one operation (of one user, where there is one). It is bound to the parameters of the request that
 completes its first stage: until then nothing has been proved, and clients do ask which stages there are before they
-know what they will send.
+know what they will send. Parameters that a later request leaves out are those of the session's first request.
+
+An operation that must not happen twice can leave its answer in the session (``finished``): a client that did not get
+the answer repeats its request and gets the same one.
 
 https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api
 """
@@ -12,8 +15,12 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
+from nacl.exceptions import CryptoError
+from nacl.secret import SecretBox
 from sqlalchemy import Connection
 
 from homeserver.accounts.access_tokens import hash_token
@@ -41,6 +48,8 @@ SESSIONS_MAX = 10_000
 """Sessions that may be open at once; who asks for more is told to come back."""
 RETRY_AFTER_MS = 60_000
 SESSION_ID_CHARACTERS_MAX = 100
+PARAMETERS_BYTES_MAX = 4096
+"""Parameters up to this size are remembered: anybody may have the server store them."""
 
 Flows = Sequence[tuple[str, ...]]
 """The ways to authenticate, each a sequence of stages."""
@@ -55,6 +64,18 @@ async def dummy_stage(_auth: JsonObject) -> None:
     """https://spec.matrix.org/v1.19/client-server-api/#dummy-auth"""
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedSession:
+    """A session whose operation is done, with its answer."""
+
+    stored_id: str
+    session: UiaSession
+
+    def store(self, connection: Connection, now_ms: int) -> None:
+        """Store it, in the transaction that carries the operation out."""
+        put_uia_session(connection, self.stored_id, self.session, now_ms)
+
+
 class UserInteractive:
     """Keeps the sessions, and says whether an operation may go ahead."""
 
@@ -62,21 +83,69 @@ class UserInteractive:
         self._database = database
         self._clock = clock
 
+    async def recalled(self, operation: str, parameters: JsonObject) -> JsonObject:
+        """The parameters of a request, completed by those that its session's first request gave."""
+        session_id, session = await self._session_of(operation, parameters)
+        if session is None or session.parameters is None:
+            return parameters
+        remembered = _open(session_id, session.parameters)
+        return {**remembered, **parameters} if isinstance(remembered, dict) else parameters
+
+    async def answer_of(self, operation: str, parameters: JsonObject) -> JsonObject | None:
+        """What the operation was answered with, if this is the same request once more; see ``finished``."""
+        session_id, session = await self._session_of(operation, parameters)
+        if session is None or session.answer is None:
+            return None
+        if not hmac.compare_digest(session.request, _binding(session_id, parameters)):
+            return None
+        answer = _open(session_id, session.answer)
+        return answer if isinstance(answer, dict) else None
+
+    def finished(self, operation: str, parameters: JsonObject, answer: JsonObject) -> FinishedSession | None:
+        """What to store, in the transaction of the operation, so that the same request gets the same answer again.
+
+        None where the request names no session.
+        """
+        auth = parameters.get("auth")
+        session_id = auth.get("session") if isinstance(auth, dict) else None
+        if not isinstance(session_id, str):
+            return None
+        sealed = _seal(session_id, answer)
+        remembered = _remembered(session_id, parameters)
+        session = UiaSession(operation, _binding(session_id, parameters), (), remembered, sealed)
+        return FinishedSession(_stored_id(session_id), session)
+
+    async def _session_of(self, operation: str, parameters: JsonObject) -> tuple[str, UiaSession | None]:
+        auth = parameters.get("auth")
+        session_id = auth.get("session") if isinstance(auth, dict) else None
+        if not isinstance(session_id, str):
+            return "", None
+        return session_id, await self._find(session_id, operation)
+
     async def authenticate(
-        self, operation: str, parameters: JsonObject, flows: Flows, stages: Mapping[str, Stage]
+        self,
+        operation: str,
+        parameters: JsonObject,
+        flows: Flows,
+        stages: Mapping[str, Stage],
+        *,
+        keeps_session: bool = False,
     ) -> None:
         """Return when a flow is complete.
 
         ``operation`` names what is to be done, and by whom if that is known; ``parameters`` is the request's body, with
-        its ``auth``. Raises ``InteractiveAuthenticationRequired`` with what the client needs for its next attempt.
+        its ``auth``. ``keeps_session``: the session stays until the caller stores ``finished`` in its place. Raises
+        ``InteractiveAuthenticationRequired`` with what the client needs for its next attempt.
         """
         auth = parameters.get("auth")
         if auth is None:
-            raise await self._new_challenge(operation, flows)
+            raise await self._new_challenge(operation, flows, parameters=parameters)
         if not isinstance(auth, dict):
             raise BadJson("'auth' must be an object")
         session_id, stage = _word(auth, "session"), _word(auth, "type")
         session = None if session_id is None else await self._find(session_id, operation)
+        if session is not None and session.answer is not None:
+            session = None  # it was for another request, which is done
         if session_id is not None and session is None:
             raise await self._new_challenge(operation, flows, UnknownError("The session is unknown or has expired"))
         completed = session.completed if session else ()
@@ -85,9 +154,10 @@ class UserInteractive:
         if stage is not None and stage not in completed:
             completed = await self._attempt(operation, session_id, completed, stage, auth, flows, stages)
         if completed in [tuple(flow) for flow in flows]:
-            await self._finish(session_id)
+            if not keeps_session:
+                await self._finish(session_id)
             return
-        raise await self._next_challenge(operation, session_id, completed, parameters, flows)
+        raise await self._next_challenge(operation, session_id, session, completed, parameters, flows)
 
     async def _attempt(
         self,
@@ -125,18 +195,30 @@ class UserInteractive:
             await self._database.write(delete_uia_session, _stored_id(session_id))
 
     async def _new_challenge(
-        self, operation: str, flows: Flows, failure: MatrixError | None = None
+        self,
+        operation: str,
+        flows: Flows,
+        failure: MatrixError | None = None,
+        *,
+        parameters: JsonObject | None = None,
     ) -> InteractiveAuthenticationRequired:
         session_id = secrets.token_urlsafe(18)
-        await self._put(session_id, UiaSession(operation, b"", ()))
+        await self._put(session_id, UiaSession(operation, b"", (), _remembered(session_id, parameters or {})))
         return _challenge(session_id, flows, (), failure)
 
     async def _next_challenge(
-        self, operation: str, session_id: str | None, completed: tuple[str, ...], parameters: JsonObject, flows: Flows
+        self,
+        operation: str,
+        session_id: str | None,
+        session: UiaSession | None,
+        completed: tuple[str, ...],
+        parameters: JsonObject,
+        flows: Flows,
     ) -> InteractiveAuthenticationRequired:
         session_id = session_id or secrets.token_urlsafe(18)
         request = _binding(session_id, parameters) if completed else b""
-        await self._put(session_id, UiaSession(operation, request, completed))
+        remembered = session.parameters if session is not None else _remembered(session_id, parameters)
+        await self._put(session_id, UiaSession(operation, request, completed, remembered))
         return _challenge(session_id, flows, completed)
 
     async def _put(self, session_id: str, session: UiaSession) -> None:
@@ -169,6 +251,30 @@ def _binding(session_id: str, parameters: JsonObject) -> bytes:
     """What ties a session to the parameters of its request. Its key is not stored: they may hold a password."""
     without_auth = {name: value for name, value in parameters.items() if name != "auth"}
     return hmac.digest(session_id.encode(), orjson.dumps(without_auth, option=orjson.OPT_SORT_KEYS), "sha256")
+
+
+def _remembered(session_id: str, parameters: JsonObject) -> bytes | None:
+    """The parameters of a first request, encrypted; None where there are none, or too many."""
+    without_auth = {name: value for name, value in parameters.items() if name != "auth"}
+    if not without_auth or len(orjson.dumps(without_auth)) > PARAMETERS_BYTES_MAX:
+        return None
+    return _seal(session_id, without_auth)
+
+
+def _box(session_id: str) -> SecretBox:
+    # Only the client knows the session ID: what is stored can be read by nobody else, also not from the database.
+    return SecretBox(hmac.digest(session_id.encode(), b"what a session keeps", "sha256"))
+
+
+def _seal(session_id: str, value: JsonObject) -> bytes:
+    return bytes(_box(session_id).encrypt(orjson.dumps(value)))
+
+
+def _open(session_id: str, sealed: bytes) -> Any:
+    try:
+        return orjson.loads(_box(session_id).decrypt(bytes(sealed)))
+    except CryptoError:
+        return None
 
 
 def _stored_id(session_id: str) -> str:

@@ -34,7 +34,7 @@ async def register(request: Request, registration: Annotated[Registration, servi
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3register"""
     if query_choice(request, "kind", ("user", "guest"), "user") == "guest":
         raise Forbidden("Guest accounts are not available here")
-    body = await read_json_object(request, CREDENTIALS_BYTES_MAX)
+    body = await registration.recalled(await read_json_object(request, CREDENTIALS_BYTES_MAX))
     session_request = None
     if not optional_bool(body, "inhibit_login"):
         session_request = SessionRequest.checked(
@@ -42,10 +42,10 @@ async def register(request: Request, registration: Annotated[Registration, servi
             optional_str(body, "initial_device_display_name"),
             optional_bool(body, "refresh_token"),
         )
-    user_id, session = await registration.register(
+    answer = await registration.register(
         body, optional_str(body, "username"), optional_str(body, "password"), session_request
     )
-    return json_response(session.body() if session else {"user_id": user_id})
+    return json_response(answer)
 
 
 @router.get("/register/available")

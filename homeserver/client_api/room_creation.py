@@ -33,6 +33,8 @@ from homeserver.web import (
 router = APIRouter()
 
 VISIBILITIES = ("private", "public")
+FAILED_INVITATIONS = "homeserver.failed_invitations"
+"""In an answer: the invitations that could not be sent, each with ``user_id``, ``errcode`` and ``error``."""
 
 
 @router.post("/createRoom")
@@ -46,8 +48,12 @@ async def create_room(
     if requester.is_guest:
         raise Forbidden("Guests cannot create rooms")
     body = await read_json_object(request)
-    room_id = await creation.create(requester.user_id, _room_request(body, capabilities.default_room_version))
-    return json_response({"room_id": room_id})
+    created = await creation.create(requester.user_id, _room_request(body, capabilities.default_room_version))
+    answer: JsonObject = {"room_id": created.room_id}
+    if created.failed_invitations:
+        # NOTSPEC: the specification has no word for a room that stands without some of its invitations.
+        answer[FAILED_INVITATIONS] = [failure.body() for failure in created.failed_invitations]
+    return json_response(answer)
 
 
 def _room_request(body: JsonObject, default_version: str) -> RoomRequest:

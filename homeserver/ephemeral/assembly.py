@@ -35,9 +35,11 @@ def build(base: Foundation, graph: GraphServices, reading: ReadingServices) -> E
     receipts = Receipts(
         database, graph.notifier, heads, events, delivery, base.clock, enabled=base.config.read_receipts.enabled
     )
+    typing = Typing(database, graph.notifier, heads, delivery, base.clock)
+    graph.writers.watch_departures(typing.departed)
     return EphemeralServices(
         receipts=receipts,
-        typing=Typing(database, graph.notifier, heads, delivery, base.clock),
+        typing=typing,
         relay=EphemeralRelay(database, delivery, receipts, base.is_local),
         who_has_read=WhoHasRead(database, heads, events, graph.states, reading.visible, receipts, base.server_name),
     )

@@ -82,6 +82,8 @@ class Typing:
         """A heap of times that may run out: ``(expires_ts, room_id, user_id)``."""
         self._timer: asyncio.TimerHandle | None = None
         self._expiring: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        """Ends the notices of users who have left their room."""
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
         """When other servers were last told that a user types."""
 
@@ -100,6 +102,9 @@ class Typing:
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.gather(self._expiring, return_exceptions=True)
+        for task in list(self._ending):
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -116,6 +121,7 @@ class Typing:
         if changed or (typing and now - self._told.get(key, 0.0) > FEDERATION_REPEAT_S):
             self._remember_told(key, now if typing else None)
             await self._delivery.send_typing(room_id, user_id, typing)
+        await self._end_if_departed(room_id, user_id)
 
     async def receive(self, origin: str, edu: JsonObject) -> None:
         """Take in an m.typing EDU; what does not fit is dropped.
@@ -132,6 +138,33 @@ class Typing:
         if head is None or user_id not in head.joined:
             return
         await self._store(head, user_id, REMOTE_TIMEOUT_MS if typing else 0)
+        await self._end_if_departed(head.room_id, user_id)
+
+    def departed(self, room_id: str, user_ids: Iterable[str]) -> None:
+        """Users, of any server, have left a room or were removed from it: they do not type there any longer."""
+        room = self._rooms.get(room_id)
+        typing = [user_id for user_id in user_ids if room is not None and user_id in room.users]
+        if typing:
+            task = asyncio.get_running_loop().create_task(self._end(room_id, typing))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _end_if_departed(self, room_id: str, user_id: str) -> None:
+        """End a notice whose user left the room while it was being stored."""
+        head = self._heads.cached(room_id)
+        if head is not None and user_id not in head.joined:
+            await self._end(room_id, [user_id])
+
+    async def _end(self, room_id: str, user_ids: Iterable[str]) -> None:
+        try:
+            head = await self._heads.get(room_id)
+            for user_id in user_ids:
+                if user_id not in head.joined:  # who has come back meanwhile may be typing again
+                    await self._store(head, user_id, 0)
+                    self._told.pop((room_id, user_id), None)
+        except Exception:
+            # The notice ends by itself when its time has run out.
+            logger.exception("typing could not be ended with the membership", room_id=room_id)
 
     async def _store(self, head: RoomHead, user_id: str, timeout_ms: int) -> bool:
         """Whether who types in the room is another set now."""

@@ -86,6 +86,7 @@ class RoomWriters:
         self._lines: dict[str, _Line] = {}
         self._watchers: list[Callable[[str, list[str]], None]] = []
         self._arrival_watchers: list[Callable[[str, Iterable[Event]], None]] = []
+        self._departure_watchers: list[Callable[[str, list[str]], None]] = []
 
     def watch_power_levels(self, watcher: Callable[[str, list[str]], None]) -> None:
         """Have a function called with a room and those m.room.power_levels events that lost to others there just now.
@@ -100,6 +101,13 @@ class RoomWriters:
         Only of what this process writes. It is called in the room's turn to write, and must be quick.
         """
         self._arrival_watchers.append(watcher)
+
+    def watch_departures(self, watcher: Callable[[str, list[str]], None]) -> None:
+        """Have a function called with a room and the users, of any server, who have just ceased to be in it.
+
+        It is called after the commit, and only for what this process writes.
+        """
+        self._departure_watchers.append(watcher)
 
     async def submit(self, room_id: str, job: Job) -> list[StoredEvent]:
         """Run a job when it is the room's turn, and append what it composes.
@@ -306,6 +314,9 @@ class RoomWriters:
         self._notifier.publish(changes)
         for arrival_watcher in self._arrival_watchers:
             arrival_watcher(working.head.room_id, (written.new.event for written in working.written))
+        if departed := working.departed():
+            for watcher in self._departure_watchers:
+                watcher(working.head.room_id, departed)
         if overtaken := working.overtaken_power_levels():
             for watcher in self._watchers:
                 watcher(working.head.room_id, overtaken)

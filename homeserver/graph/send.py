@@ -17,14 +17,16 @@ from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.event_format import depth_after
-from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer, StateKey
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.policy_servers import POLICY, PolicyServer
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
+from homeserver.protocol.server_acls import check_acl
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.event_graph import StoredEvent
 
+SERVER_ACL: StateKey = ("m.room.server_acl", "")
 POLICY_ROUNDS_MAX = 200
 """How often one request asks policy servers: once for each of its events, and anew where the room goes on meanwhile."""
 
@@ -121,6 +123,9 @@ class Sender:
                 levels = power_levels_of(working.head.version, state.get(CREATE), state.get(POWER_LEVELS))
                 if levels.of_user(draft.sender) < levels.redact:
                     raise Forbidden("You may redact your own messages only")
+            if target is not None and (target.type, target.state_key) == SERVER_ACL:
+                # Redaction leaves nothing of its content, and an empty server ACL shuts out every server.
+                raise Forbidden("A server ACL cannot be redacted: set another one")
             return [await self.compose_recommended(working, draft, recommended, txn)]
 
         return (await self._submit(room_id, job, txn))[0]
@@ -228,8 +233,11 @@ class Sender:
     ) -> NewEvent:
         """The draft as the next event of the room, checked against the room's state, but not by its policy server.
 
-        Raises ``Forbidden`` where the authorization rules or, if it ``is_governed``, the rules of governance do.
+        Raises ``Forbidden`` where the authorization rules or, if it ``is_governed``, the rules of governance do, and
+        ``BadJson`` or ``InvalidParam`` for a server ACL that is malformed or shuts out this server.
         """
+        if (draft.type, draft.state_key) == SERVER_ACL:
+            check_acl(draft.content, self._signer.server_name)
         head = working.head
         version = head.version
         keys = auth_event_keys(draft.type, draft.sender, draft.state_key, draft.content, version)

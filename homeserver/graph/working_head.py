@@ -321,6 +321,12 @@ class WorkingHead:
             effects[change.at] = StateEffect.OWN if is_own else StateEffect.OTHER
         return effects
 
+    def departed(self) -> list[str]:
+        """The users, of any server, who were in the room before this batch and are not any longer."""
+        before, after = self._base.joined, self.head.joined
+        changed = dict.fromkeys(change.key[1] for change in self._draft.changes if change.key[0] == "m.room.member")
+        return [user_id for user_id in changed if user_id in before and user_id not in after]
+
     def overtaken_power_levels(self) -> list[str]:
         """Those m.room.power_levels events, the room's or our users', that what is now the room's was not built on."""
         changes = [change for change in self._draft.changes if change.key == POWER_LEVELS]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+from homeserver.errors import BadJson, InvalidParam
 from homeserver.protocol.globs import compile_globs
 from homeserver.protocol.identifiers import parse_server_name
 from homeserver.protocol.json_types import JsonObject
@@ -39,6 +40,22 @@ def server_acl_allows(acl_content: JsonObject | None, server_name: str) -> bool:
         return False
     # 4. "If the server name matches an entry in the `allow` list, allow." 5. "Otherwise, deny."
     return _matches(_entries(acl_content.get("allow")), host)
+
+
+def check_acl(content: JsonObject, own_server_name: str) -> None:
+    """Refuse an m.room.server_acl that one of our users must not set.
+
+    Raises ``BadJson`` where a field has the wrong type (other servers would ignore it and shut everybody out), and
+    ``InvalidParam`` where it would shut out our own server: its users could never repair it.
+    """
+    for name in ("allow", "deny"):
+        value = content.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise BadJson(f"'{name}' of a server ACL must be a list of strings")
+    if not isinstance(content.get("allow_ip_literals", True), bool):
+        raise BadJson("'allow_ip_literals' of a server ACL must be a boolean")
+    if not server_acl_allows(content, own_server_name):
+        raise InvalidParam("This server ACL would shut out your own server")
 
 
 def _entries(value: Any) -> tuple[str, ...]:

@@ -175,6 +175,10 @@ class RoomAliases:
         except MatrixError as error:  # the user is not in the room, or has not the power, or it changes too fast
             logger.info("the canonical alias still names a removed alias", room_id=room_id, reason=error.message)
 
+    async def withdraw(self, room_id: str) -> None:
+        """Take all aliases of this server from a room, and its entry in the room directory."""
+        await self._database.write(aliases.withdraw, room_id)
+
     async def _may_name(self, room_id: str, user_id: str) -> bool:
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined:

@@ -5,13 +5,25 @@ https://spec.matrix.org/v1.19/client-server-api/#creation
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from homeserver.clock import Clock
-from homeserver.errors import BadJson, Forbidden, InvalidParam, InvalidRoomState, MatrixError, RoomInUse
+from homeserver.errors import (
+    BadJson,
+    Forbidden,
+    InvalidParam,
+    InvalidRoomState,
+    MatrixError,
+    RemoteFailed,
+    RemoteTimedOut,
+    RoomInUse,
+)
 from homeserver.governance.room_defaults import default_power_levels
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.send import Sender, new_event_id_localpart
@@ -25,6 +37,10 @@ from homeserver.protocol.room_versions import RoomVersion
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.storage.appends import AliasTaken, NewAlias, StaleHead
 
+logger = structlog.get_logger(__name__)
+
+SERVERS_AT_ONCE = 4
+"""Other servers that are asked at the same time to agree to invitations. Each invitation makes a branch of the room."""
 INVITES_MAX = 100
 """Users that one request may invite."""
 ROOM_ID_ATTEMPTS_MAX = 20
@@ -69,6 +85,26 @@ class RoomRequest:
     power_levels: JsonObject | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FailedInvitation:
+    """An invitation that a request for a new room asked for, and that could not be sent."""
+
+    user_id: str
+    reason: MatrixError
+
+    def body(self) -> JsonObject:
+        """As the answer to createRoom shows it."""
+        return {"user_id": self.user_id, "errcode": self.reason.errcode, "error": self.reason.message}
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedRoom:
+    """A room that was created."""
+
+    room_id: str
+    failed_invitations: Sequence[FailedInvitation] = ()
+
+
 class RoomCreation:
     """Creates rooms."""
 
@@ -90,12 +126,13 @@ class RoomCreation:
         self._signer = signer
         self._clock = clock
 
-    async def create(self, creator: str, request: RoomRequest) -> str:
-        """Create a room, invite whom the request names, and return the room ID.
+    async def create(self, creator: str, request: RoomRequest) -> CreatedRoom:
+        """Create a room and invite whom the request names.
 
         Users of this server are invited in the transaction that creates the room. For the others their servers have
-        to agree: if one does not, the room stands without that invitation, unless it was the only one; then the
-        creator is told why, as nothing of a chat with one person is left.
+        to agree: if one does not, the room stands without that invitation, and the answer names it. Only where the
+        request was for a direct chat with that one user, nothing is left of the room, and the reason is raised
+        (docs/decisions/0005-create-room-with-remote-invitees.md).
 
         Raises ``RoomInUse``, ``InvalidRoomState``, ``InvalidParam``, ``BadJson`` and what inviting raises.
         """
@@ -113,8 +150,11 @@ class RoomCreation:
         ]
 
         room_id = await self._create(creator, request, drafts, alias)
-        await self._invite_remote(creator, room_id, list(dict.fromkeys(remote)), request.is_direct)
-        return room_id
+        failed = await self._invite_remote(creator, room_id, list(dict.fromkeys(remote)), request.is_direct)
+        if failed and request.is_direct and len(set(request.invite)) == 1:
+            await self._take_back(creator, room_id)
+            raise failed[0].reason
+        return CreatedRoom(room_id, failed)
 
     async def _create(self, creator: str, request: RoomRequest, drafts: Sequence[EventDraft], alias: str | None) -> str:
         for attempt in range(ROOM_ID_ATTEMPTS_MAX):
@@ -144,16 +184,45 @@ class RoomCreation:
             return create.room_id
         raise RuntimeError("no room ID is left for this millisecond")
 
-    async def _invite_remote(self, creator: str, room_id: str, users: Sequence[str], is_direct: bool) -> None:
-        failures: list[MatrixError] = []
+    async def _invite_remote(
+        self, creator: str, room_id: str, users: Sequence[str], is_direct: bool
+    ) -> list[FailedInvitation]:
+        """Invite users of other servers, each server's one after the other, several servers at once."""
+        by_server: dict[str, list[str]] = {}
         for user_id in users:
-            try:
-                await self._memberships.invite(creator, room_id, user_id, is_direct=is_direct)
-            except MatrixError as error:
-                failures.append(error)
-        if failures and len(failures) == len(users) == 1:
-            await self._memberships.leave(creator, room_id)
-            raise failures[0]
+            by_server.setdefault(server_of(user_id), []).append(user_id)
+        turns = asyncio.Semaphore(SERVERS_AT_ONCE)
+
+        async def invite_those_of(server_users: Sequence[str]) -> list[FailedInvitation]:
+            failed: list[FailedInvitation] = []
+            async with turns:
+                for number, user_id in enumerate(server_users):
+                    try:
+                        await self._memberships.invite(creator, room_id, user_id, is_direct=is_direct)
+                    except MatrixError as error:
+                        failed.append(FailedInvitation(user_id, error))
+                        if isinstance(error, RemoteFailed | RemoteTimedOut):
+                            # The client waits, and the next user of that server would wait for the same.
+                            failed.extend(FailedInvitation(other, error) for other in server_users[number + 1 :])
+                            break
+            return failed
+
+        found = await asyncio.gather(*(invite_those_of(server_users) for server_users in by_server.values()))
+        failed = [failure for of_server in found for failure in of_server]
+        for failure in failed:
+            logger.info(
+                "user not invited to a new room",
+                room_id=room_id,
+                user_id=failure.user_id,
+                reason=failure.reason.message,
+            )
+        return failed
+
+    async def _take_back(self, creator: str, room_id: str) -> None:
+        """Leave nothing of a room that nobody but its creator has heard of: no alias, no entry in any list."""
+        await self._aliases.withdraw(room_id)
+        await self._memberships.leave(creator, room_id, is_governed=False)
+        await self._memberships.forget(creator, room_id)
 
     async def _free_alias(self, request: RoomRequest) -> str | None:
         if request.alias_localpart is None:

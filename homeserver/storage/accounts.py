@@ -39,6 +39,10 @@ class UiaSession:
     operation: str
     request: bytes
     completed: tuple[str, ...]
+    parameters: bytes | None = None
+    """The encrypted parameters of the first request, for a client that does not repeat them."""
+    answer: bytes | None = None
+    """The encrypted answer of the operation, once it is done."""
 
 
 _USER_COLUMNS = (
@@ -169,17 +173,23 @@ def put_uia_session(connection: Connection, session_id: str, session: UiaSession
         "request": session.request,
         "completed": " ".join(session.completed),
         "created_ts": now_ms,
+        "parameters": session.parameters,
+        "answer": session.answer,
     }
     upsert(connection, uia_sessions, [row], ["session_id"])
 
 
 def find_uia_session(connection: Connection, session_id: str, not_before_ts: int) -> UiaSession | None:
     """An authentication under way that began since ``not_before_ts``."""
-    statement = select(uia_sessions.c.operation, uia_sessions.c.request, uia_sessions.c.completed).where(
-        uia_sessions.c.session_id == session_id, uia_sessions.c.created_ts >= not_before_ts
+    table = uia_sessions.c
+    statement = select(table.operation, table.request, table.completed, table.parameters, table.answer).where(
+        table.session_id == session_id, table.created_ts >= not_before_ts
     )
     row = connection.execute(statement).first()
-    return None if row is None else UiaSession(row.operation, bytes(row.request), tuple(row.completed.split()))
+    if row is None:
+        return None
+    completed = tuple(row.completed.split())
+    return UiaSession(row.operation, bytes(row.request), completed, row.parameters, row.answer)
 
 
 def delete_uia_session(connection: Connection, session_id: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from homeserver.storage.database import insert
-from homeserver.storage.tables import room_aliases
+from homeserver.storage.tables import room_aliases, rooms
 
 
 def add_alias(connection: Connection, alias: str, room_id: str, creator: str) -> bool:
@@ -22,6 +22,12 @@ def add_alias(connection: Connection, alias: str, room_id: str, creator: str) ->
 def remove_alias(connection: Connection, alias: str) -> bool:
     """Take an alias away; False when there is none."""
     return bool(connection.execute(delete(room_aliases).where(room_aliases.c.alias == alias)).rowcount)
+
+
+def withdraw(connection: Connection, room_id: str) -> None:
+    """Take all aliases from a room, and its entry in the room directory."""
+    connection.execute(delete(room_aliases).where(room_aliases.c.room_id == room_id))
+    connection.execute(update(rooms).where(rooms.c.room_id == room_id).values(published=False))
 
 
 def alias_row(connection: Connection, alias: str) -> tuple[str, str] | None:

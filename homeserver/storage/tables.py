@@ -448,7 +448,11 @@ uia_sessions = Table(
     Column("request", LargeBinary, nullable=False),
     Column("completed", Name, nullable=False),
     Column("created_ts", Nid, nullable=False),
-    comment="User-interactive authentication under way; completed is a space-separated list of stages.",
+    Column("parameters", LargeBinary),
+    Column("answer", LargeBinary),
+    comment="User-interactive authentication under way; completed is a space-separated list of stages. parameters are "
+    "those of its first request, answer is what the finished operation was answered with; both are encrypted, with a "
+    "key that follows from the session ID, of which only a hash is stored.",
 )
 
 account_data = Table(
@@ -546,6 +550,19 @@ outbound_requests = Table(
     Index("outbound_requests_by_retry", "retry_at_ts"),
     Index("outbound_requests_by_subject", "room_id", "user_id"),
     comment="Handshakes with other servers that are still owed, such as the rejection of an invitation.",
+)
+
+under_way = Table(
+    "under_way",
+    metadata,
+    Column("kind", Name, primary_key=True),
+    Column("room_id", Name, primary_key=True),
+    Column("user_id", Name, primary_key=True),
+    Column("owner", Name, nullable=False),
+    Column("expires_ts", Nid, nullable=False),
+    comment="What a process is doing with another server right now, for those who have to wait for its end: an "
+    "invitation that is being sent, a join, the import of a room. A row that has expired is from a process that died.",
+    sqlite_with_rowid=False,
 )
 
 received_transactions = Table(

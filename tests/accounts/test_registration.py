@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select
 
-from homeserver.accounts.user_interactive import SESSION_LIFETIME_MS
+from homeserver.accounts.user_interactive import PARAMETERS_BYTES_MAX, SESSION_LIFETIME_MS
+from homeserver.storage.tables import uia_sessions
 from tests.accounts.account_server import DUMMY, AccountServer, assert_error, running, together
 
 
@@ -27,8 +29,56 @@ def test_without_auth_the_flows_are_shown_and_nothing_is_created(server: Account
     assert "errcode" not in challenge
     assert server.request("GET", "/register/available?username=alice").json() == {"available": True}
     body = {"username": "alice", "password": "wonderland", "auth": DUMMY | {"session": challenge["session"]}}
-    assert server.request("POST", "/register", body).status_code == 200
-    assert server.request("POST", "/register", body).json()["errcode"] == "M_USER_IN_USE"
+    first = server.request("POST", "/register", body)
+    assert first.status_code == 200
+    other = body | {"auth": DUMMY}
+    assert server.request("POST", "/register", other).json()["errcode"] == "M_USER_IN_USE"
+
+
+def test_a_finished_session_repeats_its_answer(server: AccountServer) -> None:
+    session = server.request("POST", "/register", {}).json()["session"]
+    body = {"username": "alice", "password": "wonderland", "auth": DUMMY | {"session": session}}
+    first = server.request("POST", "/register", body)
+    assert first.status_code == 200
+    for _ in range(2):
+        again = server.request("POST", "/register", body)
+        assert (again.status_code, again.json()) == (200, first.json())
+    assert server.whoami(first.json()["access_token"]).status_code == 200
+    # What the session keeps is of no use to those who can read the database.
+    stored = server.database.read_now(lambda c: c.execute(select(uia_sessions.c.answer)).scalars().all())
+    assert first.json()["access_token"].encode() not in b"".join(bytes(answer) for answer in stored if answer)
+
+
+def test_the_same_request_several_times_at_once(server: AccountServer) -> None:
+    session = server.request("POST", "/register", {}).json()["session"]
+    body = {"username": "alice", "password": "wonderland", "auth": DUMMY | {"session": session}}
+    responses = server.run(together(*(server.send("POST", "/register", body) for _ in range(8))))
+    assert [response.status_code for response in responses] == [200] * 8
+    assert len({response.json()["access_token"] for response in responses}) == 1
+
+
+def test_what_the_first_request_of_a_session_said_is_remembered(server: AccountServer) -> None:
+    body = {"username": "alice", "password": "wonderland", "device_id": "PHONE"}
+    session = server.request("POST", "/register", body).json()["session"]
+    auth = {"auth": DUMMY | {"session": session}}
+    first = server.request("POST", "/register", auth)
+    assert first.status_code == 200
+    assert (first.json()["user_id"], first.json()["device_id"]) == ("@alice:example.org", "PHONE")
+    assert server.log_in("alice").status_code == 200
+    # With or without them, it is the same request.
+    for repeated in (auth, body | auth):
+        assert server.request("POST", "/register", repeated).json() == first.json()
+    # What a later request says itself counts.
+    session = server.request("POST", "/register", body | {"username": "bob"}).json()["session"]
+    changed = server.request("POST", "/register", {"username": "carol", "auth": DUMMY | {"session": session}})
+    assert changed.json()["user_id"] == "@carol:example.org"
+
+
+def test_what_is_remembered_is_bounded(sqlite_server: AccountServer) -> None:
+    body = {"username": "alice", "password": "wonderland", "org.custom": "x" * PARAMETERS_BYTES_MAX}
+    session = sqlite_server.request("POST", "/register", body).json()["session"]
+    answer = sqlite_server.request("POST", "/register", {"auth": DUMMY | {"session": session}})
+    assert_error(answer, 400, "M_MISSING_PARAM")
 
 
 def test_clients_ask_for_the_flows_with_an_empty_object(sqlite_server: AccountServer) -> None:

@@ -163,3 +163,47 @@ def test_restart_and_other_processes(database: Database) -> None:
             await typing.stop()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("who", [user("bob"), MARY])
+@pytest.mark.parametrize("membership", ["leave", "kick", "ban"])
+def test_typing_ends_with_the_membership(database: Database, who: str, membership: str) -> None:
+    async def story() -> None:
+        server = ReadingServer(database)
+        server.writers.watch_departures(server.typing.departed)
+        room = await server.create_room("alice", join=["bob"], name="named")
+        await server.member(room, MARY, MARY, "join")
+        if who == MARY:
+            await server.typing.receive(REMOTE, edu(room, MARY, True))
+        else:
+            await server.typing.set_typing(who, room, True)
+        since = (await server.sync("alice"))["next_batch"]
+        sender = who if membership == "leave" else "alice"
+        await server.member(room, sender, who, "ban" if membership == "ban" else "leave")
+        async with asyncio.timeout(WAIT_S):
+            while typing_in(response := await server.sync("alice", since, timeout_ms=30_000), room) != []:
+                since = response["next_batch"]
+        assert server.typing.users_in(room) == []
+        await server.typing.stop()
+
+    asyncio.run(story())
+
+
+def test_a_notice_that_is_stored_while_its_user_leaves(database: Database) -> None:
+    async def story() -> None:
+        server = ReadingServer(database)
+        server.writers.watch_departures(server.typing.departed)
+        room = await server.create_room("alice", join=["bob"], name="named")
+        store = server.typing._store
+
+        async def leave_first(*arguments: Any) -> bool:
+            server.typing._store = store  # type: ignore[method-assign]
+            await server.leave(room, "bob")
+            return await store(*arguments)
+
+        server.typing._store = leave_first  # type: ignore[method-assign]
+        await server.typing.set_typing(user("bob"), room, True)
+        assert server.typing.users_in(room) == []
+        await server.typing.stop()
+
+    asyncio.run(story())

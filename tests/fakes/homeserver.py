@@ -58,6 +58,7 @@ class FakeRemoteRooms:
 
     joins: list[tuple[str, str, JsonObject, list[str]]] = field(default_factory=list)
     leaves: list[tuple[str, str, str | None]] = field(default_factory=list)
+    invites: int = 0
     refusal: Exception | None = None
     before_signing: Callable[[], Awaitable[object]] | None = None
 
@@ -70,6 +71,7 @@ class FakeRemoteRooms:
         self.leaves.append((standing.room_id, user_id, reason))
 
     async def invite(self, working: WorkingHead, invitation: NewEvent) -> NewEvent:
+        self.invites += 1
         if self.refusal is not None:
             raise self.refusal
         if self.before_signing is not None:
@@ -150,7 +152,9 @@ class CoreServer:
     async def create_room(
         self, creator: str = ALICE, *, version: str = "11", preset: str = "private_chat", **request: Any
     ) -> str:
-        return await self.creation.create(creator, RoomRequest(ROOM_VERSIONS[version], PRESETS[preset], **request))
+        return (
+            await self.creation.create(creator, RoomRequest(ROOM_VERSIONS[version], PRESETS[preset], **request))
+        ).room_id
 
     async def send(
         self, room_id: str, sender: str = ALICE, body: str = "hello", txn: TransactionKey | None = None

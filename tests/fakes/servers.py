@@ -82,7 +82,7 @@ class OurServer:
     async def room(self, creator: str, *, version: str = "11", preset: str = "public_chat", **options: Any) -> str:
         """A new room."""
         request = RoomRequest(ROOM_VERSIONS[version], PRESETS[preset], **options)
-        return await self.get(RoomCreation).create(creator, request)
+        return (await self.get(RoomCreation).create(creator, request)).room_id
 
     async def join(self, user_id: str, room_id: str, *via: str) -> None:
         await self.get(Memberships).join(user_id, room_id, via)

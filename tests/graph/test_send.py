@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from homeserver.errors import BadJson, Forbidden, TooLarge
+from homeserver.errors import BadJson, Forbidden, InvalidParam, TooLarge
 from homeserver.graph.state import RESOLVED_TOGETHER_MAX
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.room_versions import ROOM_VERSIONS
@@ -142,5 +142,25 @@ def test_users_redact_their_own_and_moderators_everything(server: CoreServer) ->
                 await redact(BOB, target)
         assert await redact(ALICE, theirs.event_id)
         assert await redact(ALICE, mine.event_id)
+
+    asyncio.run(story())
+
+
+def test_a_server_acl_that_shuts_out_this_server_is_refused_however_it_is_sent(server: CoreServer) -> None:
+    async def story() -> None:
+        kind = "m.room.server_acl"
+        room_id = await server.create_room()
+        good = await server.set_state(room_id, kind, {"allow": ["*"], "deny": ["evil.com"]})
+        for content, error in (({"deny": ["evil.com"]}, InvalidParam), ({"allow": "*"}, BadJson)):
+            with pytest.raises(error):
+                await server.set_state(room_id, kind, content)
+            with pytest.raises(error):
+                await server.create_room(initial_state=[(kind, "", content)])
+        # Redacted, it would shut out everybody.
+        with pytest.raises(Forbidden, match="ACL"):
+            await server.sender.redact(room_id, EventDraft("m.room.redaction", ALICE, {}, redacts=good.event_id))
+        assert (await server.state(room_id))[kind, ""].event_id == good.event_id
+        # With a state key it is not the room's server ACL.
+        await server.sender.send(room_id, EventDraft(kind, ALICE, {}, "elsewhere"))
 
     asyncio.run(story())

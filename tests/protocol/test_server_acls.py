@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from homeserver.protocol.server_acls import server_acl_allows
+from homeserver.errors import BadJson, InvalidParam
+from homeserver.protocol.server_acls import check_acl, server_acl_allows
 
 
 def test_without_an_acl_all_may_take_part() -> None:
@@ -65,3 +66,39 @@ def test_malformed_lists_are_empty_ones(junk: Any) -> None:
 
 def test_a_list_may_hold_junk_beside_names() -> None:
     assert not server_acl_allows({"allow": ["*"], "deny": [5, "evil.com", None]}, "evil.com")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"allow": "*"},
+        {"allow": ["*", 1]},
+        {"allow": ["*"], "deny": {"evil.com": True}},
+        {"allow": ["*"], "deny": [None]},
+        {"allow": ["*"], "allow_ip_literals": "yes"},
+        {"allow": None},
+    ],
+)
+def test_a_malformed_acl_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(BadJson):
+        check_acl(content, "ours.org")
+
+
+@pytest.mark.parametrize(
+    ("content", "own_server"),
+    [
+        ({}, "ours.org"),  # "allow" defaults to nobody
+        ({"allow": []}, "ours.org"),
+        ({"allow": ["*"], "deny": ["*.org"]}, "ours.org:8448"),
+        ({"allow": ["theirs.org"]}, "ours.org"),
+        ({"allow": ["*"], "allow_ip_literals": False}, "127.0.0.1:8448"),
+        ({"content": {"allow": ["*"]}, "type": "m.room.server_acl"}, "ours.org"),  # a whole event as the content
+    ],
+)
+def test_an_acl_that_shuts_out_our_own_server_is_refused(content: dict[str, Any], own_server: str) -> None:
+    with pytest.raises(InvalidParam):
+        check_acl(content, own_server)
+
+
+def test_an_acl_that_lets_our_own_server_in_is_taken() -> None:
+    check_acl({"allow": ["*"], "deny": ["evil.com"], "allow_ip_literals": False, "org.custom": 1}, "ours.org")

@@ -22,8 +22,9 @@ from homeserver.governance.room_defaults import default_power_levels
 from homeserver.protocol.authorization import authorize, check_auth_events
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.rooms.creation import INITIAL_STATE_MAX, INVITES_MAX
-from homeserver.storage import aliases
+from homeserver.rooms import creation
+from homeserver.rooms.creation import INITIAL_STATE_MAX, INVITES_MAX, RoomRequest
+from homeserver.storage import aliases, user_rooms
 from homeserver.storage.database import Database
 from homeserver.storage.integrity import find_problems
 from homeserver.storage.tables import rooms
@@ -277,16 +278,69 @@ def test_users_of_other_servers_are_invited_once_the_room_is_there(server: CoreS
     asyncio.run(story())
 
 
-def test_a_chat_with_somebody_who_cannot_be_reached_comes_to_nothing(server: CoreServer) -> None:
+def test_a_direct_chat_with_somebody_who_cannot_be_reached_leaves_nothing(server: CoreServer) -> None:
     async def story() -> None:
         server.remote.refusal = RemoteFailed("nobody there")
         position = server.notifier.position
-        with pytest.raises(RemoteFailed):
-            await server.create_room(invite=[ZOE])
+        for _ in range(2):  # the same request can be made again
+            with pytest.raises(RemoteFailed):
+                await server.create_room(invite=[ZOE], is_direct=True, alias_localpart="us", published=True)
         changes = server.notifier.changes_since(position)
         assert changes
-        assert changes[0].room_id is not None
-        assert await server.membership(changes[0].room_id, ALICE) == "leave"
+        room_id = changes[0].room_id
+        assert room_id is not None
+        assert await server.membership(room_id, ALICE) == "leave"
+        standing = server.database.read_now(user_rooms.standing_of, ALICE, room_id)
+        assert standing is not None
+        assert standing.forgotten
+        assert server.database.read_now(aliases.aliases_of, room_id) == []
+        published = select(rooms.c.published).where(rooms.c.room_id == room_id)
+        assert server.database.read_now(lambda c: c.scalar(published)) is False
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_room_stands_without_those_who_cannot_be_reached_and_says_so(server: CoreServer, is_direct: bool) -> None:
+    """Whoever was invited besides keeps an invitation that is good."""
+
+    async def story() -> None:
+        server.remote.refusal = RemoteFailed("nobody there")
+        asked = [ZOE, BOB] if is_direct else [ZOE]
+        request = RoomRequest(
+            ROOM_VERSIONS["11"],
+            creation.PRESETS["private_chat"],
+            invite=asked,
+            is_direct=is_direct,
+            alias_localpart=f"plans-{is_direct}".lower(),
+        )
+        created = await server.creation.create(ALICE, request)
+        assert [failure.body() for failure in created.failed_invitations] == [
+            {"user_id": ZOE, "errcode": "M_UNKNOWN", "error": "nobody there"}
+        ]
+        assert server.database.read_now(aliases.aliases_of, created.room_id) == [
+            f"#plans-{is_direct}:example.org".lower()
+        ]
+        assert await server.membership(created.room_id, ALICE) == "join"
+        assert await server.membership(created.room_id, ZOE) is None
+        if is_direct:
+            await server.memberships.join(BOB, created.room_id)
+
+    asyncio.run(story())
+
+
+def test_a_server_that_cannot_be_reached_is_asked_once(server: CoreServer) -> None:
+    async def story() -> None:
+        server.remote.refusal = RemoteFailed("nobody there")
+        users = [f"@user{number}:other.org" for number in range(5)]
+        request = RoomRequest(ROOM_VERSIONS["11"], creation.PRESETS["private_chat"], invite=users)
+        created = await server.creation.create(ALICE, request)
+        assert [failure.user_id for failure in created.failed_invitations] == users
+        assert server.remote.invites == 1
+        server.remote.refusal = Forbidden("not this one")
+        created = await server.creation.create(ALICE, request)
+        assert len(created.failed_invitations) == 5
+        assert server.remote.invites == 6
 
     asyncio.run(story())
 
