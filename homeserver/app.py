@@ -24,6 +24,7 @@ from homeserver.federation_api import assembly as federation_answers
 from homeserver.graph import assembly as graph
 from homeserver.housekeeping import Chore, Housekeeping
 from homeserver.membership import assembly as membership
+from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.reading import assembly as reading
 from homeserver.rooms import assembly as rooms
 from homeserver.storage import pruning
@@ -53,6 +54,9 @@ class Homeserver:
         self.receiving = graph.build_receiving(
             self.base, self.graph, self.membership.out_of_band, self.ephemeral.edus()
         )
+        self.incoming_invitations = IncomingInvitations(
+            self.graph.heads, self.graph.events, self.membership.out_of_band, self.receiving.receive_pdus
+        )
         self.accounts = accounts.build(self.base, self.federation, self.graph.notifier, self.membership.memberships)
         self.sync = sync.build(self.base, self.graph, self.reading, self.ephemeral)
         leave_for_closed = self.membership.memberships.leave_for_closed_accounts
@@ -74,7 +78,7 @@ class Homeserver:
             self.accounts,
             federation_answers.build(self.base, self.federation, self.graph.delivery),
             client_answers.build(self.base),
-            singles=(self.receiving, self.sync),
+            singles=(self.receiving, self.incoming_invitations, self.sync),
         )
 
     async def start(self) -> None:

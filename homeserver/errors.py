@@ -322,6 +322,17 @@ class NotRecommended(Forbidden):
         self.errcode = errcode
 
 
+class RefusedElsewhere(MatrixError):
+    """Another server refuses what our user asks for, in its own words: status, code and text are what it answered."""
+
+    text = "The other server refuses this"
+
+    def __init__(self, status: int, errcode: str, message: str) -> None:
+        super().__init__(message or None)
+        self.status = status
+        self.errcode = errcode
+
+
 class Exclusive(MatrixError):
     """The identifier belongs to an application service."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from homeserver.errors import (
     Forbidden,
     HomeserverError,
@@ -10,6 +12,7 @@ from homeserver.errors import (
     LimitExceeded,
     MatrixError,
     NotFound,
+    RefusedElsewhere,
     RemoteError,
     RemoteFailed,
     RemoteRefused,
@@ -19,6 +22,26 @@ from homeserver.errors import (
 )
 
 _VERSION_CODES = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"})
+_OUR_FAULT_CODES = frozenset(
+    {
+        "M_BAD_JSON",
+        "M_NOT_JSON",
+        "M_MISSING_PARAM",
+        "M_INVALID_PARAM",
+        "M_UNRECOGNIZED",
+        "M_UNAUTHORIZED",
+        "M_MISSING_TOKEN",
+        "M_UNKNOWN_TOKEN",
+        "M_USER_DEACTIVATED",
+        "M_USER_LOCKED",
+        "M_USER_SUSPENDED",
+        "M_TOO_LARGE",
+    }
+)
+"""What another server says of our request, or of us: it would mean something else to our user's client, which may log
+out for instance."""
+_PASSED_STATUSES = frozenset({400, 403, 404, 409, 410, 422, 451})
+_ERRCODE = re.compile(r"[A-Z][A-Z0-9_.]{0,99}")
 _ELSEWHERE_CODES = frozenset({UnableToAuthoriseJoin.errcode, UnableToGrantJoin.errcode})
 
 
@@ -43,12 +66,20 @@ def _refusal(error: RemoteRefused, what: str) -> MatrixError:
         return Forbidden(f"Could not {what}: {said}")
     if error.errcode == InviteBlocked.errcode:
         return InviteBlocked(error.error or None)
-    if error.status == 403:
+    if error.status == 403 and error.errcode in (Forbidden.errcode, "M_UNKNOWN"):
         return Forbidden(error.error or f"{error.destination} does not allow it")
     if error.status == 404 and error.errcode == NotFound.errcode:
         return NotFound(error.error or None)
     if error.status == 429:
         return LimitExceeded(f"Could not {what} now: {error.destination} asks to wait")
+    if (
+        error.status in _PASSED_STATUSES
+        and error.errcode not in _OUR_FAULT_CODES
+        and _ERRCODE.fullmatch(error.errcode) is not None
+    ):
+        return RefusedElsewhere(error.status, error.errcode, error.error)
+    if error.status == 403:
+        return Forbidden(error.error or f"{error.destination} does not allow it")
     # "If M_MISSING_PARAM or M_INVALID_PARAM is returned and the request is associated with a Client-Server API
     # request, the Client-Server API request SHOULD fail with a 5xx error rather than being passed through."
     return RemoteFailed(f"Could not {what}: {said} ({error.status} {error.errcode})")

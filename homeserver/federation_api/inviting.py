@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from homeserver.federation_api.gate import SignedRequest, signed_request
-from homeserver.membership.out_of_band import OutOfBand
+from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.protocol.json_types import JsonObject
 from homeserver.web import (
     json_response,
@@ -36,13 +36,13 @@ async def send_invite_v2(
     room_id: str,
     event_id: str,
     signed: SignedInvitation,
-    out_of_band: Annotated[OutOfBand, service(OutOfBand)],
+    invitations: Annotated[IncomingInvitations, service(IncomingInvitations)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2inviteroomideventid"""
     pdu = required_object(signed.content, "event")
     version = required_str(signed.content, "room_version")
     room_state = optional_list_of_objects(signed.content, "invite_room_state")
-    event = await out_of_band.receive_invite(signed.origin, room_id, event_id, pdu, version, room_state)
+    event = await invitations.receive(signed.origin, room_id, event_id, pdu, version, room_state)
     return json_response({"event": orjson.Fragment(event.json)})
 
 
@@ -51,7 +51,7 @@ async def send_invite_v1(
     room_id: str,
     event_id: str,
     signed: SignedInvitation,
-    out_of_band: Annotated[OutOfBand, service(OutOfBand)],
+    invitations: Annotated[IncomingInvitations, service(IncomingInvitations)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1inviteroomideventid"""
     unsigned: JsonObject = optional_object(signed.content, "unsigned") or {}
@@ -59,7 +59,7 @@ async def send_invite_v1(
     # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"": both have the
     # same event format, and which of the two it is the create event says, if it came along.
     version = _version_of(room_state)
-    event = await out_of_band.receive_invite(signed.origin, room_id, event_id, signed.content, version, room_state)
+    event = await invitations.receive(signed.origin, room_id, event_id, signed.content, version, room_state)
     return json_response([200, {"event": orjson.Fragment(event.json)}])
 
 

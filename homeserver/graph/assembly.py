@@ -32,6 +32,7 @@ from homeserver.graph.restoring import Restorer
 from homeserver.graph.send import Sender
 from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.under_way import UnderWay
 from homeserver.graph.unhelpful_servers import UnhelpfulServers
 from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.notifier import Notifier
@@ -54,6 +55,7 @@ class GraphServices:
     policy: PolicyServers
     sender: Sender
     access: ServerAccess
+    under_way: UnderWay
     incoming: IncomingEvents
     ancestors: Ancestors
     placer: Placer
@@ -73,6 +75,7 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     notifier = Notifier(database.read_now(streams.current_position), others.load_changes)
     graph = GraphWriter(base.is_local)
     writers = RoomWriters(database, heads, events, states, notifier, graph, base.is_local)
+    under_way = UnderWay(database, clock)
     governed = GovernedEvents(base.config.governance.last_owner_protection, database)
     judge = Judge(events, states)
     policy = PolicyServers(federation.client, events, judge, clock)
@@ -90,11 +93,12 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         others=others,
         notifier=notifier,
         writers=writers,
-        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, base.is_local),
+        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, under_way),
         governed=governed,
         policy=policy,
         sender=Sender(writers, base.signing_keys, clock, governed, policy),
-        access=ServerAccess(heads),
+        access=ServerAccess(heads, under_way),
+        under_way=under_way,
         incoming=incoming,
         ancestors=ancestors,
         placer=placer,

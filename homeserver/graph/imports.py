@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.judgement import auth_events_first
 from homeserver.graph.state import RoomHeads
+from homeserver.graph.under_way import JOIN, UnderWay
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.json_types import JsonObject
@@ -36,7 +38,7 @@ class RoomImports:
         writers: RoomWriters,
         graph: GraphWriter,
         clock: Clock,
-        is_local: Callable[[str], bool],
+        under_way: UnderWay,
     ) -> None:
         self._database = database
         self._heads = heads
@@ -45,22 +47,29 @@ class RoomImports:
         self._writers = writers
         self._graph = graph
         self._clock = clock
-        self._is_local = is_local
+        self._under_way = under_way
+
+    def joining(self, room_id: str, user_id: str) -> AbstractAsyncContextManager[str]:
+        """While this is entered, events that come for the room wait for it (see ``receive``)."""
+        return self._under_way.marked(JOIN, room_id, user_id)
 
     async def import_room(
         self, version: RoomVersion, join: Event, state: Mapping[StateKey, Event], auth_chain: Iterable[Event]
-    ) -> StoredEvent:
-        """Take part in a room from our user's ``join`` on.
+    ) -> StoredEvent | None:
+        """Take part in a room from our user's ``join`` on; returns the stored join.
 
         ``state`` is the state before the join, ``auth_chain`` what it builds on; all of it is checked already. What
-        this server knew of the room's state before is replaced.
+        this server knew of the room's state before is replaced, unless a user of ours is in the room by now, through
+        another process: then nothing is stored, and None returned.
         """
         outliers = auth_events_first({e.event_id: e for e in (*auth_chain, *state.values())})
         after = {**state, join.key: join}
 
-        async def action() -> StoredEvent:
+        async def action() -> StoredEvent | None:
             appended = await self._database.write(self._import, version, join, state, after, outliers)
             self._heads.forget(join.room_id)
+            if appended is None:
+                return None
             head = await self._heads.get(join.room_id)
             position = appended.positions[join.event_id]
             self._notifier.publish(
@@ -70,7 +79,7 @@ class RoomImports:
             assert stored is not None
             return stored
 
-        imported: StoredEvent = await self._writers.alone(join.room_id, action)
+        imported: StoredEvent | None = await self._writers.alone(join.room_id, action)
         return imported
 
     def _import(
@@ -81,7 +90,9 @@ class RoomImports:
         before: Mapping[StateKey, Event],
         after: Mapping[StateKey, Event],
         outliers: Sequence[Event],
-    ) -> Appended:
+    ) -> Appended | None:
+        if user_rooms.is_anybody_in(connection, join.room_id):
+            return None
         replaced = before.get(join.key)
         append = RoomAppend(
             room_nid=0,

@@ -19,7 +19,7 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.helpers import Helpers
 from homeserver.graph.internal_errors import as_outcome, is_internal_error
-from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, follows_all
+from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, follows_all, prev_events_first
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
 from homeserver.graph.state import RoomHead, RoomHeads, StateSnapshot
 from homeserver.graph.working_head import NewEvent, WorkingHead
@@ -123,6 +123,14 @@ class Placer:
                     outcomes[event.event_id] = outcome
             todo = await self._help_one(waiting, help_, outcomes)
         return outcomes
+
+    async def place_with_ancestors(self, origin: str, event: Event) -> Outcome:
+        """Place an event, and before it what the origin can show of the missing events that it follows."""
+        head = await self._heads.get(event.room_id)
+        helpers = self._ancestors.helpers(head, origin, event)
+        between = await self._ancestors.close_gap(origin, helpers, head, [event])
+        ordered = prev_events_first({**{other.event_id: other for other in between}, event.event_id: event})
+        return (await self.place(origin, event.room_id, ordered)).get(event.event_id)
 
     async def _help_one(
         self, waiting: Sequence[tuple[Event, MissingAncestors | Unasked]], help_: _Help, outcomes: dict[str, Outcome]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from homeserver.errors import HomeserverError, InvalidEvent
+from homeserver.errors import HomeserverError, InvalidEvent, LimitExceeded
 from homeserver.graph.arrivals import Arrivals
 from homeserver.graph.events import Events
 from homeserver.graph.incoming_events import IncomingEvents
@@ -34,6 +34,8 @@ Results: TypeAlias = dict[str, JsonObject]
 """Event ID to ``{}``, or to ``{"error": text}`` where the event was not taken in."""
 
 ERROR_TEXT_MAX = 200
+EARLY_RETRY_MS = 10_000
+"""When a server is to send events again of a room that takes long to be joined."""
 
 
 class OutsideEvents(Protocol):
@@ -83,8 +85,11 @@ class Receiver:
         """
         results: Results = {}
         batches: dict[str, _Batch] = {}
+        early: dict[str, list[Any]] = {}
         for pdu in pdus:
             try:
+                if await self._comes_early(pdu, batches, early):
+                    continue
                 await self._sort_in(origin, pdu, batches, results)
             except Exception as error:
                 self._answer_internal_error(pdu, batches, error, results)
@@ -99,7 +104,31 @@ class Receiver:
             for event_id, outcome in outcomes.items():
                 # One that came before is answered as it was then, as far as that is remembered.
                 results[event_id] = _result(self._events.cached(event_id) if outcome is None else outcome)
+        for room_id, waiting in early.items():
+            results.update(await self._receive_after_join(origin, room_id, waiting))
         return results
+
+    async def _comes_early(self, pdu: Any, batches: Mapping[str, _Batch], early: dict[str, list[Any]]) -> bool:
+        """Whether an event is of a room that one of our users is just joining; it is then put aside."""
+        room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
+        if not isinstance(room_id, str) or room_id in batches:
+            return False
+        if room_id not in early:
+            head = await self._heads.find(room_id)
+            if (head is not None and head.joined_local) or not await self._access.is_being_joined(room_id):
+                return False
+        early.setdefault(room_id, []).append(pdu)
+        return True
+
+    async def _receive_after_join(self, origin: str, room_id: str, pdus: Sequence[Any]) -> Results:
+        """Receive events once the room is here.
+
+        To answer for them before would lose them: their server would not send them again. Where it takes too long,
+        ``LimitExceeded`` is raised, and that server tries again later.
+        """
+        if not await self._access.wait_for_join(room_id):
+            raise LimitExceeded("The room is still being joined", retry_after_ms=EARLY_RETRY_MS)
+        return await self.receive(origin, pdus)
 
     # -- checks 1 to 3 -------------------------------------------------------------------------------------------------
 

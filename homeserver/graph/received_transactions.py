@@ -85,6 +85,10 @@ class ReceivedTransactions:
         # Who gives up waiting does not stop it, and who asks again meanwhile waits for the same.
         return await self._flights.run(key, lambda: self._take_in(key, pdus, edus))
 
+    async def receive_pdus(self, origin: str, pdus: Sequence[Any]) -> Mapping[str, JsonObject]:
+        """Receive events that came in another way than in a transaction, by the same checks."""
+        return await self._receiver.receive(origin, pdus)
+
     async def _take_in(self, key: tuple[str, str], pdus: Sequence[Any], edus: Sequence[Any]) -> bytes:
         origin, txn_id = key
         results = await self._receiver.receive(origin, pdus) if pdus else {}

@@ -18,6 +18,7 @@ from homeserver.membership.remote_membership import RemoteMembership
 from homeserver.membership.resident import Resident
 from homeserver.membership.restricted_joins import RestrictedJoins
 from homeserver.membership.roles import Roles
+from homeserver.membership.sent_invitations import SentInvitations
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,11 @@ def build(
         keys,
         clock,
     )
+    outgoing = SentInvitations(heads, graph.incoming, federation.client, graph.delivery, graph.under_way)
     return MembershipServices(
-        memberships=Memberships(database, heads, graph.writers, sender, profiles, restricted, remote, name, on_joined),
+        memberships=Memberships(
+            database, heads, graph.writers, sender, profiles, restricted, remote, outgoing, name, on_joined
+        ),
         profiles=profiles,
         remote=remote,
         resident=Resident(

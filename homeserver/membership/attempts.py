@@ -8,6 +8,7 @@ from homeserver.errors import (
     LimitExceeded,
     MatrixError,
     NotFound,
+    RefusedElsewhere,
     RemoteError,
     RemoteRefused,
 )
@@ -26,13 +27,13 @@ class Attempts:
         """A server did not help."""
         self._failures.append((server_name, error))
 
+    def forbade(self, server_name: str) -> bool:
+        """Whether that server said that it is not allowed."""
+        return any(name == server_name and _is_forbidden(error) for name, error in self._failures)
+
     def all_forbade(self, server_name: str) -> bool:
         """Whether every server said that it is not allowed, that one among them."""
-        forbade = [
-            name
-            for name, error in self._failures
-            if isinstance(error, RemoteRefused) and error.status == 403 and error.errcode == Forbidden.errcode
-        ]
+        forbade = [name for name, error in self._failures if _is_forbidden(error)]
         return server_name in forbade and len(forbade) == len(self._failures)
 
     def error(self) -> MatrixError:
@@ -40,10 +41,14 @@ class Attempts:
         if not self._failures:
             return NotFound(f"Could not {self._what}: no server is known that is in it")
         errors = [as_matrix_error(error, self._what) for _, error in self._failures]
-        for kind in (Forbidden, IncompatibleRoomVersion, LimitExceeded):
+        for kind in (Forbidden, IncompatibleRoomVersion, LimitExceeded, RefusedElsewhere):
             for error in errors:
                 if isinstance(error, kind):
                     return error
         if all(isinstance(error, NotFound) for error in errors):
             return errors[0]
         return next(error for error in errors if not isinstance(error, NotFound))
+
+
+def _is_forbidden(error: RemoteError | UnusableAnswer) -> bool:
+    return isinstance(error, RemoteRefused) and error.status == 403 and error.errcode == Forbidden.errcode

@@ -24,6 +24,7 @@ from homeserver.errors import (
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.send import Sender
+from homeserver.graph.server_access import is_abandoned
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.membership.restricted_joins import RestrictedJoins
@@ -55,8 +56,14 @@ class RemoteRooms(Protocol):
     async def leave(self, standing: Standing, user_id: str, reason: str | None) -> None:
         """Leave a room that this server is not in: reject an invitation, take back a knock."""
 
-    async def invite(self, working: WorkingHead, invitation: NewEvent) -> NewEvent:
-        """Have the invited user's server sign an invitation."""
+
+class OutgoingInvitations(Protocol):
+    """Invitations of users of other servers."""
+
+    async def send(
+        self, working: WorkingHead, invitation: NewEvent, append: Callable[[NewEvent], Awaitable[None]]
+    ) -> None:
+        """Have the invited user's server sign an invitation, and ``append`` it."""
 
 
 class MemberProfiles:
@@ -93,6 +100,7 @@ class Memberships:
         profiles: MemberProfiles,
         restricted: RestrictedJoins,
         remote: RemoteRooms,
+        outgoing: OutgoingInvitations,
         server_name: str,
         on_joined: JoinedHook | None = None,
     ) -> None:
@@ -104,6 +112,7 @@ class Memberships:
         self._profiles = profiles
         self._restricted = restricted
         self._remote = remote
+        self._outgoing = outgoing
         self._server_name = server_name
         self._on_joined = on_joined
 
@@ -130,19 +139,54 @@ class Memberships:
         self, head: RoomHead | None, user_id: str, room_id: str, via: Iterable[str], reason: str | None
     ) -> None:
         content = await self._profiles.member_content(user_id, "join", reason)
-        if head is None or not self._is_resident(head):
-            await self._remote.join(room_id, user_id, content, list(via)[:VIA_MAX])
-            return
+        servers = list(via)[:VIA_MAX]
+        standing = await self._database.read(user_rooms.standing_of, user_id, room_id)
+        if head is None or not (self._is_resident(head) or is_abandoned(head)):
+            await self._remote.join(room_id, user_id, content, servers)
+        elif self._is_resident(head):
+            await self._join_resident_room(head, user_id, content, servers, standing)
+        else:
+            await self._join_abandoned_room(head, user_id, content, servers, standing)
+
+    async def _join_resident_room(
+        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str], standing: Standing | None
+    ) -> None:
+        room_id = head.room_id
+        others = [server for server in head.joined_servers if server != self._server_name]
         if await self._restricted.needs_authorisation(head, user_id):
             try:
                 content[VOUCHER] = await self._restricted.authorising_user(head, user_id)
             except (UnableToGrantJoin, UnableToAuthoriseJoin) as error:
-                others = [server for server in head.joined_servers if server != self._server_name]
                 if not others:
                     raise Forbidden(error.message) from error
-                await self._remote.join(room_id, user_id, content, [*via, *others][:VIA_MAX])
+                await self._remote.join(room_id, user_id, content, [*servers, *others][:VIA_MAX])
                 return
-        await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
+        try:
+            await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
+        except Forbidden:
+            if standing is None or standing.membership != "invite" or not _is_out_of_band(standing, head, user_id):
+                raise
+            # The room's state here does not have the invitation (yet): the server that it came from does.
+            await self._remote.join(room_id, user_id, content, servers)
+
+    async def _join_abandoned_room(
+        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str], standing: Standing | None
+    ) -> None:
+        """Join a room that everybody has left, as far as we know: an invitation into it is as good as it was.
+
+        Where there is word of other servers that are in it by now, they are asked first.
+        """
+        is_invited_elsewhere = standing is not None and _is_out_of_band(standing, head, user_id)
+        if is_invited_elsewhere or any(server != self._server_name for server in servers):
+            try:
+                await self._remote.join(head.room_id, user_id, content, servers)
+            except MatrixError as error:
+                if is_invited_elsewhere or error.status == 403:
+                    raise
+                logger.info("nobody else is in the room", room_id=head.room_id, reason=error.message)
+            else:
+                return
+        await self._sender.send(head.room_id, EventDraft("m.room.member", user_id, content, user_id))
 
     @refuses_by_newest_state
     async def leave(self, user_id: str, room_id: str, reason: str | None = None, *, is_governed: bool = True) -> None:
@@ -156,7 +200,10 @@ class Memberships:
             return
         if standing.membership == "ban":
             raise Forbidden("You are banned from this room")
-        if not self._is_resident(await self._heads.find(room_id)):
+        head = await self._heads.find(room_id)
+        is_here = head is not None and (self._is_resident(head) or is_abandoned(head))
+        if head is None or not is_here or _is_out_of_band(standing, head, user_id):
+            # Also an invitation into a room that we are in, if its state does not have it: it can always be dismissed.
             await self._remote.leave(standing, user_id, reason)
             return
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
@@ -235,14 +282,16 @@ class Memberships:
         working = self._writers.look_at(head)
         # The invited user's server is sent the event before the room is: the policy server is asked before both.
         composed = await self._sender.recommended(working, await self._sender.compose(working, draft))
-        invitation = await self._remote.invite(working, composed)
 
-        async def job(working: WorkingHead) -> Sequence[NewEvent]:
-            await self._check_not_banned(working.head, user_id)
-            await self._sender.compose(working, draft)  # whether it is still allowed now
-            return [invitation]
+        async def append(invitation: NewEvent) -> None:
+            async def job(working: WorkingHead) -> Sequence[NewEvent]:
+                await self._check_not_banned(working.head, user_id)
+                await self._sender.compose(working, draft)  # whether it is still allowed now
+                return [invitation]
 
-        await self._writers.submit(room_id, job)
+            await self._writers.submit(room_id, job)
+
+        await self._outgoing.send(working, composed, append)
 
     async def check_invitable(self, sender: str, user_ids: Sequence[str]) -> None:
         """Raise ``NotFound`` unless those of the users who are ours exist and are active."""
@@ -342,3 +391,9 @@ class Memberships:
         create = await self._heads.state_event(head, "m.room.create")
         if create is not None and create.content.get("m.federate") is False:
             raise Forbidden(f"The room is closed to other servers, so {user_id} cannot be invited")
+
+
+def _is_out_of_band(standing: Standing, head: RoomHead, user_id: str) -> bool:
+    """Whether an invitation or a knock came from outside of the graph, and the room's state does not have it."""
+    is_pending = standing.membership in ("invite", "knock")
+    return is_pending and standing.is_outlier and head.state.get(("m.room.member", user_id)) != standing.event_id

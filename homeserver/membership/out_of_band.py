@@ -100,7 +100,7 @@ class OutOfBand:
             raise InvalidParam("The event is too large to be signed by another server")
         head = await self._heads.find(room_id)
         if head is not None and head.joined_local:
-            # The event itself comes by /send, into the graph that we have.
+            # It is taken into the graph that we have, see ``incoming_invitations``.
             if not await self._access.is_allowed(head, origin):
                 raise Forbidden("Your server is not allowed in this room")
             if user_id in head.joined:

@@ -1,7 +1,7 @@
 """Memberships of our users that other servers have to help with.
 
-Joining a room that this server is not in goes through one that is; so do leaving and knocking. An invitation of another
-server's user is signed by that server before it exists here.
+Joining a room that this server is not in goes through one that is; so do leaving and knocking. (Invitations are sent by
+``sent_invitations``.)
 
 https://spec.matrix.org/v1.19/server-server-api/#joining-rooms
 https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import structlog
@@ -20,32 +20,24 @@ from homeserver.clock import Clock
 from homeserver.errors import (
     Forbidden,
     HomeserverError,
-    IncompatibleRoomVersion,
     InvalidEvent,
-    InvalidSignature,
     RemoteError,
-    RemoteFailed,
     RemoteRefused,
-    RemoteUnreachable,
-    UnsupportedRoomVersion,
 )
 from homeserver.federation.client import FederationClient
 from homeserver.federation.delivery import Delivery
-from homeserver.federation.refusals import as_matrix_error
 from homeserver.graph.events import Events
 from homeserver.graph.imports import RoomImports
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.placement import Placer
 from homeserver.graph.send import Sender, new_event_id_localpart
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.membership.attempts import Attempts
 from homeserver.membership.join_answers import JoinAnswers, UnusableAnswer
 from homeserver.membership.out_of_band import servers_in
 from homeserver.membership.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
-from homeserver.membership.resident import shown_to_outsiders
 from homeserver.protocol.compose import compose_event, finish_template
-from homeserver.protocol.event_format import depth_after, parse_event
+from homeserver.protocol.event_format import depth_after
 from homeserver.protocol.events import Event, EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_server_name, server_of
@@ -63,6 +55,10 @@ logger = structlog.get_logger(__name__)
 CANDIDATES_MAX = 10
 """Servers that are asked one after the other."""
 KNOCK_STATE_MAX = 100
+FRESH_MS = 10 * 60 * 1000
+"""An invitation that is not older than this is kept, though its server refuses the user."""
+REFUSAL_RETRIES_S = (0.2, 0.5, 1.0, 2.0)
+"""After how long a server is asked again that refuses a fresh invitation of its own."""
 UNDO_UNCERTAIN_JOIN_MS = 60_000
 """A server that did not answer to a join in time may be about to accept it yet."""
 
@@ -122,13 +118,16 @@ class RemoteMembership:
     # -- joining -------------------------------------------------------------------------------------------------------
 
     async def join(self, room_id: str, user_id: str, content: JsonObject, servers: Sequence[str]) -> None:
-        """Join a room through one of these servers, or one that is known from an invitation.
+        """Join a room through one of these servers, or else one that is known from an invitation or the room's state.
 
+        A server that refuses an invitation that is fresh is asked again for a moment: it may not have stored it yet.
         Raises ``Forbidden`` where the room does not let the user in, ``NotFound`` where no server knows the room,
-        ``IncompatibleRoomVersion``, and ``RemoteFailed`` or ``RemoteTimedOut`` where nobody could help.
+        ``IncompatibleRoomVersion``, ``RefusedElsewhere``, and ``RemoteFailed`` or ``RemoteTimedOut`` where nobody could
+        help.
         """
         before = await self._heads.find(room_id)
         was_resident = self._is_resident(before)
+        known = list(before.joined_servers) if before is not None else []
         lock = self._joining.setdefault(room_id, asyncio.Lock())
         async with lock:
             if not was_resident and self._is_resident(await self._heads.find(room_id)):
@@ -136,30 +135,56 @@ class RemoteMembership:
                 await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
                 return
             standing = await self._standing(user_id, room_id)
-            attempts = Attempts("join the room")
+            inviter = server_of(standing.sender) if standing is not None and standing.membership == "invite" else None
+            is_fresh = inviter is not None and standing is not None and await self._is_fresh(standing)
+            candidates = self._candidates(room_id, servers, standing, known)
             vain = _VainJoins()
             try:
-                for server_name in self._candidates(room_id, servers, standing):
-                    try:
-                        await self._join_through(server_name, room_id, user_id, content, was_resident, vain)
-                    except (RemoteError, UnusableAnswer) as error:
-                        logger.info("join not possible", room_id=room_id, server=server_name, reason=str(error))
-                        attempts.failed(server_name, error)
-                    else:
+                for delay_s in (*REFUSAL_RETRIES_S, None):
+                    attempts = Attempts("join the room")
+                    if await self._join_through_one(
+                        candidates, room_id, user_id, content, was_resident, vain, attempts
+                    ):
                         vain.event_ids.clear()
                         await self._database.write(store.cancel_requests, room_id, user_id)
                         return
+                    if delay_s is None or inviter is None or not is_fresh or not attempts.forbade(inviter):
+                        break
+                    await asyncio.sleep(delay_s)
+                    candidates = [inviter]
             finally:
                 await self._owe_leave_after(vain, room_id, user_id)
-        if (
-            standing is not None
-            and standing.membership == "invite"
-            and attempts.all_forbade(server_of(standing.sender))
-        ):
+        if standing is not None and inviter is not None and attempts.all_forbade(inviter) and not is_fresh:
             # Nobody lets the user in, not even the server that the invitation came from: it is no longer good.
             await self._leave_here(standing, user_id, None)
             raise Forbidden("The invitation is no longer valid")
         raise attempts.error()
+
+    async def _join_through_one(
+        self,
+        candidates: Sequence[str],
+        room_id: str,
+        user_id: str,
+        content: JsonObject,
+        was_resident: bool,
+        vain: _VainJoins,
+        attempts: Attempts,
+    ) -> bool:
+        """Whether one of the servers has brought the user into the room; ``attempts`` gets the failures."""
+        for server_name in candidates:
+            try:
+                await self._join_through(server_name, room_id, user_id, content, was_resident, vain)
+            except (RemoteError, UnusableAnswer) as error:
+                logger.info("join not possible", room_id=room_id, server=server_name, reason=str(error))
+                attempts.failed(server_name, error)
+            else:
+                return True
+        return False
+
+    async def _is_fresh(self, invitation: Standing) -> bool:
+        """Whether an invitation was made so recently that its server may not have stored it yet."""
+        event = (await self._events.by_id([invitation.event_id]))[invitation.event_id].event
+        return event.origin_server_ts > self._clock.now_ms() - FRESH_MS
 
     def _is_resident(self, head: RoomHead | None) -> bool:
         return head is not None and self._server_name in head.joined_servers
@@ -176,23 +201,39 @@ class RemoteMembership:
         answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
         version, event = self._finish(server_name, answer, room_id, user_id, content)
         vain.event_ids[server_name] = event.event_id
+        if is_resident:
+            await self._join_resident_room(server_name, event, vain)
+            return
+        # From now on that server may send us what happens in the room.
+        async with self._imports.joining(room_id, user_id):
+            joined = await self._send_join(server_name, event, vain)
+            room = await self._join_answers.check(server_name, version, event, joined)
+            imported = await self._imports.import_room(version, room.join, room.state, room.auth_chain)
+        if not imported:
+            # Meanwhile another process has brought the room along: there the join is one event more.
+            await self._place_join(server_name, room.join)
+
+    async def _join_resident_room(self, server_name: str, join: Event, vain: _VainJoins) -> None:
+        joined = await self._send_join(server_name, join, vain)
+        await self._place_join(server_name, await self._join_answers.signed_join(join, joined))
+
+    async def _send_join(self, server_name: str, join: Event, vain: _VainJoins) -> JsonObject:
         try:
-            joined = await self._client.send_join(server_name, room_id, event.event_id, event.pdu)
+            joined = await self._client.send_join(server_name, join.room_id, join.event_id, join.pdu)
         except RemoteError as error:
             vain.failed(server_name, error)
             raise
         # The server through which we join sends the join on to the others.
-        self._delivery.do_not_send(event.event_id)
-        if is_resident:
-            signed = await self._join_answers.signed_join(event, joined)
-            outcome = (await self._placer.place(server_name, room_id, [signed])).get(event.event_id)
-            if isinstance(outcome, HomeserverError):
-                raise UnusableAnswer(server_name, str(outcome)) from outcome
-            if outcome is not None and outcome.verdict & Verdict.REJECTED:
-                raise UnusableAnswer(server_name, "by what we know of the room, the join is not allowed")
-            return
-        room = await self._join_answers.check(server_name, version, event, joined)
-        await self._imports.import_room(version, room.join, room.state, room.auth_chain)
+        self._delivery.do_not_send(join.event_id)
+        return joined
+
+    async def _place_join(self, server_name: str, join: Event) -> None:
+        """Put the join of our user into a room that is here already, after what it builds on."""
+        outcome = await self._placer.place_with_ancestors(server_name, join)
+        if isinstance(outcome, HomeserverError):
+            raise UnusableAnswer(server_name, str(outcome)) from outcome
+        if outcome is not None and outcome.verdict != Verdict.ACCEPTED:
+            raise UnusableAnswer(server_name, "by what we know of the room, the join is not allowed")
 
     def _finish(
         self, server_name: str, answer: JsonObject, room_id: str, user_id: str, content: JsonObject
@@ -259,7 +300,9 @@ class RemoteMembership:
         The user is rid of it at once. The other servers are told as soon as one of them can be reached.
         """
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
-        candidates = self._candidates(standing.room_id, (), standing)
+        head = await self._heads.find(standing.room_id)
+        known = list(head.joined_servers) if head is not None else []
+        candidates = self._candidates(standing.room_id, (), standing, known)
         if candidates:
             await self._owed.owe(LEAVE, standing.room_id, user_id, candidates, content)
         await self._leave_here(standing, user_id, reason)
@@ -323,68 +366,26 @@ class RemoteMembership:
             await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
             return True
 
-    # -- inviting ------------------------------------------------------------------------------------------------------
-
-    async def invite(self, working: WorkingHead, invitation: NewEvent) -> NewEvent:
-        """Have the invited user's server sign an invitation.
-
-        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``UnsupportedRoomVersion``) where that server does
-        not agree, ``RemoteFailed`` and ``RemoteTimedOut`` where it does not answer sensibly.
-        """
-        event, head = invitation.event, working.head
-        server_name = server_of(event.state_key or "")
-        shown = await shown_to_outsiders(self._heads, head, event.sender)
-        if event.key in head.state:
-            # How the user stood to the room has ended before. Some servers take the news of that, if it comes after
-            # the new invitation, for the end of this one.
-            await self._delivery.caught_up(server_name)
-        try:
-            answer = await self._client.send_invite(
-                server_name,
-                head.room_id,
-                event.event_id,
-                event.pdu,
-                head.version.identifier,
-                [entry.pdu for entry in shown],
-            )
-        except (RemoteRefused, RemoteUnreachable) as error:
-            answer_to_user = as_matrix_error(error, f"invite {event.state_key}")
-            if isinstance(answer_to_user, IncompatibleRoomVersion):
-                # "One or more users being invited to the room are residents of a homeserver which does not support the
-                # requested room version. The errcode will be M_UNSUPPORTED_ROOM_VERSION in these cases."
-                raise UnsupportedRoomVersion(answer_to_user.message) from error
-            raise answer_to_user from error
-        return replace(invitation, event=await self._countersigned(event, server_name, answer))
-
-    async def _countersigned(self, event: Event, server_name: str, answer: JsonObject) -> Event:
-        """Our event with the other server's signature, if that is all that was added. Raises ``RemoteFailed``."""
-        try:
-            given = parse_event(answer, event.version, room_id=event.room_id)
-            if {**given.pdu, "signatures": {}} != {**event.pdu, "signatures": {}}:
-                raise InvalidEvent("the server changed the event")
-            # The server may be the room's policy server too, and has signed as such before.
-            ours = event.pdu["signatures"]
-            theirs = {**given.pdu["signatures"].get(server_name, {}), **ours.get(server_name, {})}
-            signatures = {**ours, server_name: theirs}
-            signed = parse_event({**event.pdu, "signatures": signatures}, event.version, room_id=event.room_id)
-            await self._incoming.check_signature_of(signed, server_name)
-        except (InvalidEvent, InvalidSignature) as error:
-            raise RemoteFailed(f"{server_name} did not sign the invitation as it should: {error}") from error
-        return signed
-
     # -- whom to ask ---------------------------------------------------------------------------------------------------
 
     async def _standing(self, user_id: str, room_id: str) -> Standing | None:
         return await self._database.read(user_rooms.standing_of, user_id, room_id)
 
-    def _candidates(self, room_id: str, servers: Iterable[str], standing: Standing | None) -> list[str]:
-        """The servers to ask: who invited, whom the client names, who was seen in the room, who made its ID."""
-        ranked: list[str] = []
+    def _candidates(
+        self, room_id: str, servers: Iterable[str], standing: Standing | None, known: Iterable[str] = ()
+    ) -> list[str]:
+        """The servers to ask, in this order.
+
+        Those that the client names: it may know why. Then the server that invited, those whose users have sent what
+        was shown with the invitation, those that were in the room when we last were (``known``), and the one that made
+        the room ID.
+        """
+        ranked: list[str] = list(servers)
         if standing is not None and standing.membership == "invite":
             ranked.append(server_of(standing.sender))
-        ranked.extend(servers)
         if standing is not None:
             ranked.extend(servers_in(standing.stripped_state))
+        ranked.extend(known)
         if ":" in room_id:
             ranked.append(server_of(room_id))
         usable = (name for name in ranked if name != self._server_name and is_valid_server_name(name))

@@ -129,7 +129,7 @@ class Resident:
             raise InvalidParam("Not a valid user ID")
         if server_of(user_id) != origin:
             raise Forbidden("The user is not one of your server")
-        return await self._access.resident_room(room_id, origin)
+        return await self._access.room_for_handshake(room_id, user_id, origin)
 
     async def _template(self, head: RoomHead, user_id: str, content: JsonObject) -> JsonObject:
         version = head.version
@@ -174,13 +174,17 @@ class Resident:
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid
         """
-        head = await self._access.resident_room(room_id, origin)
+        head = await self._room_of(origin, room_id, pdu)
         event = _parse_member_event(head.version, origin, room_id, event_id, pdu, "join")
         await self._check_authorising_user(head, event)
         accepted = await self._accept(event)
         state_ids = list(accepted.before.state.values())
         servers = sorted(head.joined_servers)
         return await self._database.read(_join_answer, head.version, accepted.event, state_ids, servers, omit_members)
+
+    async def _room_of(self, origin: str, room_id: str, pdu: JsonObject) -> RoomHead:
+        user_id = pdu.get("state_key")
+        return await self._access.room_for_handshake(room_id, user_id if isinstance(user_id, str) else "", origin)
 
     async def _check_authorising_user(self, head: RoomHead, event: Event) -> None:
         """What our signature would vouch for: that the user met a condition of the restricted room."""
@@ -197,7 +201,7 @@ class Resident:
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_leaveroomideventid
         """
-        head = await self._access.resident_room(room_id, origin)
+        head = await self._room_of(origin, room_id, pdu)
         await self._accept(_parse_member_event(head.version, origin, room_id, event_id, pdu, "leave"))
 
     async def send_knock(self, origin: str, room_id: str, event_id: str, pdu: JsonObject) -> bytes:
@@ -205,7 +209,7 @@ class Resident:
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_knockroomideventid
         """
-        head = await self._access.resident_room(room_id, origin)
+        head = await self._room_of(origin, room_id, pdu)
         if not head.version.knock_join_rule:
             raise Forbidden("This room cannot be knocked on")
         await self._accept(_parse_member_event(head.version, origin, room_id, event_id, pdu, "knock"))

@@ -8,7 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, exists, select, update
 
 from homeserver.storage.database import upsert
+from homeserver.storage.event_graph import Verdict
 from homeserver.storage.tables import events, rooms, user_rooms, users
+
+OUTLIER = int(Verdict.OUTLIER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,13 @@ class Standing:
     position: int
     forgotten: bool
     stripped_state: bytes | None
+    verdict: int
+    """Of the membership event, as ``event_graph.Verdict``."""
+
+    @property
+    def is_outlier(self) -> bool:
+        """Whether the membership event does not stand in the graph: it came by itself, or with the room's state."""
+        return bool(self.verdict & OUTLIER)
 
 
 _STANDING = (
@@ -37,6 +47,7 @@ _STANDING = (
         user_rooms.c.position,
         user_rooms.c.forgotten,
         user_rooms.c.stripped_state,
+        events.c.verdict,
     )
     .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
     .join(events, events.c.event_nid == user_rooms.c.event_nid)
@@ -46,7 +57,7 @@ _STANDING = (
 def standing_of(connection: Connection, user_id: str, room_id: str) -> Standing | None:
     """How a user of ours stands to a room; None where they never had to do with it."""
     row = connection.execute(_STANDING.where(user_rooms.c.user_id == user_id, rooms.c.room_id == room_id)).first()
-    return Standing(*row) if row else None
+    return Standing(*tuple(row)) if row else None
 
 
 def rooms_of(connection: Connection, user_id: str, membership: str) -> list[str]:
@@ -73,6 +84,16 @@ def closed_accounts_in_rooms(connection: Connection) -> list[str]:
         .order_by(users.c.user_id)
     )
     return list(connection.execute(statement).scalars())
+
+
+def is_anybody_in(connection: Connection, room_id: str) -> bool:
+    """Whether a user of ours is in a room."""
+    statement = (
+        select(user_rooms.c.user_id)
+        .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+        .where(rooms.c.room_id == room_id, user_rooms.c.membership == "join")
+    )
+    return connection.execute(statement.limit(1)).first() is not None
 
 
 def forget(connection: Connection, user_id: str, room_nid: int) -> None:

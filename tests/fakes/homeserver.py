@@ -19,6 +19,7 @@ from homeserver.graph.judgement import Judge
 from homeserver.graph.other_processes import OtherProcesses
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.under_way import UnderWay
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.membership.membership import MemberProfiles, Memberships
 from homeserver.membership.restricted_joins import RestrictedJoins
@@ -70,7 +71,9 @@ class FakeRemoteRooms:
     async def leave(self, standing: Standing, user_id: str, reason: str | None) -> None:
         self.leaves.append((standing.room_id, user_id, reason))
 
-    async def invite(self, working: WorkingHead, invitation: NewEvent) -> NewEvent:
+    async def send(
+        self, working: WorkingHead, invitation: NewEvent, append: Callable[[NewEvent], Awaitable[None]]
+    ) -> None:
         self.invites += 1
         if self.refusal is not None:
             raise self.refusal
@@ -78,7 +81,7 @@ class FakeRemoteRooms:
             await self.before_signing()
         target = invitation.event.state_key or ""
         invitation.event = add_signature(invitation.event, server_key(server_of(target)))
-        return invitation
+        await append(invitation)
 
 
 @dataclass
@@ -111,7 +114,14 @@ class CoreServer:
         self.graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, self.graph, is_local)
         self.imports = RoomImports(
-            database, heads, events, self.notifier, self.writers, self.graph, self.clock, is_local
+            database,
+            heads,
+            events,
+            self.notifier,
+            self.writers,
+            self.graph,
+            self.clock,
+            UnderWay(database, self.clock),
         )
         self.governed = GovernedEvents("enforce", database)
         self.sender = Sender(self.writers, self.key, self.clock, self.governed)
@@ -125,6 +135,7 @@ class CoreServer:
             self.sender,
             self.profiles,
             self.restricted,
+            self.remote,
             self.remote,
             SERVER_NAME,
             settings.take_along,

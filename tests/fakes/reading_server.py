@@ -19,6 +19,7 @@ from homeserver.graph.missing_events import Filled
 from homeserver.graph.other_processes import OtherProcesses
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.graph.under_way import UnderWay
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.compose import compose_event
@@ -89,7 +90,8 @@ class ReadingServer:
         self.notifier = Notifier(database.read_now(streams.current_position), others.load_changes)
         graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
-        self.imports = RoomImports(database, heads, events, self.notifier, self.writers, graph, self.clock, is_local)
+        under_way = UnderWay(database, self.clock)
+        self.imports = RoomImports(database, heads, events, self.notifier, self.writers, graph, self.clock, under_way)
         self.sender = Sender(self.writers, self.key, self.clock)
         self.client_events = ClientEvents(events)
         self.visible = VisibleEvents(database, events, heads)

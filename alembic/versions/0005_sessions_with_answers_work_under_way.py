@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -28,3 +28,12 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("answer", sa.LargeBinary(), nullable=True))
 
     # ### end Alembic commands ###
+    if op.get_bind().dialect.supports_comments:
+        op.create_table_comment(
+            "uia_sessions",
+            "User-interactive authentication under way; completed is a space-separated list of stages. parameters are "
+            "those of its first request, answer is what the finished operation was answered with; both are encrypted, "
+            "with a key that follows from the session ID, of which only a hash is stored.",
+            existing_comment="User-interactive authentication under way; completed is a space-separated list of "
+            "stages.",
+        )

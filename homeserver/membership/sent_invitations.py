@@ -1,0 +1,108 @@
+"""Invitations of users of other servers: their server signs an invitation before it exists here.
+
+That server may show the invitation to its user at once, and the user may accept it before it is stored here. So it is
+marked as under way first: who asks to join meanwhile waits for it (``ServerAccess.room_for_handshake``).
+
+https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+from homeserver.errors import (
+    IncompatibleRoomVersion,
+    InvalidEvent,
+    InvalidSignature,
+    RemoteFailed,
+    RemoteRefused,
+    RemoteUnreachable,
+    UnsupportedRoomVersion,
+)
+from homeserver.federation.client import FederationClient
+from homeserver.federation.delivery import Delivery
+from homeserver.federation.refusals import as_matrix_error
+from homeserver.graph.incoming_events import IncomingEvents
+from homeserver.graph.state import RoomHeads
+from homeserver.graph.under_way import INVITATION, UnderWay
+from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.membership.resident import shown_to_outsiders
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import Event
+from homeserver.protocol.identifiers import server_of
+from homeserver.protocol.json_types import JsonObject
+
+Append: TypeAlias = Callable[[NewEvent], Awaitable[None]]
+"""Stores an invitation that the other server has signed."""
+
+
+class SentInvitations:
+    """Sends invitations to the servers of the invited users."""
+
+    def __init__(
+        self,
+        heads: RoomHeads,
+        incoming: IncomingEvents,
+        client: FederationClient,
+        delivery: Delivery,
+        under_way: UnderWay,
+    ) -> None:
+        self._heads = heads
+        self._incoming = incoming
+        self._client = client
+        self._delivery = delivery
+        self._under_way = under_way
+
+    async def send(self, working: WorkingHead, invitation: NewEvent, append: Append) -> None:
+        """Have the invited user's server sign an invitation, and ``append`` it.
+
+        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``UnsupportedRoomVersion``) where that server does
+        not agree, ``RemoteFailed`` and ``RemoteTimedOut`` where it does not answer sensibly, and what ``append`` does.
+        """
+        event = invitation.event
+        async with self._under_way.marked(INVITATION, event.room_id, event.state_key or ""):
+            await append(replace(invitation, event=await self._signed(working, event)))
+
+    async def _signed(self, working: WorkingHead, event: Event) -> Event:
+        head = working.head
+        server_name = server_of(event.state_key or "")
+        shown = await shown_to_outsiders(self._heads, head, event.sender)
+        if event.key in head.state:
+            # How the user stood to the room has ended before. Some servers take the news of that, if it comes after
+            # the new invitation, for the end of this one.
+            await self._delivery.caught_up(server_name)
+        try:
+            answer = await self._client.send_invite(
+                server_name,
+                head.room_id,
+                event.event_id,
+                event.pdu,
+                head.version.identifier,
+                [entry.pdu for entry in shown],
+            )
+        except (RemoteRefused, RemoteUnreachable) as error:
+            answer_to_user = as_matrix_error(error, f"invite {event.state_key}")
+            if isinstance(answer_to_user, IncompatibleRoomVersion):
+                # "One or more users being invited to the room are residents of a homeserver which does not support the
+                # requested room version. The errcode will be M_UNSUPPORTED_ROOM_VERSION in these cases."
+                raise UnsupportedRoomVersion(answer_to_user.message) from error
+            raise answer_to_user from error
+        return await self._countersigned(event, server_name, answer)
+
+    async def _countersigned(self, event: Event, server_name: str, answer: JsonObject) -> Event:
+        """Our event with the other server's signature, if that is all that was added. Raises ``RemoteFailed``."""
+        try:
+            given = parse_event(answer, event.version, room_id=event.room_id)
+            if {**given.pdu, "signatures": {}} != {**event.pdu, "signatures": {}}:
+                raise InvalidEvent("the server changed the event")
+            # The server may be the room's policy server too, and has signed as such before.
+            ours = event.pdu["signatures"]
+            theirs = {**given.pdu["signatures"].get(server_name, {}), **ours.get(server_name, {})}
+            signatures = {**ours, server_name: theirs}
+            signed = parse_event({**event.pdu, "signatures": signatures}, event.version, room_id=event.room_id)
+            await self._incoming.check_signature_of(signed, server_name)
+        except (InvalidEvent, InvalidSignature) as error:
+            raise RemoteFailed(f"{server_name} did not sign the invitation as it should: {error}") from error
+        return signed

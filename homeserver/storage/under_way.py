@@ -1,0 +1,57 @@
+"""What this server is doing with another one right now, so that every process on the database can wait for its end.
+
+A row is a lease: whoever does the work prolongs it. A row that has expired was left behind by a process that died.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, select, update
+
+from homeserver.storage.database import insert, upsert
+from homeserver.storage.tables import under_way
+
+
+def begin(connection: Connection, kind: str, room_id: str, user_id: str, owner: str, expires_ts: int) -> None:
+    """Note that some work is under way; it takes the place of the same work of another owner."""
+    row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
+    upsert(connection, under_way, [row], ["kind", "room_id", "user_id"])
+
+
+def claim(
+    connection: Connection, kind: str, room_id: str, user_id: str, owner: str, now_ms: int, expires_ts: int
+) -> bool:
+    """The same for work that only one owner may do at a time; False where another one does it."""
+    table = under_way.c
+    same = (table.kind == kind, table.room_id == room_id, table.user_id == user_id)
+    connection.execute(delete(under_way).where(*same, table.expires_ts <= now_ms))
+    statement = insert(connection, under_way).on_conflict_do_nothing(index_elements=["kind", "room_id", "user_id"])
+    connection.execute(
+        statement, {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
+    )
+    return bool(connection.execute(select(table.owner).where(*same)).scalar_one() == owner)
+
+
+def prolong(connection: Connection, owner: str, expires_ts: int) -> None:
+    """Say that the work of an owner goes on."""
+    connection.execute(update(under_way).where(under_way.c.owner == owner).values(expires_ts=expires_ts))
+
+
+def end(connection: Connection, owner: str) -> None:
+    """The work of an owner is over, however it ended."""
+    connection.execute(delete(under_way).where(under_way.c.owner == owner))
+
+
+def is_under_way(connection: Connection, kind: str, room_id: str, user_id: str | None, now_ms: int) -> bool:
+    """Whether some process does this now; for any user, where ``user_id`` is None."""
+    table = under_way.c
+    statement = select(table.owner).where(table.kind == kind, table.room_id == room_id, table.expires_ts > now_ms)
+    if user_id is not None:
+        statement = statement.where(table.user_id == user_id)
+    return connection.execute(statement.limit(1)).first() is not None
+
+
+def is_owner(connection: Connection, kind: str, room_id: str, owner: str) -> bool:
+    """Whether the work in a room is still this owner's: its lease may have run out, and another one have taken it."""
+    table = under_way.c
+    statement = select(table.owner).where(table.kind == kind, table.room_id == room_id, table.owner == owner)
+    return connection.execute(statement.limit(1)).first() is not None
