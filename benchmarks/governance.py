@@ -142,7 +142,6 @@ def _append(room: RoomFactory, messages: list[Event]) -> RoomAppend:
         room_nid=0,
         generation=0,
         new_room=NewRoom(room.room_id, room.version.identifier, 1),
-        replace_state=True,
         events=[
             *(EventWrite(e, Verdict.OUTLIER, None) for e in room.events.values() if e.event_id not in placed),
             *(EventWrite(message, Verdict.ACCEPTED, after) for message in messages),

@@ -93,7 +93,7 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         others=others,
         notifier=notifier,
         writers=writers,
-        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, under_way),
+        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, under_way, base.server_name),
         governed=governed,
         policy=policy,
         sender=Sender(writers, base.signing_keys, clock, governed, policy),

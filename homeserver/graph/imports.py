@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection
@@ -14,16 +15,27 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.judgement import auth_events_first
 from homeserver.graph.state import RoomHeads
-from homeserver.graph.under_way import JOIN, UnderWay
+from homeserver.graph.under_way import IMPORT, JOIN, UnderWay
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.storage import graph_writes, streams, user_rooms
-from homeserver.storage.appends import Appended, CurrentChange, EventWrite, GroupRef, GroupWrite, NewRoom, RoomAppend
+from homeserver.storage import graph_writes, room_imports, room_state, streams, user_rooms
+from homeserver.storage.appends import Appended, EventWrite, NewRoom, RoomAppend, StaleHead
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict, events_by_id
 from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.invitations import Takeover
+from homeserver.storage.room_imports import Differences, Importing, Switch
+
+EVENTS_PER_PIECE = 64
+"""Events that one transaction of an import stores: whoever else writes waits for no more than that."""
+ROWS_PER_PIECE = 400
+"""Rows of a state, likewise."""
+IMPORT_ATTEMPTS_MAX = 5
+"""How often an import is begun anew because another process changed the room."""
+
+T = TypeVar("T")
 
 
 class RoomImports:
@@ -39,6 +51,7 @@ class RoomImports:
         graph: GraphWriter,
         clock: Clock,
         under_way: UnderWay,
+        server_name: str,
     ) -> None:
         self._database = database
         self._heads = heads
@@ -48,6 +61,7 @@ class RoomImports:
         self._graph = graph
         self._clock = clock
         self._under_way = under_way
+        self._server_name = server_name
 
     def joining(self, room_id: str, user_id: str) -> AbstractAsyncContextManager[str]:
         """While this is entered, events that come for the room wait for it (see ``receive``)."""
@@ -62,11 +76,19 @@ class RoomImports:
         this server knew of the room's state before is replaced, unless a user of ours is in the room by now, through
         another process: then nothing is stored, and None returned.
         """
-        outliers = auth_events_first({e.event_id: e for e in (*auth_chain, *state.values())})
-        after = {**state, join.key: join}
+        known = {event.event_id: event for event in (*auth_chain, *state.values())}
+        known.pop(join.event_id, None)
 
         async def action() -> StoredEvent | None:
-            appended = await self._database.write(self._import, version, join, state, after, outliers)
+            for _ in range(IMPORT_ATTEMPTS_MAX):
+                async with self._under_way.claimed(IMPORT, join.room_id) as owner:
+                    try:
+                        appended = await self._import(version, join, state, known, owner)
+                        break
+                    except StaleHead:
+                        continue  # another process changed the room, or took the import over
+            else:
+                raise RuntimeError(f"cannot import {join.room_id}: other processes are always faster")
             self._heads.forget(join.room_id)
             if appended is None:
                 return None
@@ -82,42 +104,73 @@ class RoomImports:
         imported: StoredEvent | None = await self._writers.alone(join.room_id, action)
         return imported
 
-    def _import(
+    async def _import(
         self,
-        connection: Connection,
         version: RoomVersion,
         join: Event,
-        before: Mapping[StateKey, Event],
-        after: Mapping[StateKey, Event],
-        outliers: Sequence[Event],
+        state: Mapping[StateKey, Event],
+        known: Mapping[str, Event],
+        owner: str,
     ) -> Appended | None:
-        if user_rooms.is_anybody_in(connection, join.room_id):
+        """Write everything but the join in small transactions, and then the switch."""
+        write = self._database.write
+        room = NewRoom(join.room_id, version.identifier, self._clock.now_ms())
+        importing = await write(room_imports.begin, room, IMPORT, owner)
+        if importing is None:
             return None
-        replaced = before.get(join.key)
-        append = RoomAppend(
-            room_nid=0,
-            generation=0,
-            new_room=NewRoom(join.room_id, version.identifier, self._clock.now_ms()),
-            replace_state=True,
-            events=[
-                *(EventWrite(event, Verdict.OUTLIER, None) for event in outliers if event.event_id != join.event_id),
-                EventWrite(
-                    join,
-                    Verdict.ACCEPTED,
-                    GroupRef(index=0),
-                    replaces=replaced.event_id if replaced else None,
-                    awaited=True,
-                ),
-            ],
-            groups=[GroupWrite(None, {key: event.event_id for key, event in after.items()})],
-            changes=[CurrentChange(key, event, join.event_id) for key, event in after.items()],
-            current=GroupRef(index=0),
-            extremities=(frozenset(), frozenset({join.event_id})),
+        # In a thread: in a large room it takes longer than others should have to wait.
+        outliers = await asyncio.to_thread(auth_events_first, known)
+        nids: dict[str, int] = {}
+        state_keys: dict[StateKey, int] = {}
+        for part in _parts(outliers, EVENTS_PER_PIECE):
+            appended = await write(room_imports.store_outliers, self._graph, importing, part)
+            nids.update(appended.nids)
+            state_keys.update(appended.state_keys)
+        if join.key not in state_keys:
+            state_keys.update(await write(room_state.intern_state_keys, [join.key]))
+        group = await self._store_group(importing, join, state, state_keys, nids)
+        members = [event for key, event in state.items() if key[0] == "m.room.member" and key != join.key]
+        for some in _parts(members, ROWS_PER_PIECE):
+            takeover = Takeover(importing.room_nid, some, known, nids)
+            await write(room_imports.take_over_invitations, importing, takeover)
+        generation, differences = await self._database.read(
+            room_imports.find_differences, importing.room_nid, state, state_keys, nids, join.key
         )
-        outcome = self._graph.append(connection, [append])[0]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        if not importing.was_known:
+            for piece in room_imports.parts_of(differences, ROWS_PER_PIECE):
+                await write(room_imports.store_current, importing, piece)
+            differences = Differences()
+        replaced = state.get(join.key)
+        new = Switch(
+            join=join,
+            replaces=replaced.event_id if replaced is not None else None,
+            state_group=group,
+            join_key_nid=state_keys[join.key],
+            generation=generation,
+            differences=differences,
+            local_members=[(e, nids[e.event_id]) for e in members if self._is_local(e.state_key or "")],
+            known=known,
+            nids=nids,
+        )
+        return await write(room_imports.switch, self._graph, importing, new)
+
+    async def _store_group(
+        self,
+        importing: Importing,
+        join: Event,
+        state: Mapping[StateKey, Event],
+        state_keys: Mapping[StateKey, int],
+        nids: Mapping[str, int],
+    ) -> int:
+        """Store the state group after the join, but for the join itself; returns its number."""
+        group = await self._database.write(room_imports.add_group, importing)
+        entries = [(state_keys[key], nids[event.event_id]) for key, event in state.items() if key != join.key]
+        for part in _parts(entries, ROWS_PER_PIECE):
+            await self._database.write(room_imports.store_entries, importing, group, part)
+        return group
+
+    def _is_local(self, user_id: str) -> bool:
+        return user_id.endswith(f":{self._server_name}")
 
     async def out_of_band(
         self,
@@ -174,3 +227,8 @@ class RoomImports:
             row["stripped_state"] = user_rooms.stripped_state_of(connection, event.state_key or "", room_nid)
         user_rooms.put_standing(connection, row)
         return position
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -123,8 +123,6 @@ class RoomAppend:
     applied_redactions: list[tuple[str, str]] = field(default_factory=list)
     """``(redacted, redaction)`` event IDs of redactions that came before their targets."""
     new_room: NewRoom | None = None
-    replace_state: bool = False
-    """The current state is not changed but replaced, by all of ``changes`` (a join through another server)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,19 +118,12 @@ class GraphRows:
         self.removed_members: list[tuple[int, str]] = []
         self.user_rooms: list[dict[str, Any]] = []
         self.invitations: list[invitations.Step] = []
-        self.taken_over: list[invitations.Takeover] = []
         self.removed_standings: list[dict[str, Any]] = []
         self.redactions: list[dict[str, Any]] = []
         self.reasons: list[dict[str, Any]] = []
         self.txns: list[dict[str, Any]] = []
         self.generations: list[dict[str, Any]] = []
         self.states: list[dict[str, Any]] = []
-
-
-def clear_state(connection: Connection, room_nid: int) -> None:
-    """Drop the current state of a room, which is written anew in the same transaction."""
-    for table in (current_state, room_members, forward_extremities):
-        connection.execute(delete(table).where(table.c.room_nid == room_nid))
 
 
 def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int]) -> None:
@@ -152,8 +145,6 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
     _PUT_MEMBERS.run(connection, rows.members)
     _PUT_USER_ROOMS.run(connection, rows.user_rooms)
     invitations.follow(connection, rows.invitations)
-    for takeover in rows.taken_over:
-        invitations.take_over(connection, takeover)
     _LEFT.run(connection, rows.removed_standings)
     for room_nid, key in rows.removed:
         connection.execute(

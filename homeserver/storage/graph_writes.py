@@ -29,16 +29,14 @@ from homeserver.storage.appends import (
 )
 from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import Verdict, nids_and_verdicts
-from homeserver.storage.graph_rows import GraphRows, clear_state, write_rows
+from homeserver.storage.graph_rows import GraphRows, write_rows
 from homeserver.storage.places import place_of
 from homeserver.storage.prepared import prepared, prepared_insert
 from homeserver.storage.room_upgrades import hand_over
-from homeserver.storage.state_replacement import record_replaced_state
 from homeserver.storage.tables import (
     client_transactions,
     counters,
     rooms,
-    user_rooms,
 )
 
 STATE_KEYS_CACHED_MAX = 50_000
@@ -131,19 +129,9 @@ class GraphWriter:
         places = _Places(known)
         rows = GraphRows()
         for index, append in todo:
-            standings = _standings(connection, append.room_nid) if append.replace_state else None
-            outcomes[index] = self._collect(append, places, state_keys, numbers, rows, standings)
+            outcomes[index] = self._collect(append, places, state_keys, numbers, rows)
         if not _claim_transactions(connection, rows.txns):
             return False
-        for index, append in todo:
-            if append.replace_state:
-                outcome = outcomes[index]
-                assert isinstance(outcome, Appended)
-                new_state = {
-                    r["state_key_nid"]: r["event_nid"] for r in rows.current if r["room_nid"] == append.room_nid
-                }
-                record_replaced_state(connection, append.room_nid, max(outcome.positions.values()), new_state)
-                clear_state(connection, append.room_nid)
         write_rows(connection, rows, iter(numbers.next_chain, None))
         return True
 
@@ -224,7 +212,6 @@ class GraphWriter:
         state_keys: Mapping[StateKey, int],
         numbers: _Numbers,
         rows: GraphRows,
-        standings: Mapping[str, str] | None,
     ) -> Appended:
         known, nids, in_graph = places.known, places.nids, places.in_graph
         new: dict[str, int] = {}
@@ -258,11 +245,7 @@ class GraphWriter:
                     rows.awaited.append(nids[write.event.event_id])
         for redacted, redaction in append.applied_redactions:
             rows.redactions.append({"redacted_event_id": redacted, "redaction_nid": nids[redaction], "applied": True})
-        self._collect_current(append, positions, nids, state_keys, rows, standings)
-        if append.replace_state:
-            members = [change.event for change in append.changes if change.event and change.key[0] == "m.room.member"]
-            known_events = {write.event.event_id: write.event for write in append.events}
-            rows.taken_over.append(invitations.Takeover(append.room_nid, members, known_events, nids))
+        self._collect_current(append, positions, nids, state_keys, rows)
         _collect_extremities(append, nids, rows)
         if append.current is not None:
             group = _group_number(append.current, groups)
@@ -302,14 +285,11 @@ class GraphWriter:
         nids: Mapping[str, int],
         state_keys: Mapping[StateKey, int],
         rows: GraphRows,
-        standings: Mapping[str, str] | None,
     ) -> None:
         room_nid = append.room_nid
         last: dict[StateKey, CurrentChange] = {}
         for change in append.changes:
             last[change.key] = change
-            if append.replace_state:
-                continue  # record_replaced_state compares the whole states instead
             if change.key[0] == "m.room.member":
                 rows.invitations.append(_invitation_step(room_nid, change, nids))
             rows.changes.append(
@@ -334,7 +314,7 @@ class GraphWriter:
             rows.current.append({"room_nid": room_nid, "state_key_nid": state_keys[key], "event_nid": nid})
             if key[0] == "m.room.member":
                 rows.members.append(member_row(room_nid, change.event, nid))
-                if self._is_local(key[1]) and (standings is None or _is_news(change.event, standings.get(key[1]))):
+                if self._is_local(key[1]):
                     rows.user_rooms.append(user_room_row(room_nid, change.event, nid, positions[change.at]))
 
 
@@ -344,22 +324,6 @@ def _invitation_step(room_nid: int, change: CurrentChange, nids: Mapping[str, in
         return invitations.Step(room_nid, change.key[1], None)
     cites = tuple(nids[name] for name in event.auth_events if name in nids)
     return invitations.Step(room_nid, change.key[1], event, nids[event.event_id], cites)
-
-
-def _is_news(member: Event, standing: str | None) -> bool:
-    """Whether a user of ours has to hear of a membership in the state of a room that was joined through another server.
-
-    Such a state brings old departures along, which are no news to those who left.
-    """
-    return member.membership in ("join", "invite", "knock") or standing not in (None, member.membership)
-
-
-def _standings(connection: Connection, room_nid: int) -> dict[str, str]:
-    """How our users stand to a room."""
-    rows = connection.execute(
-        select(user_rooms.c.user_id, user_rooms.c.membership).where(user_rooms.c.room_nid == room_nid)
-    )
-    return {row[0]: row[1] for row in rows}
 
 
 def _add_rooms(
@@ -374,9 +338,7 @@ def _add_rooms(
                 outcomes[index] = AliasTaken(new.alias.alias)
                 continue
             append.room_nid, generation = add_room(connection, new)
-            if append.replace_state:
-                append.generation = generation
-            elif generation != append.generation:
+            if generation != append.generation:
                 continue  # somebody else has made the same room: in version 12 that is the one with the same ID
             if new.alias is not None:
                 aliases.add_alias(connection, new.alias.alias, new.room_id, new.alias.creator)

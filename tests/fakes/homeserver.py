@@ -122,6 +122,7 @@ class CoreServer:
             self.graph,
             self.clock,
             UnderWay(database, self.clock),
+            SERVER_NAME,
         )
         self.governed = GovernedEvents("enforce", database)
         self.sender = Sender(self.writers, self.key, self.clock, self.governed)

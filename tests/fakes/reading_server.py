@@ -91,7 +91,9 @@ class ReadingServer:
         graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
         under_way = UnderWay(database, self.clock)
-        self.imports = RoomImports(database, heads, events, self.notifier, self.writers, graph, self.clock, under_way)
+        self.imports = RoomImports(
+            database, heads, events, self.notifier, self.writers, graph, self.clock, under_way, SERVER_NAME
+        )
         self.sender = Sender(self.writers, self.key, self.clock)
         self.client_events = ClientEvents(events)
         self.visible = VisibleEvents(database, events, heads)

@@ -1,0 +1,308 @@
+"""Storing a room that was joined through another server: in small transactions, and a short one that makes it ours.
+
+Events, the state group, the current state and its members are written piece by piece while nobody here is in the room,
+so that whoever else writes meanwhile waits for no more than one piece. Every piece can be written again: an import that
+was broken off leaves rows behind that nothing refers to, or that the next import brings in line.
+
+A room that this server was in before shows its old state to those who left it. There, what differs is written with the
+switch; it is as much as has changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, select
+
+from homeserver.protocol.events import Event, StateKey
+from homeserver.storage import graph_writes, invitations, streams, under_way, user_rooms
+from homeserver.storage.appends import Appended, EventWrite, GroupRef, NewRoom, RoomAppend, StaleHead
+from homeserver.storage.event_graph import Verdict
+from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.prepared import prepared, prepared_insert, prepared_upsert
+from homeserver.storage.tables import (
+    current_state,
+    current_state_changes,
+    forward_extremities,
+    room_members,
+    rooms,
+    state_group_entries,
+    state_groups,
+)
+from homeserver.storage.tables import user_rooms as user_rooms_table
+
+_INSERT_GROUPS = prepared_insert(state_groups)
+_INSERT_ENTRIES = prepared_insert(state_group_entries)
+_PUT_STATE = prepared_upsert(current_state, "room_nid", "state_key_nid")
+_PUT_MEMBERS = prepared_upsert(room_members, "room_nid", "user_id")
+_PUT_USER_ROOMS = prepared_upsert(user_rooms_table, "user_id", "room_nid")
+_PUT_CHANGES = prepared_upsert(current_state_changes, "room_nid", "position", "state_key_nid")
+_REMOVE_STATE = prepared(
+    delete(current_state).where(
+        and_(
+            current_state.c.room_nid == bindparam("b_room_nid"),
+            current_state.c.state_key_nid == bindparam("b_state_key_nid"),
+        )
+    )
+)
+_REMOVE_MEMBERS = prepared(
+    delete(room_members).where(
+        and_(room_members.c.room_nid == bindparam("b_room_nid"), room_members.c.user_id == bindparam("b_user_id"))
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Importing:
+    """A room that is being imported."""
+
+    room_id: str
+    room_nid: int
+    kind: str
+    """Of the lease, see ``under_way``."""
+    owner: str
+    """Whose import it is."""
+    was_known: bool
+    """Whether this server was in the room before, and has a state of it."""
+
+
+@dataclass(slots=True)
+class Differences:
+    """What has to change in the current state of a room that is stored, for it to be the new one."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``current_state``."""
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``room_members``."""
+    removed: list[int] = field(default_factory=list)
+    """Numeric IDs of state keys."""
+    removed_members: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What makes an imported room one that this server is in."""
+
+    join: Event
+    replaces: str | None
+    """The event ID of the member event that the join takes the place of."""
+    state_group: int
+    """All of the state after the join but for the join itself."""
+    join_key_nid: int
+    generation: int
+    differences: Differences
+    """What is still to be written of the current state, the join excepted."""
+    local_members: Sequence[tuple[Event, int]]
+    """The other member events of our users in the new state, with their numeric IDs."""
+    known: Mapping[str, Event]
+    nids: Mapping[str, int]
+
+
+def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Importing | None:
+    """Add the room where it is missing; None where a user of ours is in it already."""
+    if user_rooms.is_anybody_in(connection, room.room_id):
+        return None
+    room_nid, _ = graph_writes.add_room(connection, room)
+    group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == room_nid)).scalar_one()
+    return Importing(room.room_id, room_nid, kind, owner, group is not None)
+
+
+def generation_of(connection: Connection, room_nid: int) -> int:
+    """The room's present generation."""
+    return int(connection.execute(select(rooms.c.generation).where(rooms.c.room_nid == room_nid)).scalar_one())
+
+
+def store_outliers(
+    connection: Connection, graph: GraphWriter, importing: Importing, events: Sequence[Event]
+) -> Appended:
+    """Store some events, those first that others cite; what is here already stays as it is."""
+    _check_lease(connection, importing)
+    append = RoomAppend(
+        importing.room_nid,
+        generation_of(connection, importing.room_nid),
+        events=[EventWrite(event, Verdict.OUTLIER, None) for event in events],
+    )
+    outcome = graph.append(connection, [append])[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def add_group(connection: Connection, importing: Importing) -> int:
+    """A new state group, without entries yet."""
+    _check_lease(connection, importing)
+    (number,) = streams.take(connection, "state_group")
+    row = {"state_group": number, "room_nid": importing.room_nid, "parent": None, "ordinal": 0}
+    _INSERT_GROUPS.run(connection, [row])
+    return number
+
+
+def store_entries(
+    connection: Connection, importing: Importing, state_group: int, entries: Sequence[tuple[int, int]]
+) -> None:
+    """Add entries to a state group: numeric IDs of state keys and events."""
+    _check_lease(connection, importing)
+    rows = [{"state_group": state_group, "state_key_nid": key, "event_nid": nid} for key, nid in entries]
+    _INSERT_ENTRIES.run(connection, rows)
+
+
+def find_differences(
+    connection: Connection,
+    room_nid: int,
+    state: Mapping[StateKey, Event],
+    state_keys: Mapping[StateKey, int],
+    nids: Mapping[str, int],
+    besides: StateKey,
+) -> tuple[int, Differences]:
+    """The room's generation, and what differs between ``state`` and the current state that is stored."""
+    generation = generation_of(connection, room_nid)
+    table = current_state.c
+    rows = connection.execute(select(table.state_key_nid, table.event_nid).where(table.room_nid == room_nid))
+    stored = {row[0]: row[1] for row in rows}
+    members = connection.execute(select(room_members.c.user_id).where(room_members.c.room_nid == room_nid)).scalars()
+    return generation, differences_of(room_nid, stored, members, state, state_keys, nids, besides)
+
+
+def store_current(connection: Connection, importing: Importing, part: Differences) -> None:
+    """Bring a part of the current state in line; only for a room that nobody sees yet."""
+    _check_lease(connection, importing)
+    group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == importing.room_nid)).scalar_one()
+    if group is not None:
+        raise StaleHead
+    _apply(connection, importing.room_nid, part)
+
+
+def take_over_invitations(connection: Connection, importing: Importing, takeover: invitations.Takeover) -> None:
+    """Store where some users' invitations stand."""
+    _check_lease(connection, importing)
+    invitations.take_over(connection, takeover)
+
+
+def switch(connection: Connection, graph: GraphWriter, importing: Importing, new: Switch) -> Appended | None:
+    """Make the room one that this server is in, from the join on. None where a user of ours is in it already.
+
+    Raises ``StaleHead`` where the room changed since its differences were looked for.
+    """
+    _check_lease(connection, importing)
+    room_nid, join = importing.room_nid, new.join
+    if user_rooms.is_anybody_in(connection, importing.room_id):
+        return None
+    if generation_of(connection, room_nid) != new.generation:
+        raise StaleHead
+    connection.execute(delete(forward_extremities).where(forward_extremities.c.room_nid == room_nid))
+    append = RoomAppend(
+        room_nid,
+        new.generation,
+        events=[
+            EventWrite(
+                join, Verdict.ACCEPTED, GroupRef(state_group=new.state_group), replaces=new.replaces, awaited=True
+            )
+        ],
+        current=GroupRef(state_group=new.state_group),
+        extremities=(frozenset(), frozenset({join.event_id})),
+    )
+    outcome = graph.append(connection, [append])[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    nid, position = outcome.nids[join.event_id], outcome.positions[join.event_id]
+    store_entries(connection, importing, new.state_group, [(new.join_key_nid, nid)])
+    own = {"room_nid": room_nid, "state_key_nid": new.join_key_nid, "event_nid": nid}
+    differences = Differences(
+        [*new.differences.rows, own],
+        [*new.differences.members, graph_writes.member_row(room_nid, join, nid)],
+        new.differences.removed,
+        new.differences.removed_members,
+    )
+    if importing.was_known:
+        _record(connection, room_nid, position, differences)
+    _apply(connection, room_nid, differences)
+    standings = _standings(connection, room_nid)
+    news = [(join, nid), *(m for m in new.local_members if _is_news(m[0], standings.get(m[0].state_key or "")))]
+    rows = [graph_writes.user_room_row(room_nid, member, member_nid, position) for member, member_nid in news]
+    _PUT_USER_ROOMS.run(connection, rows)
+    nids = {**new.nids, join.event_id: nid}
+    invitations.take_over(connection, invitations.Takeover(room_nid, [join], new.known, nids))
+    return outcome
+
+
+def _check_lease(connection: Connection, importing: Importing) -> None:
+    """Another process must not have begun to import the same room: both would write different states of it."""
+    if not under_way.is_owner(connection, importing.kind, importing.room_id, importing.owner):
+        raise StaleHead
+
+
+def _apply(connection: Connection, room_nid: int, part: Differences) -> None:
+    _PUT_STATE.run(connection, part.rows)
+    _PUT_MEMBERS.run(connection, part.members)
+    _REMOVE_STATE.run(connection, [{"b_room_nid": room_nid, "b_state_key_nid": key} for key in part.removed])
+    _REMOVE_MEMBERS.run(connection, [{"b_room_nid": room_nid, "b_user_id": name} for name in part.removed_members])
+
+
+def _record(connection: Connection, room_nid: int, position: int, differences: Differences) -> None:
+    """Write into ``current_state_changes`` how the state differs from the one that this server knew before.
+
+    The changes get the ``position`` of the join that brought the new state. Clients whose tokens are from the time
+    before our server left the room are told the state by these changes, as if they had happened at the join.
+
+    A room of which no state was known gets no changes: nobody has a token from an earlier stay in it, and a client
+    that newly sees a room is sent the whole state.
+    """
+    changes = [(row["state_key_nid"], row["event_nid"]) for row in differences.rows]
+    changes += [(key, None) for key in differences.removed]
+    _PUT_CHANGES.run(
+        connection,
+        [{"room_nid": room_nid, "position": position, "state_key_nid": key, "event_nid": nid} for key, nid in changes],
+    )
+
+
+def _is_news(member: Event, standing: str | None) -> bool:
+    """Whether a user of ours has to hear of a membership in the state of a room that was joined through another server.
+
+    Such a state brings old departures along, which are no news to those who left.
+    """
+    return member.membership in ("join", "invite", "knock") or standing not in (None, member.membership)
+
+
+def _standings(connection: Connection, room_nid: int) -> dict[str, str]:
+    """How our users stand to a room."""
+    table = user_rooms_table.c
+    rows = connection.execute(select(table.user_id, table.membership).where(table.room_nid == room_nid))
+    return {row[0]: row[1] for row in rows}
+
+
+def differences_of(
+    room_nid: int,
+    stored: Mapping[int, int],
+    stored_members: Iterable[str],
+    state: Mapping[StateKey, Event],
+    state_keys: Mapping[StateKey, int],
+    nids: Mapping[str, int],
+    besides: StateKey,
+) -> Differences:
+    """What is to change in what is stored, for it to be ``state``; the member event ``besides`` is left alone."""
+    found = Differences()
+    members = {besides[1]}
+    for key, event in state.items():
+        key_nid, nid = state_keys[key], nids[event.event_id]
+        is_member = key[0] == "m.room.member"
+        if is_member:
+            members.add(key[1])
+        if key == besides or stored.get(key_nid) == nid:
+            continue
+        found.rows.append({"room_nid": room_nid, "state_key_nid": key_nid, "event_nid": nid})
+        if is_member:
+            found.members.append(graph_writes.member_row(room_nid, event, nid))
+    wanted = {state_keys[key] for key in state} | {state_keys[besides]}
+    found.removed = [key for key in stored if key not in wanted]
+    found.removed_members = [user_id for user_id in stored_members if user_id not in members]
+    return found
+
+
+def parts_of(whole: Differences, size: int) -> Iterable[Differences]:
+    """Differences in parts of about this many rows."""
+    longest = max(len(whole.rows), len(whole.members), len(whole.removed), len(whole.removed_members))
+    for start in range(0, longest, size):
+        part = slice(start, start + size)
+        yield Differences(whole.rows[part], whole.members[part], whole.removed[part], whole.removed_members[part])
