@@ -11,7 +11,6 @@ https://spec.matrix.org/v1.19/server-server-api/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -22,6 +21,7 @@ import orjson
 
 from homeserver.clock import Clock
 from homeserver.errors import RemoteRefused, RemoteUnreachable
+from homeserver.federation.large_answers import parse_json, parse_large_json
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import sign_request
 from homeserver.federation.server_discovery import ServerDiscovery
@@ -58,6 +58,8 @@ STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
 INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
 SIGNATURE: Final = Limits(64 * 1024, Timeouts(connect=5, read=10, total=10))
 """One signature; somebody waits for it to have an event sent or shown."""
+LARGE_BYTES_MIN = 256 * 1024
+"""Answers that are larger are parsed in slices."""
 ERROR_TEXT_MAX = 500
 """How much of another server's words goes into ours."""
 RETRY_AFTER_MS_MAX = 60_000
@@ -406,7 +408,7 @@ class FederationClient:
             raise RemoteUnreachable(destination, error.message) from error
         if not 200 <= answer.status < 300:
             _refuse(destination, answer)
-        value = check(_parse_json(destination, answer.body, limits))
+        value = check(await _parse_json(destination, answer.body, limits))
         if not isinstance(value, dict):
             raise RemoteUnreachable(destination, "the answer is not a JSON object")
         return value
@@ -417,22 +419,20 @@ def _path(prefix: str, *segments: str, query: Sequence[tuple[str, str]] = ()) ->
     return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 
-def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
+async def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
     try:
+        if len(body) > LARGE_BYTES_MIN:
+            return await parse_large_json(body)
         return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if limits not in (EVENTS, STATE):
+    except ValueError as error:
+        if limits not in (EVENTS, STATE) or len(body) > LARGE_BYTES_MIN:
             raise RemoteUnreachable(destination, "the answer is not JSON") from error
     # One event among thousands may hold what only Python's parser takes, such as half of a surrogate pair: it is for
     # the event's own checks to drop that one.
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body)
+    except ValueError as error:
         raise RemoteUnreachable(destination, "the answer is not JSON") from error
-
-
-def _refuse_constant(literal: str) -> NoReturn:
-    raise ValueError(f"not JSON: {literal}")
 
 
 def _refuse(destination: str, answer: Answer) -> NoReturn:

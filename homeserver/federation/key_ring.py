@@ -71,6 +71,8 @@ NOTARY_REFETCH_MS_MIN = 60_000
 """How often questions to us as a notary can make us ask a server that answers."""
 THREADED_EVENTS_MIN = 32
 """A batch of events of this size is verified on threads."""
+EVENTS_AT_A_STRETCH = 200
+"""Events whose signers are looked at before others get their turn."""
 EVENTS_PER_JOB = 64
 
 
@@ -135,8 +137,16 @@ class KeyRing:
 
         https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
         """
-        signers = [_signers_of(event) for event in events]
-        keys = await self.keys_for(self._wanted_for(events, signers))
+        signers: list[_Signers] = []
+        wanted: dict[str, dict[str, int]] = {}
+        for start in range(0, len(events), EVENTS_AT_A_STRETCH):
+            if start:
+                await asyncio.sleep(0)
+            part = events[start : start + EVENTS_AT_A_STRETCH]
+            signers_of_part = [_signers_of(event) for event in part]
+            signers += signers_of_part
+            self._add_wanted(wanted, part, signers_of_part)
+        keys = await self.keys_for(wanted)
         if len(events) < THREADED_EVENTS_MIN:
             return _verify(events, signers, keys)
         # PyNaCl releases the GIL while it computes, so threads share the work.
@@ -156,9 +166,11 @@ class KeyRing:
         ]
         return [outcome for outcomes in await asyncio.gather(*jobs) for outcome in outcomes]
 
-    def _wanted_for(self, events: Sequence[Event], signers: Sequence[_Signers]) -> Wanted:
+    def _add_wanted(
+        self, wanted: dict[str, dict[str, int]], events: Sequence[Event], signers: Sequence[_Signers]
+    ) -> None:
+        """Add to what is ``wanted`` the keys of these events' signatures, and until when they must hold."""
         now = self._clock.now_ms()
-        wanted: dict[str, dict[str, int]] = {}
         for event, servers in zip(events, signers, strict=True):
             if isinstance(servers, InvalidSignature):
                 continue
@@ -167,7 +179,6 @@ class KeyRing:
                 of_server = wanted.setdefault(server, {})
                 for key_id in event_signatures(event, server):
                     of_server[key_id] = max(of_server.get(key_id, 0), valid_until_ts)
-        return wanted
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 

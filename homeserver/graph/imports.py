@@ -28,9 +28,9 @@ from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.invitations import Takeover
 from homeserver.storage.room_imports import Differences, Importing, Switch
 
-EVENTS_PER_PIECE = 64
+EVENTS_PER_PIECE = 128
 """Events that one transaction of an import stores: whoever else writes waits for no more than that."""
-ROWS_PER_PIECE = 400
+ROWS_PER_PIECE = 800
 """Rows of a state, likewise."""
 IMPORT_ATTEMPTS_MAX = 5
 """How often an import is begun anew because another process changed the room."""

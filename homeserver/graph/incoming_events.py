@@ -25,7 +25,7 @@ from homeserver.protocol.signatures import VerifyKeyData, event_signatures, veri
 logger = structlog.get_logger(__name__)
 
 INTERNAL_ERRORS_REMEMBERED_MAX = 1_000
-EVENTS_AT_A_STRETCH = 100
+EVENTS_AT_A_STRETCH = 40
 """Events that are looked at before others get their turn."""
 
 

@@ -179,7 +179,8 @@ class GraphWriter:
                     wanted.add(event.event_id)
                 else:
                     composed.add(event.event_id)  # a moment ago, for a client of ours: nobody can have it yet
-                wanted.update(event.prev_events)
+                if not _is_outlier(write.verdict):
+                    wanted.update(event.prev_events)
                 if event.is_state:
                     wanted.update(event.auth_events)
                 if write.replaces:
