@@ -140,16 +140,15 @@ class Memberships:
     ) -> None:
         content = await self._profiles.member_content(user_id, "join", reason)
         servers = list(via)[:VIA_MAX]
-        standing = await self._database.read(user_rooms.standing_of, user_id, room_id)
         if head is None or not (self._is_resident(head) or is_abandoned(head)):
             await self._remote.join(room_id, user_id, content, servers)
         elif self._is_resident(head):
-            await self._join_resident_room(head, user_id, content, servers, standing)
+            await self._join_resident_room(head, user_id, content, servers)
         else:
-            await self._join_abandoned_room(head, user_id, content, servers, standing)
+            await self._join_abandoned_room(head, user_id, content, servers)
 
     async def _join_resident_room(
-        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str], standing: Standing | None
+        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str]
     ) -> None:
         room_id = head.room_id
         others = [server for server in head.joined_servers if server != self._server_name]
@@ -164,18 +163,20 @@ class Memberships:
         try:
             await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
         except Forbidden:
+            standing = await self._database.read(user_rooms.standing_of, user_id, room_id)
             if standing is None or standing.membership != "invite" or not _is_out_of_band(standing, head, user_id):
                 raise
             # The room's state here does not have the invitation (yet): the server that it came from does.
             await self._remote.join(room_id, user_id, content, servers)
 
     async def _join_abandoned_room(
-        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str], standing: Standing | None
+        self, head: RoomHead, user_id: str, content: JsonObject, servers: Sequence[str]
     ) -> None:
         """Join a room that everybody has left, as far as we know: an invitation into it is as good as it was.
 
         Where there is word of other servers that are in it by now, they are asked first.
         """
+        standing = await self._database.read(user_rooms.standing_of, user_id, head.room_id)
         is_invited_elsewhere = standing is not None and _is_out_of_band(standing, head, user_id)
         if is_invited_elsewhere or any(server != self._server_name for server in servers):
             try:
