@@ -144,7 +144,10 @@ class Judge:
             return await _resolve_checked(working, [*snapshots, given])
         if not snapshots and head.version.state_resolution is StateResolution.V1:
             snapshots.append(head.snapshot)  # what is stored here, version 1 will not check again
-        return await _resolve_checked(working, [*snapshots, _completed(given, head)])
+        given = _completed(given, head)
+        # What comes after an event that is known here knows all that was known there.
+        absent = {key: i for known in snapshots for key, i in known.state.items() if key not in given.state}
+        return await _resolve_checked(working, [*snapshots, given.changed(absent) if absent else given])
 
     async def _state_after(self, working: WorkingHead, event_id: str, *, is_past: bool) -> StateSnapshot | None:
         if working.knows(event_id):
@@ -179,7 +182,12 @@ def _completed(given: StateSnapshot, head: RoomHead) -> StateSnapshot:
     Nothing ever leaves the state of a room. But state resolution takes up what only one of the states has anew, by the
     rules that the room has now: a member who came while the room was public would be lost once it is not, if a server
     left them out.
+
+    A state in which none of our users ever was stays as it is. It is from before they came: an event of ours that
+    follows it alone would be rejected by other servers, so it must not look as if our users were known there.
     """
+    if not any(("m.room.member", user_id) in given.state for user_id in head.joined_local):
+        return given
     absent = {key: event_id for key, event_id in head.state.items() if key not in given.state}
     return given.changed(absent) if absent else given
 

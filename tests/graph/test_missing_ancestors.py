@@ -259,7 +259,7 @@ def test_nor_by_what_is_given_of_the_past(servers: Servers, version: str, lie: C
         right = await at.state()
         attack.answers["state"] = lie(attack)
         past = attack.event([attack.invented()])
-        await at.ours.get(Placer).place(EVIL, at.room.room_id, [past], is_past=True)
+        await at.ours.get(Placer).place(EVIL, at.room.room_id, [past], places={past.event_id: -1})
         tip = await at.ours.send(at.bob, at.room.room_id, "what the attack builds on")
         await attack.push(attack.event([past.event_id]), attack.event([tip, past.event_id]))
         assert await at.state() == right
