@@ -98,8 +98,8 @@ class Receipts:
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined_local:
             raise Forbidden("You are not in this room")
-        stored = await self._events.get(event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
-        if stored is None or stored.event.room_id != room_id or stored.stream_position is None:
+        stored = await self._events.get(room_id, event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
+        if stored is None or stored.stream_position is None:
             raise InvalidParam("There is no such event in the room")
         return head, stored.event
 
@@ -120,8 +120,8 @@ class Receipts:
             rel_type, target = relation
             if rel_type == "m.thread":
                 return target
-            stored = await self._events.get(target)
-            current = stored.event if stored is not None and stored.event.room_id == event.room_id else None
+            stored = await self._events.get(event.room_id, target)
+            current = stored.event if stored is not None else None
         # "Events not in a thread but still in the room are considered to be in the main timeline."
         return MAIN_THREAD
 
@@ -153,11 +153,11 @@ class Receipts:
 
     async def _take_in(self, head: RoomHead, received: Sequence[tuple[str, JsonObject]]) -> None:
         candidates = {user_id: _event_ids(receipt) for user_id, receipt in received}
-        known = await self._events.by_id({event_id for ids in candidates.values() for event_id in ids})
+        known = await self._events.by_id(head.room_id, {event_id for ids in candidates.values() for event_id in ids})
         now = self._clock.now_ms()
         new: list[NewReceipt] = []
         for user_id, receipt in received:
-            in_room = [known[i] for i in candidates[user_id] if i in known and known[i].room_nid == head.room_nid]
+            in_room = [known[i] for i in candidates[user_id] if i in known]
             placed = [stored for stored in in_room if stored.stream_position is not None]
             if placed:
                 event_id = max(placed, key=lambda stored: stored.stream_position or 0).event_id

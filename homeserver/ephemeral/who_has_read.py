@@ -106,9 +106,12 @@ class WhoHasRead:
         return {"receipts": self._shown(readers)}
 
     async def _seen_event(self, head: RoomHead, user_id: str, event_id: str) -> StoredEvent:
-        stored = await self._events.get(event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
-        in_room = stored is not None and stored.room_nid == head.room_nid and stored.stream_position is not None
-        if stored is None or not in_room or not await self._visible.of([stored], Viewer(user_id, None)):
+        stored = await self._events.get(head.room_id, event_id) if len(event_id) <= IDENTIFIER_CHARACTERS_MAX else None
+        if (
+            stored is None
+            or stored.stream_position is None
+            or not await self._visible.of([stored], Viewer(user_id, None))
+        ):
             raise NotFound("There is no such event, or you may not see it")
         return stored
 
@@ -181,7 +184,7 @@ class WhoHasRead:
                 changed[user_id] = member_id
             elif user_id in head.joined:
                 joined.add(user_id)
-        members = await self._events.by_id(changed.values())
+        members = await self._events.by_id(head.room_id, changed.values())
         for user_id, member_id in changed.items():
             member = members.get(member_id)
             if member is not None and member.event.membership == "join":

@@ -202,7 +202,7 @@ class Delivery:
         found: list[OutboundPdu] = []
         for change in changes:
             if change.stream is Stream.EVENTS:
-                stored = self._means.events.cached(change.event_id) if change.event_id is not None else None
+                stored = self._means.events.cached_of(change)
                 if stored is None or stored.stream_position != change.position:
                     return None
                 if stored.visible:

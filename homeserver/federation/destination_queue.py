@@ -17,6 +17,7 @@ import structlog
 from homeserver.clock import Clock
 from homeserver.errors import RemoteError, RemoteRefused
 from homeserver.federation.outbound_edus import EduBuffer
+from homeserver.notifier import Change
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.redaction import redact_event
 from homeserver.storage import delivery as store
@@ -49,8 +50,8 @@ class EventSource(Protocol):
     async def by_nid(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by numeric ID; missing ones are left out."""
 
-    def cached(self, event_id: str) -> StoredEvent | None:
-        """The event if it is at hand."""
+    def cached_of(self, change: Change) -> StoredEvent | None:
+        """The event that a change tells of, if it is one and in the cache."""
 
 
 class TransactionSender(Protocol):

@@ -70,8 +70,8 @@ class States(Protocol):
 class Events(Protocol):
     """Reads stored events."""
 
-    async def by_id(self, event_ids: Iterable[str]) -> Mapping[str, StoredEvent]:
-        """Events by ID; missing ones are left out."""
+    async def by_id(self, room_id: str, event_ids: Iterable[str]) -> Mapping[str, StoredEvent]:
+        """Events of a room by ID; missing ones are left out."""
 
     async def by_nid(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """The same by numeric ID."""
@@ -163,7 +163,7 @@ class Destinations:
         keys = [("m.room.member", user_id) for user_id in user_ids]
         members = await self._states.lookup(stored.state_group, keys)
         before = [event_id for event_id in members.values() if event_id != stored.event.event_id]
-        found = list((await self._events.by_id(before)).values())
+        found = list((await self._events.by_id(stored.event.room_id, before)).values())
         if stored.replaces_nid is not None and stored.event.type == "m.room.member":
             found.extend((await self._events.by_nid([stored.replaces_nid])).values())
         return {member.event.state_key or "" for member in found if member.event.membership == "join"}

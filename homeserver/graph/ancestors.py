@@ -65,10 +65,9 @@ class Ancestors:
         """The servers to ask for what an event lacks: who sent it here, whose it is, and the largest in the room."""
         return Helpers(servers_to_ask(head, self._server_name, origin, server_of(event.sender)))
 
-    async def placed(self, event_ids: Iterable[str]) -> set[str]:
-        """Those of the events that stand in the graph."""
-        known = await self._database.read(event_graph.nids_and_verdicts, list(event_ids))
-        return {event_id for event_id, (_, verdict) in known.items() if not verdict & Verdict.OUTLIER}
+    async def placed(self, room_id: str, event_ids: Iterable[str]) -> set[str]:
+        """Those of the events that stand in the graph of a room."""
+        return await self._database.read(event_graph.placed_ids, room_id, list(event_ids))
 
     # -- the events before ---------------------------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ class Ancestors:
         taken = dict(given)
         placed = {extremity.event_id for extremity in head.extremities}
         for _ in range(GAP_ROUNDS_MAX):
-            missing = await self._take_what_is_needed(taken, offered, placed)
+            missing = await self._take_what_is_needed(head.room_id, taken, offered, placed)
             if not missing or len(taken) - len(given) >= GAP_EVENTS_MAX:
                 break
             latest = [event.event_id for event in taken.values() if missing.intersection(event.prev_events)]
@@ -112,7 +111,7 @@ class Ancestors:
         return min(ours, default=0)
 
     async def _take_what_is_needed(
-        self, taken: dict[str, Event], offered: Mapping[str, Event], placed: set[str]
+        self, room_id: str, taken: dict[str, Event], offered: Mapping[str, Event], placed: set[str]
     ) -> set[str]:
         """Add to ``taken`` what it builds on of what is offered. Returns the prev_events that it still lacks."""
         missing: set[str] = set()
@@ -120,7 +119,7 @@ class Ancestors:
             found = {prev for event in taken.values() for prev in event.prev_events} - taken.keys() - placed - missing
             if not found:
                 return missing
-            in_graph = await self.placed(found)
+            in_graph = await self.placed(room_id, found)
             placed |= in_graph
             missing |= found - in_graph - offered.keys()
             taken.update((event_id, offered[event_id]) for event_id in found - in_graph if event_id in offered)
@@ -161,7 +160,7 @@ class Ancestors:
         To show an event is to give it with valid signatures; whether it is allowed is another question.
         """
         wanted = set(event_ids)
-        known = await self._database.read(event_graph.nids_of, list(wanted))
+        known = await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))
         wanted -= known.keys()
         if wanted:
             wanted -= await self._database.read(waiting_events.known_of, head.room_id, list(wanted))
@@ -181,7 +180,7 @@ class Ancestors:
         async def fetch(server_name: str) -> None:
             pdus = await self._client.get_event_auth(server_name, head.room_id, event.event_id)
             await self._outliers.take_in(head, pdus)
-            known = await self._database.read(event_graph.nids_of, event.auth_events)
+            known = await self._database.read(event_graph.nids_of, head.room_nid, event.auth_events)
             if len(known) < len(set(event.auth_events)):
                 raise IncompleteAnswer(server_name, "the auth chain that was given lacks events")
 
@@ -202,7 +201,7 @@ class Ancestors:
             answer = await self._client.get_state_ids(server_name, head.room_id, event.event_id)
             state_ids: list[str] = answer["pdu_ids"]
             wanted = {*state_ids, *answer["auth_chain_ids"]}
-            missing = wanted - (await self._database.read(event_graph.nids_of, list(wanted))).keys()
+            missing = wanted - (await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))).keys()
             given: set[str] = set()
             if len(missing) > SINGLE_EVENTS_MAX:
                 whole = await self._client.get_state(server_name, head.room_id, event.event_id)
@@ -236,14 +235,14 @@ class Ancestors:
 
         Raises ``IncompleteAnswer`` where one is not here that is not dispensable, and where it is no state at all.
         """
-        found = await self._events.by_id(state_ids)
+        found = await self._events.by_id(head.room_id, state_ids)
         lacking = set(state_ids) - found.keys() - set(dispensable)
         if lacking:
             raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
         state: dict[StateKey, str] = {}
         for event_id, stored in found.items():
             event = stored.event
-            if stored.room_nid != head.room_nid or not event.is_state:
+            if not event.is_state:
                 raise IncompleteAnswer(server_name, "the state that was given has events that are no state of the room")
             if stored.verdict & Verdict.REJECTED:
                 continue

@@ -328,7 +328,7 @@ class RoomWriters:
             if written.replaces is None:
                 continue
             nid = appended.nids.get(written.replaces)
-            if nid is None and (known := self._events.cached(written.replaces)) is not None:
+            if nid is None and (known := self._events.cached(working.head.room_id, written.replaces)) is not None:
                 nid = known.event_nid
             if nid is not None:
                 found[written.replaces] = nid
@@ -353,8 +353,8 @@ class RoomWriters:
 
     async def _answer(self, batch: Iterable[_Waiting], stored: Mapping[str, StoredEvent]) -> None:
         for waiting in batch:
-            missing = [e.event_id for e in waiting.events if e.event_id not in stored]
-            more = await self._events.by_id(missing) if missing else {}
+            missing = [e for e in waiting.events if e.event_id not in stored]
+            more = await self._events.by_id(missing[0].room_id, [e.event_id for e in missing]) if missing else {}
             if not waiting.future.done():
                 waiting.future.set_result([stored.get(e.event_id) or more[e.event_id] for e in waiting.events])
 
@@ -386,9 +386,9 @@ class RoomWriters:
             )
         )
 
-    async def stored(self, event_id: str) -> StoredEvent:
+    async def stored(self, room_id: str, event_id: str) -> StoredEvent:
         """An event that is known to be here."""
-        found = await self._events.get(event_id)
+        found = await self._events.get(room_id, event_id)
         assert found is not None
         return found
 
@@ -407,7 +407,7 @@ class RoomWriters:
         if not arrived:
             return
         pending: list[tuple[Event, Mapping[StateKey, str]]] = []
-        for redaction in await self._database.read(event_graph.pending_redactions, arrived):
+        for redaction in await self._database.read(event_graph.pending_redactions, working.head.room_nid, arrived):
             if redaction.visible and redaction.state_group is not None:
                 before = await self._states.lookup(redaction.state_group, LEVEL_KEYS)
                 pending.append((redaction.event, before))

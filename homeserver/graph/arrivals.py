@@ -50,7 +50,7 @@ class Arrivals:
 
     async def receive(self, origin: str, head: RoomHead, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
         """Place events, or keep those that lack others. Returns what became of each; None also stands for kept."""
-        known: dict[str, Outcome] = {event_id: None for event_id in events if self._is_known(event_id)}
+        known: dict[str, Outcome] = {event_id: None for event_id in events if self._is_known(head.room_id, event_id)}
         if known:
             await self._restorer.restore(events[event_id] for event_id in known)
         new = {event_id: event for event_id, event in events.items() if event_id not in known}
@@ -83,8 +83,8 @@ class Arrivals:
             if _lacks_something(outcome)
         }
 
-    def _is_known(self, event_id: str) -> bool:
-        stored = self._events.cached(event_id)
+    def _is_known(self, room_id: str, event_id: str) -> bool:
+        stored = self._events.cached(room_id, event_id)
         return stored is not None and not stored.verdict & Verdict.OUTLIER
 
     async def _receive_with_gap(
@@ -95,7 +95,7 @@ class Arrivals:
         lock = self._gap_locks.setdefault((room_id, origin), asyncio.Lock())
         async with lock:
             head = await self._heads.get(room_id)
-            placed = await self._ancestors.placed(events)
+            placed = await self._ancestors.placed(room_id, events)
             known: dict[str, Outcome] = dict.fromkeys(placed)
             new = {event_id: event for event_id, event in events.items() if event_id not in placed}
             if placed:
@@ -108,7 +108,7 @@ class Arrivals:
                 helpers = self._ancestors.helpers(head, origin, next(iter(new.values())))
                 between = await self._ancestors.close_gap(origin, helpers, head, list(new.values()))
             found = {**{event.event_id: event for event in between}, **new}
-            stored = await self._events.by_id(found)  # as outliers
+            stored = await self._events.by_id(room_id, found)  # as outliers
             ordered = prev_events_first({name: better_copy(stored.get(name), event) for name, event in found.items()})
             outcomes = await self._place(origin, room_id, ordered, may_ask, is_last_resort)
             if may_ask and not any(map(_lacks_something, outcomes.values())):

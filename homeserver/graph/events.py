@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from homeserver.caches import WeightedCache
+from homeserver.notifier import Change
 from homeserver.protocol.events import Event
 from homeserver.storage import event_graph
 from homeserver.storage.database import Database
@@ -26,7 +27,12 @@ def _weigh(stored: StoredEvent) -> int:
 
 
 class Events:
-    """The events that this server has, by event ID and by numeric ID."""
+    """The events that this server has, by room and event ID, and by numeric ID.
+
+    An event ID alone names nothing: in room versions 1 and 2 servers choose the IDs of their events, and whoever may
+    name an event of one room must not reach an event of another. The cache holds one event for an ID; where two rooms
+    have the same one, they take its place in turn.
+    """
 
     def __init__(self, database: Database, cache_bytes: int = CACHE_BYTES) -> None:
         self._database = database
@@ -41,32 +47,46 @@ class Events:
         """Have a function called with the ID of each event that changes: one that is redacted, for instance."""
         self._watchers.append(watcher)
 
-    def cached(self, event_id: str) -> StoredEvent | None:
-        """The event if it is at hand."""
-        return self._cache.get(event_id)
+    def cached(self, room_id: str, event_id: str) -> StoredEvent | None:
+        """The event of a room if it is in the cache."""
+        stored = self._cache.get(event_id)
+        return stored if stored is not None and stored.event.room_id == room_id else None
 
     def cached_by_nid(self, event_nid: int) -> StoredEvent | None:
-        """The event if it is at hand."""
+        """The event if it is in the cache."""
         event_id = self._ids.get(event_nid)
-        return self._cache.get(event_id) if event_id is not None else None
+        stored = self._cache.get(event_id) if event_id is not None else None
+        return stored if stored is not None and stored.event_nid == event_nid else None
 
-    async def get(self, event_id: str) -> StoredEvent | None:
-        """One event, or None where this server does not have it."""
-        return self._cache.get(event_id) or (await self.by_id([event_id])).get(event_id)
+    def cached_of(self, change: Change) -> StoredEvent | None:
+        """The event that a change tells of, if it is one and in the cache."""
+        if change.event_id is None or change.room_id is None:
+            return None
+        return self.cached(change.room_id, change.event_id)
 
-    async def by_id(self, event_ids: Iterable[str]) -> dict[str, StoredEvent]:
-        """The events with these IDs; those that this server does not have are left out."""
+    async def get(self, room_id: str, event_id: str) -> StoredEvent | None:
+        """One event of a room, or None where this server does not have it, or has it in another room."""
+        return self.cached(room_id, event_id) or (await self.by_id(room_id, [event_id])).get(event_id)
+
+    async def in_any_room(self, event_id: str) -> list[StoredEvent]:
+        """The events with an ID, of whatever room. Only for questions that do not say which room they mean."""
+        began = self._changes
+        found = await self._database.read(event_graph.events_in_any_room, event_id)
+        return [self._keep_read(stored, began) for stored in found]
+
+    async def by_id(self, room_id: str, event_ids: Iterable[str]) -> dict[str, StoredEvent]:
+        """The events of a room with these IDs; those that this server does not have in that room are left out."""
         found: dict[str, StoredEvent] = {}
         missing: list[str] = []
         for event_id in event_ids:
             stored = self._cache.get(event_id)
-            if stored is not None:
+            if stored is not None and stored.event.room_id == room_id:
                 found[event_id] = stored
             else:
                 missing.append(event_id)
         if missing:
             began = self._changes
-            for stored in await self._database.read(event_graph.events_by_id, missing):
+            for stored in await self._database.read(event_graph.events_by_id, room_id, missing):
                 found[stored.event_id] = self._keep_read(stored, began)
         return found
 
@@ -97,7 +117,7 @@ class Events:
     def _keep_read(self, stored: StoredEvent, began: int) -> StoredEvent:
         """What a read that ``began`` after so many changes has found: kept, unless it may be out of date by now."""
         known = self._cache.peek(stored.event_id)
-        if known is not None:
+        if known is not None and known.event_nid == stored.event_nid:
             return known
         if self._changed.get(stored.event_id, 0) > began:
             return stored
@@ -106,9 +126,10 @@ class Events:
     def keep(self, stored: StoredEvent) -> StoredEvent:
         """Put an event that was written into the cache; returns the one that is kept."""
         known = self._cache.peek(stored.event_id)
-        if known is not None and known.redacted_by is not None and stored.redacted_by is None:
+        redacted_by = known.redacted_by if known is not None and known.event_nid == stored.event_nid else None
+        if redacted_by is not None and stored.redacted_by is None:
             # A redaction that was committed after this copy was read.
-            stored = replace(stored, redacted_by=known.redacted_by)
+            stored = replace(stored, redacted_by=redacted_by)
         self._cache.put(stored.event_id, stored)
         self._ids[stored.event_nid] = stored.event_id
         if len(self._ids) > 2 * len(self._cache) + 1000:
@@ -123,7 +144,7 @@ class Events:
     def redacted(self, event_id: str, redaction: Event) -> None:
         """A redaction of the event was applied."""
         known = self._cache.peek(event_id)
-        if known is not None:
+        if known is not None and known.event.room_id == redaction.room_id:
             self._cache.put(event_id, replace(known, redacted_by=redaction))
         self._note_change(event_id)
 

@@ -20,6 +20,7 @@ from homeserver.storage.database import Database
 
 async def full_conflict(
     database: Database,
+    room_nid: int,
     version: RoomVersion,
     states: Sequence[Mapping[StateKey, str]],
     conflicted_ids: set[str],
@@ -42,6 +43,7 @@ async def full_conflict(
     likely = {event_id for key in likely_keys if (event_id := states[0].get(key)) is not None}
     difference, subgraph = await database.read(
         _conflict_by_index,
+        room_nid,
         _Fringes(shared_stored, likely & shared_stored, [fringe for fringe, _ in fringes], conflicted_ids),
         (conflicted_ids - unstored.keys(), starts) if wants_subgraph else None,
     )
@@ -107,25 +109,30 @@ def cited_keys(events: Iterable[Event]) -> set[StateKey]:
 
 
 def _conflict_by_index(
-    connection: Connection, fringes: _Fringes, subgraph_ends: tuple[AbstractSet[str], set[str]] | None
+    connection: Connection,
+    room_nid: int,
+    fringes: _Fringes,
+    subgraph_ends: tuple[AbstractSet[str], set[str]] | None,
 ) -> tuple[set[str], set[str]]:
     subgraph: set[int] = set()
     if subgraph_ends is not None:
-        conflicted, starts = (event_graph.nids_of(connection, ids).values() for ids in subgraph_ends)
+        conflicted, starts = (event_graph.nids_of(connection, room_nid, ids).values() for ids in subgraph_ends)
         subgraph = auth_chains.conflicted_subgraph(connection, conflicted, starts)
-    return _auth_difference(connection, fringes), set(room_state.event_ids_of(connection, subgraph).values())
+    return _auth_difference(connection, room_nid, fringes), set(room_state.event_ids_of(connection, subgraph).values())
 
 
-def _auth_difference(connection: Connection, fringes: _Fringes) -> set[str]:
+def _auth_difference(connection: Connection, room_nid: int, fringes: _Fringes) -> set[str]:
     # What a large room's states share is large too. A small part of it mostly shows that there is nothing to be found.
-    found = _difference_beyond(connection, fringes.likely, fringes.own) - fringes.shared
+    found = _difference_beyond(connection, room_nid, fringes.likely, fringes.own) - fringes.shared
     if found <= fringes.conflicted:
         return found
-    return _difference_beyond(connection, fringes.shared, fringes.own)
+    return _difference_beyond(connection, room_nid, fringes.shared, fringes.own)
 
 
-def _difference_beyond(connection: Connection, shared: AbstractSet[str], own: Sequence[AbstractSet[str]]) -> set[str]:
-    nids = event_graph.nids_of(connection, set(shared).union(*own))
+def _difference_beyond(
+    connection: Connection, room_nid: int, shared: AbstractSet[str], own: Sequence[AbstractSet[str]]
+) -> set[str]:
+    nids = event_graph.nids_of(connection, room_nid, set(shared).union(*own))
     common, *sets = ({nids[event_id] for event_id in ids if event_id in nids} for ids in (shared, *own))
     difference = auth_chains.difference_beyond(connection, common, sets)
     return set(room_state.event_ids_of(connection, difference).values())

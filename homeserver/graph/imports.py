@@ -97,7 +97,7 @@ class RoomImports:
             self._notifier.publish(
                 [Change(position, Stream.EVENTS, join.room_id, tuple(head.joined_local), wakes_room=True)]
             )
-            stored = await self._events.get(join.event_id)
+            stored = await self._events.get(join.room_id, join.event_id)
             assert stored is not None
             return stored
 
@@ -191,7 +191,7 @@ class RoomImports:
         if position is None:
             return None
         self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, (user_id,))])
-        stored = await self._events.get(event.event_id)
+        stored = await self._events.get(event.room_id, event.event_id)
         assert stored is not None
         return stored
 
@@ -209,7 +209,7 @@ class RoomImports:
                 return None
         room = NewRoom(event.room_id, version.identifier, self._clock.now_ms())
         room_nid, generation = graph_writes.add_room(connection, room)
-        known = events_by_id(connection, [event.event_id])
+        known = events_by_id(connection, event.room_id, [event.event_id])
         if known:
             nid = known[0].event_nid
         else:

@@ -108,7 +108,7 @@ class Judge:
             if working.knows(event_id):
                 verdict = next(w.new.verdict for w in working.written if w.new.event.event_id == event_id)
             else:
-                stored = self._events.cached(event_id)
+                stored = self._events.cached(working.head.room_id, event_id)
                 verdict = stored.verdict if stored is not None else Verdict.ACCEPTED
             if verdict & Verdict.REJECTED:
                 rejected.add(event_id)
@@ -155,8 +155,8 @@ class Judge:
         for extremity in working.head.extremities:
             if extremity.event_id == event_id:
                 return await self._states.after_extremity(extremity)
-        stored = await self._events.get(event_id)
-        if stored is None or stored.state_group is None or stored.room_nid != working.head.room_nid:
+        stored = await self._events.get(working.head.room_id, event_id)
+        if stored is None or stored.state_group is None:
             return None
         snapshot = await self._states.snapshot(stored.state_group)
         if not is_past and stored.stream_position is not None and stored.stream_position < 0:

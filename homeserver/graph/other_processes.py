@@ -58,7 +58,9 @@ class OtherProcesses:
         for event_id in written.redacted:
             self._events.forget(event_id)
         for change in written.changes:
-            cached = self._events.cached(change.event_id) if change.event_id is not None else None
+            cached = None
+            if change.event_id is not None and change.room_id is not None:
+                cached = self._events.cached(change.room_id, change.event_id)
             if cached is not None and cached.stream_position is None:
                 self._events.forget(cached.event_id)  # an outlier has found its place
         if self._relay is not None:

@@ -50,10 +50,10 @@ class Outliers:
             except InvalidEvent:
                 continue
             parsed[event.event_id] = event
-        known = await self._database.read(event_graph.nids_of, list(parsed))
+        known = await self._database.read(event_graph.nids_of, head.room_nid, list(parsed))
         # Of what is known, only other copies are looked at: one of the two may be intact where the other is not.
         copies = {event_id: event for event_id, event in parsed.items() if event_id in known}
-        copies_differing = set(await self._database.read(restored_events.differing, copies))
+        copies_differing = set(await self._database.read(restored_events.differing, head.room_nid, copies))
         wanted = [event for event_id, event in parsed.items() if event_id not in known or event_id in copies_differing]
         checked = {e.event_id: e for e in await self._incoming.verify(wanted) if isinstance(e, Event)}
         await self._restorer.restore(event for event_id, event in checked.items() if event_id in known)
@@ -68,9 +68,7 @@ class Outliers:
             cited.add("$" + head.room_id[1:])
         known: dict[str, Event] = {}
         rejected: set[str] = set()
-        for event_id, stored in (await self._events.by_id(cited - new.keys())).items():
-            if stored.room_nid != head.room_nid:
-                continue
+        for event_id, stored in (await self._events.by_id(head.room_id, cited - new.keys())).items():
             known[event_id] = stored.event
             if stored.verdict & Verdict.REJECTED:
                 rejected.add(event_id)

@@ -112,7 +112,9 @@ class Placer:
         """
         outcomes: dict[str, Outcome] = {}
         help_ = _Help(origin, may_ask, places, is_last_resort, frozenset(event.event_id for event in events))
-        placed = await self._ancestors.placed(event.event_id for event in events) if places is not None else ()
+        placed = (
+            await self._ancestors.placed(room_id, (event.event_id for event in events)) if places is not None else ()
+        )
         todo = [event for event in events if event.event_id not in placed]
         while todo:
             waiting: list[tuple[Event, MissingAncestors | Unasked]] = []
@@ -194,7 +196,8 @@ class Placer:
         to get its ancestors, would then refuse ours. One that is followed by others already becomes none.
         """
         unshown = await self._ancestors.unshown(helpers, head, missing)
-        if unshown and not await self._database.read(federation_queries.is_followed_by_accepted, event.event_id):
+        is_followed = federation_queries.is_followed_by_accepted
+        if unshown and not await self._database.read(is_followed, head.room_nid, event.event_id):
             raise MissingAncestors(event.event_id, prev=unshown)
 
     async def _append_all(self, events: Sequence[Event], help_: _Help) -> list[StoredEvent | HomeserverError | None]:
@@ -237,8 +240,8 @@ class Placer:
         if working.knows(event.event_id):
             return True
         if ask_database:  # another request was faster with this event
-            return bool(await self._ancestors.placed([event.event_id]))
-        stored = self._events.cached(event.event_id)
+            return bool(await self._ancestors.placed(event.room_id, [event.event_id]))
+        stored = self._events.cached(event.room_id, event.event_id)
         return stored is not None and not stored.verdict & Verdict.OUTLIER
 
     async def compose(
@@ -277,4 +280,6 @@ class Placer:
             for written in working.written
         ):
             return True
-        return await self._database.read(federation_queries.is_followed_by_accepted, event.event_id)
+        return await self._database.read(
+            federation_queries.is_followed_by_accepted, working.head.room_nid, event.event_id
+        )

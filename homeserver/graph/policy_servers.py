@@ -141,7 +141,7 @@ class PolicyServers:
         return None if server is None or is_recommended(event, server) else server
 
     async def _policy(self, working: WorkingHead, event_id: str) -> JsonObject:
-        stored = None if working.knows(event_id) else await self._events.get(event_id)
+        stored = None if working.knows(event_id) else await self._events.get(working.head.room_id, event_id)
         if stored is None:
             return (await working.events([event_id]))[event_id].content
         return {} if stored.redacted_by is not None else stored.event.content
@@ -166,7 +166,7 @@ class PolicyServers:
         """
         if working.knows(event.event_id):
             raise SentInBatch(event)
-        stored = await self._events.get(event.event_id)
+        stored = await self._events.get(event.room_id, event.event_id)
         if stored is not None:
             if stored.verdict == Verdict.ACCEPTED:
                 raise SentInBatch(stored.event)

@@ -103,7 +103,7 @@ class Receiver:
                 outcomes = dict.fromkeys(batch.events, failure)
             for event_id, outcome in outcomes.items():
                 # One that came before is answered as it was then, as far as that is remembered.
-                results[event_id] = _result(self._events.cached(event_id) if outcome is None else outcome)
+                results[event_id] = _result(self._events.cached(room_id, event_id) if outcome is None else outcome)
         for room_id, waiting in early.items():
             results.update(await self._receive_after_join(origin, room_id, waiting))
         return results
@@ -189,7 +189,9 @@ class Receiver:
                 del batch.events[event.event_id]
                 results[event.event_id] = {"error": "The content does not match the event's hash"}
             elif isinstance(outcome, Event) and outcome is not event:
-                batch.events[event.event_id] = better_copy(await self._events.get(event.event_id), outcome)
+                batch.events[event.event_id] = better_copy(
+                    await self._events.get(event.room_id, event.event_id), outcome
+                )
             elif isinstance(outcome, Event):
                 batch.events[event.event_id] = outcome
             else:

@@ -38,12 +38,13 @@ class Restorer:
         self._writers = writers
 
     async def restore(self, given: Iterable[Event]) -> None:
-        """Look at events, which passed checks 1 to 3, that are stored already: those stored without content get it.
+        """Look at events of one room, which passed checks 1 to 3, that are stored already: restore what lacks content.
 
         The event ID vouches that everything else about an event is the same.
         """
         by_id = {event.event_id: event for event in given}
-        for event_id, stored in (await self._events.by_id(by_id)).items():
+        room_id = next((event.room_id for event in by_id.values()), "")
+        for event_id, stored in (await self._events.by_id(room_id, by_id)).items():
             intact = by_id[event_id]
             if is_restored_by(stored.event, intact):
                 await self._writers.alone(intact.room_id, partial(self._put, stored, intact))
@@ -59,11 +60,11 @@ class Restorer:
     async def _redaction_applies(self, stored: StoredEvent, intact: Event) -> bool:
         if intact.redacts is None or not stored.visible or stored.state_group is None:
             return False
-        target = await self._events.get(intact.redacts)
-        if target is None or target.room_nid != stored.room_nid:
+        target = await self._events.get(intact.room_id, intact.redacts)
+        if target is None:
             return False
         before = await self._states.before(stored)
-        levels = await events_of(self._events, before.state, LEVEL_KEYS)
+        levels = await events_of(self._events, intact.room_id, before.state, LEVEL_KEYS)
         return redaction_applies(
             intact, target.event, power_levels_of(intact.version, *(levels.get(key) for key in LEVEL_KEYS))
         )

@@ -98,7 +98,7 @@ class Sender:
         stored = await self._submit(room_id, job, txn)
         if stored:
             return stored[0]
-        return await self._writers.stored(standing[0])
+        return await self._writers.stored(room_id, standing[0])
 
     def transaction_key(self, user_id: str, device_id: str, scope: str, txn_id: str) -> TransactionKey:
         """What makes a request of a device harmless to repeat; ``scope`` is the request without its ID."""

@@ -281,18 +281,20 @@ class RoomHeads:
         event_id = head.state.get((event_type, state_key))
         if event_id is None:
             return None
-        stored = await self._events.get(event_id)
+        stored = await self._events.get(head.room_id, event_id)
         return stored.event if stored else None
 
     async def state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
         """Some events of the current state, as far as they exist."""
-        return await events_of(self._events, head.state, keys)
+        return await events_of(self._events, head.room_id, head.state, keys)
 
 
-async def events_of(events: Events, state: Mapping[StateKey, str], keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-    """The events that a state has under some keys."""
+async def events_of(
+    events: Events, room_id: str, state: Mapping[StateKey, str], keys: Iterable[StateKey]
+) -> dict[StateKey, Event]:
+    """The events that a state of a room has under some keys."""
     wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
-    found = await events.by_id(wanted.values())
+    found = await events.by_id(room_id, wanted.values())
     return {key: found[event_id].event for key, event_id in wanted.items() if event_id in found}
 
 
@@ -310,7 +312,7 @@ class StateReader:
         self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(
             "state entries", LOOKUPS_BYTES_MAX, lambda _: LOOKUP_BYTES
         )
-        self._resolved: WeightedCache[frozenset[int], StateSnapshot] = WeightedCache(
+        self._resolved: WeightedCache[tuple[str, frozenset[int]], StateSnapshot] = WeightedCache(
             "resolved states", RESOLVED_BYTES_MAX, _weigh_snapshot
         )
 
@@ -369,11 +371,11 @@ class StateReader:
 
     async def resolve(
         self,
-        version: RoomVersion,
+        room: RoomHead,
         snapshots: Sequence[StateSnapshot],
         unstored: Mapping[str, Event] | None = None,
     ) -> StateSnapshot:
-        """The resolution of several states of a room.
+        """The resolution of several states of a room, of which ``room`` is some head.
 
         ``unstored`` holds events that the states name but that are not committed yet.
         """
@@ -382,32 +384,32 @@ class StateReader:
             return distinct[0]
         groups = frozenset(snapshot.group for snapshot in distinct if snapshot.group is not None)
         is_stored = len(groups) == len(distinct)
-        known = self._resolved.get(groups) if is_stored else None
+        known = self._resolved.get((room.version.identifier, groups)) if is_stored else None
         if known is None:
-            known = await self._resolve(version, distinct, unstored or {})
+            known = await self._resolve(room, distinct, unstored or {})
             if is_stored:
-                self._resolved.put(groups, known)
+                self._resolved.put((room.version.identifier, groups), known)
         return known
 
     async def _resolve(
-        self, version: RoomVersion, distinct: Sequence[StateSnapshot], unstored: Mapping[str, Event]
+        self, room: RoomHead, distinct: Sequence[StateSnapshot], unstored: Mapping[str, Event]
     ) -> StateSnapshot:
         states = [snapshot.state for snapshot in distinct]
         _, conflicted = split_states(states)
         conflicted_ids = {event_id for ids in conflicted.values() for event_id in ids}
         rejected: set[str] = set()
-        events = await self._gather(conflicted_ids, unstored, rejected)
+        events = await self._gather(room, conflicted_ids, unstored, rejected)
         difference = subgraph = set[str]()
-        if version.state_resolution is not StateResolution.V1:
+        if room.version.state_resolution is not StateResolution.V1:
             likely = cited_keys(events.values())
             difference, subgraph = await full_conflict(
-                self._database, version, states, conflicted_ids, likely, unstored
+                self._database, room.room_nid, room.version, states, conflicted_ids, likely, unstored
             )
-        events.update(await self._gather((difference | subgraph) - events.keys(), unstored, rejected))
+        events.update(await self._gather(room, (difference | subgraph) - events.keys(), unstored, rejected))
         for round_ in range(RESOLUTION_ROUNDS_MAX):
             try:
                 resolved = resolve(
-                    version,
+                    room.version,
                     states,
                     events=events,
                     auth_difference=difference,
@@ -418,8 +420,8 @@ class StateReader:
                 wanted = set(missing.event_ids)
                 if round_ > 0:
                     # The line of power levels is followed step by step: bring all of it.
-                    wanted |= await self._database.read(_auth_chain_of, wanted - unstored.keys())
-                more = await self._gather(wanted, unstored, rejected)
+                    wanted |= await self._database.read(_auth_chain_of, room.room_nid, wanted - unstored.keys())
+                more = await self._gather(room, wanted, unstored, rejected)
                 if not missing.event_ids <= more.keys():
                     raise
                 events.update(more)
@@ -429,11 +431,11 @@ class StateReader:
         raise RuntimeError("state resolution does not come to an end")
 
     async def _gather(
-        self, event_ids: Iterable[str], unstored: Mapping[str, Event], rejected: set[str]
+        self, room: RoomHead, event_ids: Iterable[str], unstored: Mapping[str, Event], rejected: set[str]
     ) -> dict[str, Event]:
         wanted = set(event_ids)
         found = {event_id: unstored[event_id] for event_id in wanted if event_id in unstored}
-        for event_id, stored in (await self._events.by_id(wanted - found.keys())).items():
+        for event_id, stored in (await self._events.by_id(room.room_id, wanted - found.keys())).items():
             found[event_id] = stored.event
             if stored.verdict & Verdict.REJECTED:
                 rejected.add(event_id)
@@ -470,6 +472,6 @@ def _read_snapshot(connection: Connection, state_group: int, known: Mapping[int,
     return StateSnapshot(state, state_group)
 
 
-def _auth_chain_of(connection: Connection, event_ids: set[str]) -> set[str]:
-    nids = event_graph.nids_of(connection, event_ids).values()
+def _auth_chain_of(connection: Connection, room_nid: int, event_ids: set[str]) -> set[str]:
+    nids = event_graph.nids_of(connection, room_nid, event_ids).values()
     return set(room_state.event_ids_of(connection, auth_chains.auth_chain_nids(connection, nids)).values())

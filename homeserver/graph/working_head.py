@@ -97,19 +97,21 @@ class WorkingHead:
         return self._draft.head
 
     async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
-        """Events by ID, those of the batch included."""
+        """Events of the room by ID, those of the batch included."""
         found: dict[str, Event] = {}
         missing: list[str] = []
         for event_id in event_ids:
             event = self._unstored.get(event_id)
-            if event is None and (stored := self._events.cached(event_id)) is not None:
+            if event is None and (stored := self._events.cached(self._base.room_id, event_id)) is not None:
                 event = stored.event
             if event is not None:
                 found[event_id] = event
             else:
                 missing.append(event_id)
         if missing:
-            found.update((i, stored.event) for i, stored in (await self._events.by_id(missing)).items())
+            found.update(
+                (i, stored.event) for i, stored in (await self._events.by_id(self._base.room_id, missing)).items()
+            )
         return found
 
     async def state_events(
@@ -126,7 +128,8 @@ class WorkingHead:
 
         ``version`` is given where another algorithm than the room's is to be used.
         """
-        return await self._states.resolve(version or self.head.version, snapshots, self._unstored)
+        room = self.head if version is None else replace(self.head, version=version)
+        return await self._states.resolve(room, snapshots, self._unstored)
 
     async def state_after(self, extremity: Extremity) -> StateSnapshot:
         """The state after a forward extremity."""
@@ -221,7 +224,7 @@ class WorkingHead:
         wanted = set(event_ids)
         found = [(w.new.event, w.new.verdict) for w in self._draft.written if w.new.event.event_id in wanted]
         wanted -= {event.event_id for event, _ in found}
-        found.extend((s.event, s.verdict) for s in (await self._events.by_id(wanted)).values())
+        found.extend((s.event, s.verdict) for s in (await self._events.by_id(self._base.room_id, wanted)).values())
         return found
 
     async def _state_where_they_meet(

@@ -62,7 +62,7 @@ class IncomingInvitations:
         done, _ = await asyncio.wait({task}, timeout=TAKE_IN_S_MAX)
         if not done:
             return  # it goes on, and what comes by /send is the same event
-        stored = await self._events.get(invitation.event_id)
+        stored = await self._events.get(invitation.room_id, invitation.event_id)
         if stored is None or stored.verdict & Verdict.OUTLIER:
             # What it builds on is missing. It is good all the same, as far as we can tell, and may come once more.
             logger.info("invitation not taken in", room_id=invitation.room_id, event_id=invitation.event_id)

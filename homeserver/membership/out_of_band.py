@@ -212,7 +212,7 @@ class OutOfBand:
         # From elsewhere, or a second time, it may be an old one that the user has long answered.
         if head is None or not is_signed or origin != invitation.sender_domain:
             raise HomeserverError("This server is not in the room")
-        if await self._events.get(invitation.event_id) is not None:
+        if await self._events.get(invitation.room_id, invitation.event_id) is not None:
             return
         shown = await shown_to_outsiders(self._heads, head, invitation.sender)
         await self._take_in(invitation, [stripped_event(event) for event in shown])

@@ -183,7 +183,7 @@ class RemoteMembership:
 
     async def _is_fresh(self, invitation: Standing) -> bool:
         """Whether an invitation was made so recently that its server may not have stored it yet."""
-        event = (await self._events.by_id([invitation.event_id]))[invitation.event_id].event
+        event = (await self._events.by_id(invitation.room_id, [invitation.event_id]))[invitation.event_id].event
         return event.origin_server_ts > self._clock.now_ms() - FRESH_MS
 
     def _is_resident(self, head: RoomHead | None) -> bool:
@@ -310,7 +310,7 @@ class RemoteMembership:
     async def _leave_here(self, standing: Standing, user_id: str, reason: str | None) -> None:
         """End how the user stands to the room, with an event that is nobody's but ours."""
         version = ROOM_VERSIONS[standing.version]
-        ended = (await self._events.by_id([standing.event_id]))[standing.event_id].event
+        ended = (await self._events.by_id(standing.room_id, [standing.event_id]))[standing.event_id].event
         reference = (ended.event_id, unpadded_base64(reference_hash(ended.pdu, version)))
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
         event = compose_event(

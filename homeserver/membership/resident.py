@@ -138,12 +138,12 @@ class Resident:
         auth = {key: state[key] for key in keys if key in state}
         extremities = cited_in_template(head)
         pdu: JsonObject = {
-            "auth_events": await self._references(version, [event.event_id for event in auth.values()]),
+            "auth_events": await self._references(head, [event.event_id for event in auth.values()]),
             "content": content,
             "depth": depth_after((extremity.depth for extremity in extremities), version),
             "origin": self._server_name,
             "origin_server_ts": self._clock.now_ms(),
-            "prev_events": await self._references(version, [extremity.event_id for extremity in extremities]),
+            "prev_events": await self._references(head, [extremity.event_id for extremity in extremities]),
             "room_id": head.room_id,
             "sender": user_id,
             "state_key": user_id,
@@ -155,10 +155,11 @@ class Resident:
             raise Forbidden(_sentence(str(error))) from error
         return {"room_version": version.identifier, "event": pdu}
 
-    async def _references(self, version: RoomVersion, event_ids: Sequence[str]) -> list[Any]:
+    async def _references(self, head: RoomHead, event_ids: Sequence[str]) -> list[Any]:
+        version = head.version
         if not version.references_with_hashes:
             return list(event_ids)
-        found = await self._events.by_id(event_ids)
+        found = await self._events.by_id(head.room_id, event_ids)
         return references(
             version, [(name, unpadded_base64(reference_hash(found[name].event.pdu, version))) for name in event_ids]
         )
@@ -180,7 +181,7 @@ class Resident:
         accepted = await self._accept(event)
         state_ids = list(accepted.before.state.values())
         servers = sorted(head.joined_servers)
-        return await self._database.read(_join_answer, head.version, accepted.event, state_ids, servers, omit_members)
+        return await self._database.read(_join_answer, head, accepted.event, state_ids, servers, omit_members)
 
     async def _room_of(self, origin: str, room_id: str, pdu: JsonObject) -> RoomHead:
         user_id = pdu.get("state_key")
@@ -249,7 +250,7 @@ class Resident:
         for new in taken:
             assert new.before is not None
             return _Accepted(new.event, new.before)
-        return await self._accepted_before(signed.event_id)
+        return await self._accepted_before(signed)
 
     async def _submit(self, signed: Event, job: Job, opinions: Opinions) -> None:
         while True:
@@ -263,9 +264,9 @@ class Resident:
             else:
                 return
 
-    async def _accepted_before(self, event_id: str) -> _Accepted:
+    async def _accepted_before(self, event: Event) -> _Accepted:
         """A retry: the event has been accepted already."""
-        stored: StoredEvent | None = await self._events.get(event_id)
+        stored: StoredEvent | None = await self._events.get(event.room_id, event.event_id)
         if stored is None or stored.verdict != Verdict.ACCEPTED:
             raise Forbidden("The event was not accepted")
         return _Accepted(stored.event, await self._states.before(stored))
@@ -309,16 +310,19 @@ def _parse_member_event(
 
 def _join_answer(
     connection: Connection,
-    version: RoomVersion,
+    head: RoomHead,
     join: Event,
     state_ids: Sequence[str],
     servers: Sequence[str],
     omit_members: bool,
 ) -> bytes:
     """From the database to the wire, without parsing what is in between."""
-    state = federation_queries.pdus_by_id(connection, version, state_ids)
-    chain = federation_queries.auth_chain_of(connection, [*state_ids, join.event_id], besides=not omit_members)
-    auth_chain = federation_queries.pdus_by_nid(connection, version, chain)
+    room_nid, version = head.room_nid, head.version
+    state = federation_queries.pdus_by_id(connection, room_nid, version, state_ids)
+    chain = federation_queries.auth_chain_of(
+        connection, room_nid, [*state_ids, join.event_id], besides=not omit_members
+    )
+    auth_chain = federation_queries.pdus_by_nid(connection, room_nid, version, chain)
     return b'{"auth_chain":[%s],"event":%s,"members_omitted":false,"servers_in_room":%s,"state":[%s]}' % (
         b",".join(auth_chain),
         join.json,

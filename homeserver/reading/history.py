@@ -74,7 +74,7 @@ class History:
             missing = [key for key in senders if key not in event_ids]
             if missing and seen.stored.state_group is not None:
                 event_ids.update(await self._states.lookup(seen.stored.state_group, missing))
-        members = await self._events.by_id(event_ids.values())
+        members = await self._events.by_id(found[0].stored.event.room_id, event_ids.values())
         return [members[event_id] for event_id in event_ids.values() if event_id in members]
 
     async def render_page(self, requester: OnBehalfOf, page: Page) -> bytes:
@@ -103,8 +103,8 @@ class History:
             access = await self._access.of(requester.user_id, room_id)
         except Forbidden:
             raise NotFound("There is no such event, or you may not see it") from None
-        stored = await self._events.get(event_id)
-        if stored is None or stored.room_nid != access.head.room_nid:
+        stored = await self._events.get(room_id, event_id)
+        if stored is None:
             raise NotFound("There is no such event, or you may not see it")
         if stored.stream_position is None:
             stored = (await self._events.by_nid_anew([stored]))[stored.event_nid]
@@ -126,7 +126,7 @@ class History:
         state = access.head.state
         if access.departure is not None and access.departure.state_group is not None:
             state = (await self._states.snapshot(access.departure.state_group)).state
-        return await self._rendered_events(state.values())
+        return await self._rendered_events(room_id, state.values())
 
     async def state_event(self, user_id: str, room_id: str, key: StateKey) -> StoredEvent:
         """One state event of a room: now, or when the user left. Raises ``Forbidden``, ``NotFound``."""
@@ -135,7 +135,7 @@ class History:
             event_id = (await self._states.lookup(access.departure.state_group, [key])).get(key)
         else:
             event_id = access.head.state.get(key)
-        stored = await self._events.get(event_id) if event_id is not None else None
+        stored = await self._events.get(room_id, event_id) if event_id is not None else None
         if stored is None:
             raise NotFound("The room has no such state")
         return stored
@@ -173,30 +173,30 @@ class History:
     async def _members_at(self, access: Access, at: int | None) -> Iterable[StoredEvent]:
         departure = access.departure
         if departure is not None and (at is None or departure.place is None or at >= departure.place):
-            return await self._members_of_group(departure.state_group)
+            return await self._members_of_group(access.head.room_id, departure.state_group)
         if at is None:
             members = [event_id for key, event_id in access.head.state.items() if key[0] == "m.room.member"]
-            return (await self._events.by_id(members)).values()
+            return (await self._events.by_id(access.head.room_id, members)).values()
         point = await self._database.read(past_states.point_at, access.head.room_nid, at)
         if isinstance(point, past_states.StreamPoint):
             nids = await self._database.read(past_states.members_at, access.head.room_nid, point.position)
             return (await self._events.by_nid(nids)).values()
         if not point.is_before:
-            return await self._members_of_group(point.state_group)
+            return await self._members_of_group(access.head.room_id, point.state_group)
         event = (await self._events.by_nid([point.event_nid]))[point.event_nid]
-        members_after = await self._members_of_group(point.state_group)
+        members_after = await self._members_of_group(access.head.room_id, point.state_group)
         replaced = [event.replaces_nid] if event.event.type == "m.room.member" and event.replaces_nid else []
         return [
             *(member for member in members_after if member.event_nid != event.event_nid),
             *(await self._events.by_nid(replaced)).values(),
         ]
 
-    async def _members_of_group(self, state_group: int | None) -> Iterable[StoredEvent]:
+    async def _members_of_group(self, room_id: str, state_group: int | None) -> Iterable[StoredEvent]:
         if state_group is None:
             return ()
         state = (await self._states.snapshot(state_group)).state
         members = [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
-        return (await self._events.by_id(members)).values()
+        return (await self._events.by_id(room_id, members)).values()
 
     @refuses_by_newest_state
     async def joined_members(self, user_id: str, room_id: str) -> list[JoinedMember]:
@@ -210,8 +210,8 @@ class History:
         """The IDs of the rooms that the user is in."""
         return await self._database.read(store.joined_room_ids, user_id)
 
-    async def _rendered_events(self, event_ids: Iterable[str]) -> bytes:
-        stored = list((await self._events.by_id(event_ids)).values())
+    async def _rendered_events(self, room_id: str, event_ids: Iterable[str]) -> bytes:
+        stored = list((await self._events.by_id(room_id, event_ids)).values())
         await self._client_events.prepare(stored)
         return self._render_list(stored, self._clock.now_ms())
 

@@ -190,7 +190,7 @@ class Pages:
         if not walk.backwards or walk.low != LOWEST or not head.joined_local:
             return _Ahead.END
         create_id = head.state.get(CREATE)
-        create = await self._events.get(create_id) if create_id is not None else None
+        create = await self._events.get(head.room_id, create_id) if create_id is not None else None
         if create is not None and create.place is None:
             create = (await self._events.by_nid_anew([create])).get(create.event_nid)
         if create is not None and create.place is not None:

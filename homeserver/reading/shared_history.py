@@ -84,17 +84,16 @@ class SharedHistory:
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1eventeventid
         """
-        stored = await self._events.get(event_id)
-        if stored is None or stored.verdict & Verdict.REJECTED:
-            raise NotFound("Event not found")
-        try:
-            head = await self._access.known_room(stored.event.room_id, origin)
-        except Forbidden as error:
-            raise NotFound("Event not found") from error  # nor does a stranger learn that it exists
-        shown = await self._shown(head, origin, [stored.event_nid])
-        if not shown:
-            raise NotFound("Event not found")
-        return shown[0]
+        for stored in await self._events.in_any_room(event_id):
+            if stored.verdict & Verdict.REJECTED:
+                continue
+            try:
+                head = await self._access.known_room(stored.event.room_id, origin)
+            except (Forbidden, NotFound):
+                continue  # nor does a stranger learn that it exists
+            if shown := await self._shown(head, origin, [stored.event_nid]):
+                return shown[0]
+        raise NotFound("Event not found")
 
     async def state(self, origin: str, room_id: str, event_id: str) -> tuple[list[bytes], list[bytes]]:
         """The state before an event, and its auth chain.
@@ -105,8 +104,8 @@ class SharedHistory:
         before = await self._state_before(head, origin, event_id)
         chain = await self._chains.of_state(head.room_nid, before, event_id)
         state_ids = list(before.state.values())
-        state = await self._database.read(federation_queries.pdus_by_id, head.version, state_ids)
-        return state, await self._database.read(federation_queries.pdus_by_id, head.version, chain)
+        state = await self._database.read(federation_queries.pdus_by_id, head.room_nid, head.version, state_ids)
+        return state, await self._database.read(federation_queries.pdus_by_id, head.room_nid, head.version, chain)
 
     async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[Sequence[str], Sequence[str]]:
         """The same as event IDs.
@@ -125,8 +124,10 @@ class SharedHistory:
         """
         head = await self._access.known_room(room_id, origin)
         stored = await self._in_room(head, origin, event_id)
-        chain = await self._database.read(federation_queries.auth_chain_through, stored.event.auth_events)
-        return await self._database.read(federation_queries.pdus_by_nid, head.version, chain)
+        chain = await self._database.read(
+            federation_queries.auth_chain_through, head.room_nid, stored.event.auth_events
+        )
+        return await self._database.read(federation_queries.pdus_by_nid, head.room_nid, head.version, chain)
 
     async def _state_before(self, head: RoomHead, origin: str, event_id: str) -> StateSnapshot:
         stored = await self._in_room(head, origin, event_id)
@@ -135,8 +136,10 @@ class SharedHistory:
         return await self._states.before(stored)
 
     async def _in_room(self, head: RoomHead, origin: str, event_id: str) -> StoredEvent:
-        stored = await self._events.get(event_id)
-        if stored is None or stored.room_nid != head.room_nid:
+        stored = await self._events.get(head.room_id, event_id)
+        # The state that a rejected event was judged by is no answer that another server should build on. (A soft-failed
+        # one is an event of the room, which others may have accepted.)
+        if stored is None or stored.verdict & Verdict.REJECTED:
             raise NotFound(f"Could not find event {event_id[:255]}")
         if origin not in head.joined_servers and not await self._was_there(_Viewer(head, origin), stored):
             raise Forbidden("Your server is not in this room")
@@ -169,7 +172,7 @@ class SharedHistory:
         visibility = await self._visibility_before(stored)
         if effective_visibility(visibility) in ("world_readable", "shared"):
             return True
-        memberships = await self._memberships_at(viewer, stored.state_group)
+        memberships = await self._memberships_at(viewer, stored)
         return server_may_see_event(stored.event, viewer.server_name, visibility, memberships)
 
     async def _was_there(self, viewer: _Viewer, stored: StoredEvent) -> bool:
@@ -177,7 +180,7 @@ class SharedHistory:
         if stored.state_group is None:
             return False
         event_ids = set((await self._states.lookup(stored.state_group, viewer.member_keys)).values())
-        members = [*(await self._events.by_id(event_ids - {stored.event.event_id})).values()]
+        members = [*(await self._events.by_id(stored.event.room_id, event_ids - {stored.event.event_id})).values()]
         if stored.event.event_id in event_ids and stored.replaces_nid is not None:
             members.extend((await self._events.by_nid([stored.replaces_nid])).values())
         return any(member.event.membership == "join" for member in members)
@@ -191,16 +194,17 @@ class SharedHistory:
                 event = replaced[stored.replaces_nid].event
         else:
             event_id = (await self._states.lookup(stored.state_group, [VISIBILITY])).get(VISIBILITY)
-            known = await self._events.get(event_id) if event_id is not None else None
+            known = await self._events.get(stored.event.room_id, event_id) if event_id is not None else None
             event = known.event if known is not None else None
         value = event.content.get("history_visibility") if event is not None else None
         return value if isinstance(value, str) else None
 
-    async def _memberships_at(self, viewer: _Viewer, state_group: int) -> list[str | None]:
+    async def _memberships_at(self, viewer: _Viewer, stored: StoredEvent) -> list[str | None]:
         """Of the server's users, at an event."""
-        event_ids = await self._states.lookup(state_group, viewer.member_keys)
-        found = await self._events.by_id(event_ids.values())
-        return [stored.event.membership for stored in found.values()]
+        assert stored.state_group is not None
+        event_ids = await self._states.lookup(stored.state_group, viewer.member_keys)
+        found = await self._events.by_id(stored.event.room_id, event_ids.values())
+        return [member.event.membership for member in found.values()]
 
 
 class _Viewer:

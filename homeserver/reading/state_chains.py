@@ -70,7 +70,7 @@ class StateChains:
 
     async def _find(self, room_nid: int, snapshot: StateSnapshot) -> Sequence[str]:
         latest = self._latest.get(room_nid)
-        found, event_ids = await self._database.read(_find_chain, latest, snapshot.state)
+        found, event_ids = await self._database.read(_find_chain, room_nid, latest, snapshot.state)
         self._latest.put(room_nid, found)
         if snapshot.group is not None:
             self._chains.put(snapshot.group, event_ids)
@@ -82,14 +82,16 @@ def _weigh(latest: _Latest) -> int:
     return STATE_ENTRY_BYTES * len(latest.state) + REACH_BYTES * (len(summary.start) + len(summary.linked))
 
 
-def _find_chain(connection: Connection, latest: _Latest | None, state: State) -> tuple[_Latest, list[str]]:
+def _find_chain(
+    connection: Connection, room_nid: int, latest: _Latest | None, state: State
+) -> tuple[_Latest, list[str]]:
     summary: ChainSummary | None = None
     if latest is not None:
         summary = federation_queries.changed_summary(
-            connection, latest.summary, _only_in(state, latest.state), _only_in(latest.state, state)
+            connection, room_nid, latest.summary, _only_in(state, latest.state), _only_in(latest.state, state)
         )
     if summary is None:
-        summary = federation_queries.chain_summary(connection, list(state.values()))
+        summary = federation_queries.chain_summary(connection, room_nid, list(state.values()))
     return _Latest(state, summary), federation_queries.chain_event_ids(connection, summary)
 
 

@@ -75,7 +75,7 @@ class VisibleEvents:
         for event in stored:
             visibility_id, member_id = entries[event.state_group or 0]
             if self._may_see(event, visibility_id, member_id, viewer):
-                seen.append(SeenEvent(event, _known(self._membership(member_id))))
+                seen.append(SeenEvent(event, _known(self._membership(event.event.room_id, member_id))))
         return seen
 
     def _may_see(self, stored: StoredEvent, visibility_id: str, member_id: str, viewer: Viewer) -> bool:
@@ -85,30 +85,30 @@ class VisibleEvents:
             visibility_id = self._replaced_by(stored)
         if member_id == event.event_id:
             member_id = self._replaced_by(stored)
-        visibility = self._visibility(visibility_id)
+        visibility = self._visibility(event.room_id, visibility_id)
         if visibility == "world_readable" and not viewer.peeks:
             visibility = "shared"
         return may_see_event(
             event,
             viewer.user_id,
             visibility,
-            self._membership(member_id),
+            self._membership(event.room_id, member_id),
             joined_later=viewer.joined_after(stored),
         )
 
-    def _visibility(self, event_id: str) -> str | None:
-        event = self._event(event_id)
+    def _visibility(self, room_id: str, event_id: str) -> str | None:
+        event = self._event(room_id, event_id)
         if event is None and event_id:
             return "joined"  # it is there, but could not be read: show no more than is safe
         value = event.content.get("history_visibility") if event is not None else None
         return value if isinstance(value, str) else None
 
-    def _membership(self, event_id: str) -> str | None:
-        event = self._event(event_id)
+    def _membership(self, room_id: str, event_id: str) -> str | None:
+        event = self._event(room_id, event_id)
         return event.membership if event is not None else None
 
-    def _event(self, event_id: str) -> Event | None:
-        stored = self._events.cached(event_id) if event_id else None
+    def _event(self, room_id: str, event_id: str) -> Event | None:
+        stored = self._events.cached(room_id, event_id) if event_id else None
         return stored.event if stored is not None else None
 
     def _replaced_by(self, stored: StoredEvent) -> str:
@@ -138,7 +138,8 @@ class VisibleEvents:
 
     async def _load(self, stored: Sequence[StoredEvent], entries: dict[int, _Entries], user_id: str) -> None:
         """Bring into the cache what the questions will be about."""
-        await self._events.by_id({event_id for pair in entries.values() for event_id in pair if event_id})
+        named = {event_id for pair in entries.values() for event_id in pair if event_id}
+        await self._events.by_id(stored[0].event.room_id, named)
         replaced = [
             event.replaces_nid
             for event in stored

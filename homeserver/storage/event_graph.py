@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
-from sqlalchemy import Connection, Select, and_, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.database import in_slices
 from homeserver.storage.tables import (
-    backward_extremities,
     client_transactions,
-    event_edges,
     events,
     forward_extremities,
     redactions,
     rejections,
     rooms,
 )
+
+SAME_ID_MAX = 10
+"""Rooms of which the events with one ID are looked at, where a question does not say which room it means."""
 
 
 class Verdict(IntFlag):
@@ -82,7 +83,10 @@ _COLUMNS = (
 )
 _STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
 _BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
-_BY_ID = _STORED.where(events.c.event_id.in_(bindparam("wanted", expanding=True)))
+_BY_ID = _STORED.where(
+    rooms.c.room_id == bindparam("room_id"), events.c.event_id.in_(bindparam("wanted", expanding=True))
+)
+_IN_ANY_ROOM = _STORED.where(events.c.event_id == bindparam("event_id")).limit(SAME_ID_MAX)
 _TXNS = select(
     client_transactions.c.event_nid,
     client_transactions.c.user_id,
@@ -90,14 +94,18 @@ _TXNS = select(
     client_transactions.c.txn_id,
 ).where(client_transactions.c.event_nid.in_(bindparam("wanted", expanding=True)))
 _redaction_events = events.alias("redaction_events")
-_VERDICTS = select(events.c.event_id, events.c.event_nid, events.c.verdict).where(
-    events.c.event_id.in_(bindparam("wanted", expanding=True))
+_VERDICTS = select(events.c.event_id, events.c.event_nid, events.c.verdict, events.c.room_nid).where(
+    events.c.event_id.in_(bindparam("wanted", expanding=True)),
+    events.c.room_nid.in_(bindparam("room_nids", expanding=True)),
 )
 _REDACTIONS = (
-    select(redactions.c.redacted_event_id, _redaction_events.c.event_id, _redaction_events.c.json)
+    select(
+        redactions.c.room_nid, redactions.c.redacted_event_id, _redaction_events.c.event_id, _redaction_events.c.json
+    )
     .join_from(redactions, _redaction_events, _redaction_events.c.event_nid == redactions.c.redaction_nid)
     .where(
         redactions.c.redacted_event_id.in_(bindparam("wanted", expanding=True)),
+        redactions.c.room_nid.in_(bindparam("room_nids", expanding=True)),
         redactions.c.applied,
     )
     .order_by(redactions.c.redaction_nid.desc())
@@ -106,20 +114,24 @@ _REDACTIONS = (
 
 def events_by_nid(connection: Connection, nids: Iterable[int]) -> list[StoredEvent]:
     """The events with these numeric IDs, in no particular order."""
-    return _read(connection, _BY_NID, list(nids))
-
-
-def events_by_id(connection: Connection, event_ids: Iterable[str]) -> list[StoredEvent]:
-    """The events with these IDs, as far as they are known."""
-    return _read(connection, _BY_ID, list(event_ids))
-
-
-def _read(connection: Connection, statement: Select[Any], wanted: Sequence[Any]) -> list[StoredEvent]:
     found: list[StoredEvent] = []
-    for part in in_slices(wanted):
-        rows = connection.execute(statement, {"wanted": list(part)}).all()
+    for part in in_slices(list(nids)):
+        found.extend(from_rows(connection, connection.execute(_BY_NID, {"wanted": list(part)}).all()))
+    return found
+
+
+def events_by_id(connection: Connection, room_id: str, event_ids: Iterable[str]) -> list[StoredEvent]:
+    """The events of a room with these IDs, as far as they are known. An event of another room is not known here."""
+    found: list[StoredEvent] = []
+    for part in in_slices(list(event_ids)):
+        rows = connection.execute(_BY_ID, {"room_id": room_id, "wanted": list(part)}).all()
         found.extend(from_rows(connection, rows))
     return found
+
+
+def events_in_any_room(connection: Connection, event_id: str) -> list[StoredEvent]:
+    """The events with an ID, at most ``SAME_ID_MAX`` of them. Only for questions that do not say the room."""
+    return from_rows(connection, connection.execute(_IN_ANY_ROOM, {"event_id": event_id}).all())
 
 
 def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
@@ -131,15 +143,16 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
         for part in in_slices([row[0] for row in rows if row[4] is not None and row[4] > 0])
         for row in connection.execute(_TXNS, {"wanted": list(part)})
     }
-    versions = {row[1]: (ROOM_VERSIONS[row[9]], row[8]) for row in rows}
-    redacted_by: dict[str, Event] = {}
+    rooms_of = {row[2]: (ROOM_VERSIONS[row[9]], row[8]) for row in rows}
+    redacted_by: dict[tuple[int, str], Event] = {}
     for ids in in_slices([row[1] for row in rows]):
-        for target, redaction_id, json in connection.execute(_REDACTIONS, {"wanted": list(ids)}):
-            version, room_id = versions[target]
-            redacted_by[target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
+        wanted = {"wanted": list(ids), "room_nids": list(rooms_of)}
+        for room_nid, target, redaction_id, json in connection.execute(_REDACTIONS, wanted):
+            version, room_id = rooms_of[room_nid]
+            redacted_by[room_nid, target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
     return [
         StoredEvent(
-            event=Event(orjson.loads(row[7]), versions[row[1]][0], row[1], row[8], bytes(row[7])),
+            event=Event(orjson.loads(row[7]), rooms_of[row[2]][0], row[1], row[8], bytes(row[7])),
             event_nid=row[0],
             room_nid=row[2],
             verdict=Verdict(row[3]),
@@ -147,7 +160,7 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
             state_group=row[5],
             place=row[10],
             replaces_nid=row[6],
-            redacted_by=redacted_by.get(row[1]),
+            redacted_by=redacted_by.get((row[2], row[1])),
             txn=txns.get(row[0]),
         )
         for row in rows
@@ -159,17 +172,43 @@ def stored_events_select() -> Select[Any]:
     return _STORED
 
 
-def nids_of(connection: Connection, event_ids: Iterable[str]) -> dict[str, int]:
-    """Numeric IDs of the events that are known, outliers included."""
-    return {event_id: nid for event_id, (nid, _) in nids_and_verdicts(connection, event_ids).items()}
+KnownEvents: TypeAlias = dict[str, tuple[int, Verdict]]
+"""Event ID to numeric ID and verdict, of the events of one room."""
 
 
-def nids_and_verdicts(connection: Connection, event_ids: Iterable[str]) -> dict[str, tuple[int, Verdict]]:
-    """Numeric ID and verdict of the events that are known."""
-    found: dict[str, tuple[int, Verdict]] = {}
+def nids_of(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> dict[str, int]:
+    """Numeric IDs of the events of a room that are known, outliers included."""
+    return {event_id: nid for event_id, (nid, _) in nids_and_verdicts(connection, room_nid, event_ids).items()}
+
+
+def nids_and_verdicts(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> KnownEvents:
+    """Numeric ID and verdict of the events of a room that are known."""
+    return known_events(connection, {room_nid: list(event_ids)})[room_nid]
+
+
+def known_events(connection: Connection, wanted: Mapping[int, Collection[str]]) -> dict[int, KnownEvents]:
+    """What is known of events of several rooms: for each room, those of the IDs wanted in it that it has."""
+    found: dict[int, KnownEvents] = {room_nid: {} for room_nid in wanted}
+    all_ids = {event_id for event_ids in wanted.values() for event_id in event_ids}
+    for part in in_slices(list(all_ids)):
+        rows = connection.execute(_VERDICTS, {"wanted": list(part), "room_nids": list(wanted)})
+        for event_id, nid, verdict, room_nid in rows:
+            # An ID that is wanted in one room may be that of an event of another one.
+            if event_id in wanted[room_nid]:
+                found[room_nid][event_id] = (nid, Verdict(verdict))
+    return found
+
+
+def placed_ids(connection: Connection, room_id: str, event_ids: Iterable[str]) -> set[str]:
+    """Those of the events that stand in the graph of a room."""
+    found: set[str] = set()
     for part in in_slices(list(event_ids)):
-        rows = connection.execute(_VERDICTS, {"wanted": list(part)})
-        found.update((row[0], (row[1], Verdict(row[2]))) for row in rows)
+        statement = (
+            select(events.c.event_id)
+            .join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
+            .where(rooms.c.room_id == room_id, events.c.event_id.in_(part), events.c.stream_position.is_not(None))
+        )
+        found.update(connection.execute(statement).scalars())
     return found
 
 
@@ -204,17 +243,6 @@ def forward_extremities_of(connection: Connection, room_nids: Sequence[int]) -> 
     return found
 
 
-def is_followed(connection: Connection, event_id: str, event_nid: int | None) -> bool:
-    """Whether an event that stands in the graph names this one among its prev_events."""
-    missing = select(backward_extremities.c.event_nid).where(backward_extremities.c.missing_event_id == event_id)
-    if connection.execute(missing.limit(1)).first():
-        return True
-    if event_nid is None:
-        return False
-    edge = select(event_edges.c.event_nid).where(event_edges.c.prev_nid == event_nid)
-    return connection.execute(edge.limit(1)).first() is not None
-
-
 def is_of_another_room(connection: Connection, event_id: str, room_id: str) -> bool:
     """Whether an event with this ID is stored here for any other room."""
     statement = select(events.c.event_nid).join(rooms, rooms.c.room_nid == events.c.room_nid)
@@ -228,14 +256,16 @@ def rejection_reason(connection: Connection, event_nid: int) -> str | None:
     return connection.execute(statement).scalar_one_or_none()
 
 
-def pending_redactions(connection: Connection, event_ids: Iterable[str]) -> list[StoredEvent]:
-    """Redactions of these events that came before them, and were not applied yet."""
+def pending_redactions(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> list[StoredEvent]:
+    """Redactions of these events of a room that came before them, and were not applied yet."""
     nids: list[int] = []
     for part in in_slices(list(event_ids)):
         nids.extend(
             connection.execute(
                 select(redactions.c.redaction_nid).where(
-                    and_(redactions.c.redacted_event_id.in_(part), redactions.c.applied.is_(False))
+                    redactions.c.room_nid == room_nid,
+                    redactions.c.redacted_event_id.in_(part),
+                    redactions.c.applied.is_(False),
                 )
             ).scalars()
         )

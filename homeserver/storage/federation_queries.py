@@ -8,15 +8,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, Connection, select
 
 from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import auth_chains
 from homeserver.storage.database import in_slices
-from homeserver.storage.event_graph import Verdict
+from homeserver.storage.event_graph import Verdict, nids_of
 from homeserver.storage.room_state import event_ids_of
 from homeserver.storage.tables import (
     backward_extremities,
@@ -49,7 +50,7 @@ def walk_back(connection: Connection, room_nid: int, start: Iterable[str], limit
         _, nid, verdict = heapq.heappop(heap)
         if not verdict & Verdict.REJECTED:
             found.append(nid)
-        for prev, depth, prev_verdict in _previous(connection, [nid]):
+        for prev, depth, prev_verdict in _previous(connection, room_nid, [nid]):
             if prev not in seen:
                 seen.add(prev)
                 heapq.heappush(heap, (-depth, prev, prev_verdict))
@@ -75,7 +76,7 @@ def walk_between(
     while layer and len(found) < limit and steps < WALK_STEPS_MAX:
         steps += len(layer)
         following: list[int] = []
-        for nid, depth, verdict in _previous(connection, layer):
+        for nid, depth, verdict in _previous(connection, room_nid, layer):
             if nid in seen or depth < min_depth:
                 continue
             seen.add(nid)
@@ -97,21 +98,21 @@ def _placed(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> 
     return found
 
 
-def _previous(connection: Connection, nids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """``(nid, depth, verdict)`` of the prev_events that are in the graph, deepest first."""
+def _previous(connection: Connection, room_nid: int, nids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """``(nid, depth, verdict)`` of the prev_events that are in the graph of the room, deepest first."""
     for part in in_slices(nids):
         statement = (
             select(events.c.event_nid, events.c.depth, events.c.verdict)
             .join_from(event_edges, events, events.c.event_nid == event_edges.c.prev_nid)
-            .where(event_edges.c.event_nid.in_(part))
+            .where(event_edges.c.event_nid.in_(part), events.c.room_nid == room_nid)
             .order_by(events.c.depth.desc(), events.c.event_nid.desc())
         )
         for row in connection.execute(statement):
             yield row[0], row[1], row[2]
 
 
-def is_followed_by_accepted(connection: Connection, event_id: str) -> bool:
-    """Whether an accepted event that stands in the graph names this one among its prev_events.
+def is_followed_by_accepted(connection: Connection, room_nid: int, event_id: str) -> bool:
+    """Whether an accepted event that stands in the graph of the room names this one among its prev_events.
 
     Soft-failed and rejected ones do not count: otherwise who sends such an event could keep the one it names out of
     the forward extremities.
@@ -119,7 +120,11 @@ def is_followed_by_accepted(connection: Connection, event_id: str) -> bool:
     waiting = (
         select(events.c.event_nid)
         .join_from(backward_extremities, events, events.c.event_nid == backward_extremities.c.event_nid)
-        .where(backward_extremities.c.missing_event_id == event_id, events.c.verdict == 0)
+        .where(
+            backward_extremities.c.room_nid == room_nid,
+            backward_extremities.c.missing_event_id == event_id,
+            events.c.verdict == 0,
+        )
     )
     if connection.execute(waiting.limit(1)).first():
         return True
@@ -128,7 +133,12 @@ def is_followed_by_accepted(connection: Connection, event_id: str) -> bool:
         select(events.c.event_nid)
         .join_from(event_edges, events, events.c.event_nid == event_edges.c.event_nid)
         .join(earlier, earlier.c.event_nid == event_edges.c.prev_nid)
-        .where(earlier.c.event_id == event_id, events.c.verdict == 0)
+        .where(
+            earlier.c.event_id == event_id,
+            earlier.c.room_nid == room_nid,
+            events.c.room_nid == room_nid,
+            events.c.verdict == 0,
+        )
     )
     return connection.execute(following.limit(1)).first() is not None
 
@@ -152,14 +162,14 @@ def joins_before_gaps(connection: Connection, room_nid: int) -> list[int]:
 # -- events as bytes ---------------------------------------------------------------------------------------------------
 
 
-def pdus_by_id(connection: Connection, version: RoomVersion, event_ids: Iterable[str]) -> list[bytes]:
-    """PDUs as they go over the wire, redacted where they have been."""
-    return _pdus(connection, version, events.c.event_id, list(event_ids))
+def pdus_by_id(connection: Connection, room_nid: int, version: RoomVersion, event_ids: Iterable[str]) -> list[bytes]:
+    """PDUs of a room as they go over the wire, redacted where they have been; in the order of the IDs."""
+    return _pdus(connection, room_nid, version, events.c.event_id, list(event_ids))
 
 
-def pdus_by_nid(connection: Connection, version: RoomVersion, nids: Iterable[int]) -> list[bytes]:
+def pdus_by_nid(connection: Connection, room_nid: int, version: RoomVersion, nids: Iterable[int]) -> list[bytes]:
     """The same, by numeric ID, and in that order."""
-    return _pdus(connection, version, events.c.event_nid, list(nids))
+    return _pdus(connection, room_nid, version, events.c.event_nid, list(nids))
 
 
 def event_ids_in_order(connection: Connection, nids: Sequence[int]) -> list[str]:
@@ -168,23 +178,27 @@ def event_ids_in_order(connection: Connection, nids: Sequence[int]) -> list[str]
     return [names[nid] for nid in nids if nid in names]
 
 
-def _pdus(connection: Connection, version: RoomVersion, column: object, wanted: Sequence[object]) -> list[bytes]:
+def _pdus(
+    connection: Connection, room_nid: int, version: RoomVersion, column: Column[Any], wanted: Sequence[object]
+) -> list[bytes]:
     found: dict[object, tuple[str, bytes]] = {}
     for part in in_slices(wanted):
-        statement = select(column, events.c.event_id, events.c.json).where(column.in_(part))  # type: ignore[call-overload,attr-defined]
+        statement = select(column, events.c.event_id, events.c.json).where(
+            column.in_(part), events.c.room_nid == room_nid
+        )
         found.update((row[0], (row[1], bytes(row[2]))) for row in connection.execute(statement))
-    redacted = _redacted(connection, [event_id for event_id, _ in found.values()])
+    redacted = _redacted(connection, room_nid, [event_id for event_id, _ in found.values()])
     ordered = (found[key] for key in wanted if key in found)
     if not redacted:
         return [json for _, json in ordered]
     return [_redact_bytes(json, version) if event_id in redacted else json for event_id, json in ordered]
 
 
-def _redacted(connection: Connection, event_ids: Sequence[str]) -> set[str]:
+def _redacted(connection: Connection, room_nid: int, event_ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for part in in_slices(event_ids):
         statement = select(redactions.c.redacted_event_id).where(
-            redactions.c.redacted_event_id.in_(part), redactions.c.applied
+            redactions.c.redacted_event_id.in_(part), redactions.c.room_nid == room_nid, redactions.c.applied
         )
         found.update(connection.execute(statement).scalars())
     return found
@@ -207,23 +221,26 @@ class ChainSummary:
     """What is reached through links: for each chain, the highest sequence."""
 
 
-def auth_chain_of(connection: Connection, event_ids: Collection[str], *, besides: bool = True) -> list[int]:
-    """Numeric IDs of all events in the auth chains of state events, oldest first.
+def auth_chain_of(
+    connection: Connection, room_nid: int, event_ids: Collection[str], *, besides: bool = True
+) -> list[int]:
+    """Numeric IDs of all events in the auth chains of state events of a room, oldest first.
 
     Of the events themselves it holds those that are in the auth chain of another; none, if ``besides`` is False.
     """
-    nids = _nids(connection, event_ids)
+    nids = set(nids_of(connection, room_nid, event_ids).values())
     found = _events_of(connection, _summary(auth_chains.positions_of(connection, nids), connection))
     return sorted(found if besides else found - nids)
 
 
-def chain_summary(connection: Connection, event_ids: Collection[str]) -> ChainSummary:
-    """What the auth chains of events reach."""
-    return _summary(auth_chains.positions_of(connection, _nids(connection, event_ids)), connection)
+def chain_summary(connection: Connection, room_nid: int, event_ids: Collection[str]) -> ChainSummary:
+    """What the auth chains of events of a room reach."""
+    nids = nids_of(connection, room_nid, event_ids).values()
+    return _summary(auth_chains.positions_of(connection, nids), connection)
 
 
 def changed_summary(
-    connection: Connection, summary: ChainSummary, added: Collection[str], removed: Collection[str]
+    connection: Connection, room_nid: int, summary: ChainSummary, added: Collection[str], removed: Collection[str]
 ) -> ChainSummary | None:
     """The summary of a set of events that differs a little from another one, without looking at the whole set.
 
@@ -232,9 +249,11 @@ def changed_summary(
     if not added and not removed:
         return summary
     grown: auth_chains.Reach = {}
-    for chain, sequence in auth_chains.positions_of(connection, _nids(connection, added)).values():
+    added_nids = nids_of(connection, room_nid, added).values()
+    removed_nids = nids_of(connection, room_nid, removed).values()
+    for chain, sequence in auth_chains.positions_of(connection, added_nids).values():
         grown[chain] = max(sequence, grown.get(chain, 0))
-    for chain, sequence in auth_chains.positions_of(connection, _nids(connection, removed)).values():
+    for chain, sequence in auth_chains.positions_of(connection, removed_nids).values():
         if sequence >= summary.start.get(chain, 0) and grown.get(chain, 0) < sequence:
             return None
     grown = {chain: sequence for chain, sequence in grown.items() if sequence > summary.start.get(chain, 0)}
@@ -282,13 +301,6 @@ def _linked(
     return linked
 
 
-def auth_chain_through(connection: Connection, auth_event_ids: Collection[str]) -> list[int]:
-    """Numeric IDs of auth events and of their auth chains, oldest first."""
-    return sorted(auth_chains.auth_chain_nids(connection, _nids(connection, auth_event_ids)))
-
-
-def _nids(connection: Connection, event_ids: Collection[str]) -> set[int]:
-    found: set[int] = set()
-    for part in in_slices(list(event_ids)):
-        found.update(connection.execute(select(events.c.event_nid).where(events.c.event_id.in_(part))).scalars())
-    return found
+def auth_chain_through(connection: Connection, room_nid: int, auth_event_ids: Collection[str]) -> list[int]:
+    """Numeric IDs of auth events of a room and of their auth chains, oldest first."""
+    return sorted(auth_chains.auth_chain_nids(connection, nids_of(connection, room_nid, auth_event_ids).values()))

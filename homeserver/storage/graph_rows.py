@@ -36,7 +36,7 @@ _PUT_STATE = prepared_upsert(current_state, "room_nid", "state_key_nid")
 _PUT_MEMBERS = prepared_upsert(room_members, "room_nid", "user_id")
 _PUT_USER_ROOMS = prepared_upsert(user_rooms, "user_id", "room_nid")
 _PUT_CHANGES = prepared_upsert(current_state_changes, "room_nid", "position", "state_key_nid")
-_PUT_REDACTIONS = prepared_upsert(redactions, "redacted_event_id", "redaction_nid")
+_PUT_REDACTIONS = prepared_upsert(redactions, "redacted_event_id", "room_nid", "redaction_nid")
 _PUT_REASONS = prepared_upsert(rejections, "event_nid")
 _PLACE_OUTLIER = prepared(
     update(events)
@@ -83,6 +83,14 @@ _HIDE_PROFILE = prepared(
         )
     )
     .values(display_name=None, sort_name="", avatar_url=None)
+)
+_FOUND = prepared(
+    delete(backward_extremities).where(
+        and_(
+            backward_extremities.c.missing_event_id == bindparam("b_missing"),
+            backward_extremities.c.room_nid == bindparam("b_room_nid"),
+        )
+    )
 )
 _NEXT_GENERATION = prepared(
     update(rooms).where(rooms.c.room_nid == bindparam("b_room_nid")).values(generation=bindparam("b_generation"))
@@ -158,7 +166,9 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
         )
     _PUT_CHANGES.run(connection, rows.changes)
     _PUT_REDACTIONS.run(connection, rows.redactions)
-    _redact_members(connection, [row["redacted_event_id"] for row in rows.redactions if row["applied"]])
+    applied = [row for row in rows.redactions if row["applied"]]
+    for room_nid in {row["room_nid"] for row in applied}:
+        _redact_members(connection, room_nid, [r["redacted_event_id"] for r in applied if r["room_nid"] == room_nid])
     _PUT_REASONS.run(connection, rows.reasons)
     _NEXT_GENERATION.run(connection, rows.generations)
     _NEXT_STATE.run(connection, rows.states)
@@ -180,32 +190,44 @@ def _show_gaps_of(connection: Connection, nids: Sequence[int]) -> None:
                 _INSERT_LANES.run(connection, [{"room_nid": room_nid, "position": position, "lowest": place}])
 
 
-def _redact_members(connection: Connection, redacted: Sequence[str]) -> None:
+def _redact_members(connection: Connection, room_nid: int, redacted: Sequence[str]) -> None:
     """A redacted member event shows no name, no picture and no reason any longer."""
     for part in in_slices(redacted):
         statement = (
-            select(events.c.room_nid, state_keys.c.state_key, events.c.event_nid, events.c.json)
+            select(state_keys.c.state_key, events.c.event_nid, events.c.json)
             .join_from(events, state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
-            .where(events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
+            .where(events.c.room_nid == room_nid, events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
         )
         found = connection.execute(statement).all()
-        _HIDE_PROFILE.run(connection, [{"b_room_nid": r, "b_user_id": u, "b_event_nid": e} for r, u, e, _ in found])
-        for room_nid, user_id, _, json in found:
+        _HIDE_PROFILE.run(
+            connection, [{"b_room_nid": room_nid, "b_user_id": u, "b_event_nid": nid} for u, nid, _ in found]
+        )
+        for user_id, _, json in found:
             invitations.forget_reason(connection, room_nid, user_id, orjson.loads(json)["content"])
 
 
 def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> None:
-    """Where a new event is the missing one of others, their edges can be drawn now."""
+    """Add the edges from events of the same room that named a new event before it was here."""
     for part in in_slices(new_nids):
         statement = (
-            select(backward_extremities.c.missing_event_id, backward_extremities.c.event_nid, events.c.event_nid)
-            .join_from(backward_extremities, events, events.c.event_id == backward_extremities.c.missing_event_id)
+            select(
+                backward_extremities.c.room_nid,
+                backward_extremities.c.missing_event_id,
+                backward_extremities.c.event_nid,
+                events.c.event_nid,
+            )
+            .join_from(
+                backward_extremities,
+                events,
+                and_(
+                    events.c.event_id == backward_extremities.c.missing_event_id,
+                    events.c.room_nid == backward_extremities.c.room_nid,
+                ),
+            )
             .where(events.c.event_nid.in_(part))
         )
         found = connection.execute(statement).all()
         if not found:
             continue
-        _INSERT_EDGES.run(connection, [{"event_nid": waiting, "prev_nid": nid} for _, waiting, nid in found])
-        ids = list({row[0] for row in found})
-        for some in in_slices(ids):
-            connection.execute(delete(backward_extremities).where(backward_extremities.c.missing_event_id.in_(some)))
+        _INSERT_EDGES.run(connection, [{"event_nid": waiting, "prev_nid": nid} for _, _, waiting, nid in found])
+        _FOUND.run(connection, [{"b_room_nid": r, "b_missing": m} for r, m in {(row[0], row[1]) for row in found}])

@@ -28,7 +28,7 @@ from homeserver.storage.appends import (
     TransactionKey,
 )
 from homeserver.storage.database import insert as insert_or
-from homeserver.storage.event_graph import Verdict, nids_and_verdicts
+from homeserver.storage.event_graph import KnownEvents, Verdict, known_events
 from homeserver.storage.graph_rows import GraphRows, write_rows
 from homeserver.storage.places import place_of
 from homeserver.storage.prepared import prepared, prepared_insert
@@ -82,9 +82,9 @@ class _Numbers:
 
 
 class _Places:
-    """Where events stand that a transaction names: those that were ``known`` before, and those that it adds."""
+    """Where the events of one room stand that a transaction names: those ``known`` before, and those that it adds."""
 
-    def __init__(self, known: Mapping[str, tuple[int, Verdict]]) -> None:
+    def __init__(self, known: KnownEvents) -> None:
         self.known = known
         self.nids = {event_id: nid for event_id, (nid, _) in known.items()}
         self.in_graph = {event_id for event_id, (_, verdict) in known.items() if not _is_outlier(verdict)}
@@ -107,7 +107,7 @@ class GraphWriter:
         outcomes: list[Appended | BaseException] = [StaleHead() for _ in appends]
         todo = self._fresh(connection, _add_rooms(connection, appends, outcomes))
         known = self._known_events(connection, [append for _, append in todo])
-        todo = [(i, a) for i, a in todo if not _has_placed(a, known)]
+        todo = [(i, a) for i, a in todo if not _has_placed(a, known[a.room_nid])]
         if todo and not self._write(connection, todo, known, outcomes):
             # Only who repeats a request pays for the question which one it is.
             todo = _without_repeated(connection, todo, outcomes)
@@ -119,17 +119,16 @@ class GraphWriter:
         self,
         connection: Connection,
         todo: _Numbered,
-        known: Mapping[str, tuple[int, Verdict]],
+        known: Mapping[int, KnownEvents],
         outcomes: list[Appended | BaseException],
     ) -> bool:
         """Write all that is to be written; nothing, and False, where a transaction ID was used before."""
         appends = [append for _, append in todo]
         state_keys = self._intern(connection, appends)
         numbers = _take_numbers(connection, appends, known)
-        places = _Places(known)
         rows = GraphRows()
         for index, append in todo:
-            outcomes[index] = self._collect(append, places, state_keys, numbers, rows)
+            outcomes[index] = self._collect(append, _Places(known[append.room_nid]), state_keys, numbers, rows)
         if not _claim_transactions(connection, rows.txns):
             return False
         write_rows(connection, rows, iter(numbers.next_chain, None))
@@ -166,13 +165,15 @@ class GraphWriter:
         return fresh
 
     @staticmethod
-    def _known_events(connection: Connection, appends: Sequence[RoomAppend]) -> dict[str, tuple[int, Verdict]]:
-        """Numeric ID and verdict of every event that is named and was there before."""
-        known: dict[str, tuple[int, Verdict]] = {}
-        wanted: set[str] = set()
-        composed: set[str] = set()
+    def _known_events(connection: Connection, appends: Sequence[RoomAppend]) -> dict[int, KnownEvents]:
+        """For each room, numeric ID and verdict of every event that is named and was there before, in that room."""
+        known: dict[int, KnownEvents] = {}
+        missing: dict[int, set[str]] = {}
         for append in appends:
-            known.update((event_id, (nid, Verdict.ACCEPTED)) for event_id, nid in append.known.items())
+            at_hand = {event_id: (nid, Verdict.ACCEPTED) for event_id, nid in append.known.items()}
+            known[append.room_nid] = at_hand
+            wanted: set[str] = set()
+            composed: set[str] = set()
             for write in append.events:
                 event = write.event
                 if write.txn is None:
@@ -189,8 +190,13 @@ class GraphWriter:
             wanted.update(change.event.event_id for change in append.changes if change.event)
             if append.extremities:
                 wanted.update(append.extremities[0] | append.extremities[1])
-        wanted -= known.keys() | composed
-        known.update(nids_and_verdicts(connection, wanted))
+            for redacted, redaction in append.applied_redactions:
+                wanted.update((redacted, redaction))
+            if wanted := wanted - at_hand.keys() - composed:
+                missing[append.room_nid] = wanted
+        if missing:
+            for room_nid, found in known_events(connection, missing).items():
+                known[room_nid].update(found)
         return known
 
     def _intern(self, connection: Connection, appends: Sequence[RoomAppend]) -> dict[StateKey, int]:
@@ -245,7 +251,14 @@ class GraphWriter:
                 if write.awaited:
                     rows.awaited.append(nids[write.event.event_id])
         for redacted, redaction in append.applied_redactions:
-            rows.redactions.append({"redacted_event_id": redacted, "redaction_nid": nids[redaction], "applied": True})
+            rows.redactions.append(
+                {
+                    "redacted_event_id": redacted,
+                    "room_nid": append.room_nid,
+                    "redaction_nid": nids[redaction],
+                    "applied": True,
+                }
+            )
         self._collect_current(append, positions, nids, state_keys, rows)
         _collect_extremities(append, nids, rows)
         if append.current is not None:
@@ -365,7 +378,7 @@ def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
     return row[0], row[1]
 
 
-def _has_placed(append: RoomAppend, known: Mapping[str, tuple[int, Verdict]]) -> bool:
+def _has_placed(append: RoomAppend, known: KnownEvents) -> bool:
     """Whether an event of the append stands in the graph already: another request was faster with the same one."""
     for write in append.events:
         place = known.get(write.event.event_id)
@@ -412,13 +425,11 @@ def event_of_transaction(connection: Connection, txn: TransactionKey) -> int | N
     return connection.execute(statement).scalar_one_or_none()
 
 
-def _take_numbers(
-    connection: Connection, appends: Sequence[RoomAppend], known: Mapping[str, tuple[int, Verdict]]
-) -> _Numbers:
+def _take_numbers(connection: Connection, appends: Sequence[RoomAppend], known: Mapping[int, KnownEvents]) -> _Numbers:
     writes = [write for append in appends for write in append.events]
     placed = [write for write in writes if not _is_outlier(write.verdict)]
     taken = {
-        "events_taken": sum(write.event.event_id not in known for write in writes),
+        "events_taken": sum(w.event.event_id not in known[a.room_nid] for a in appends for w in a.events),
         "positions_taken": sum(not write.backfilled for write in placed),
         "backfilled_taken": sum(write.backfilled for write in placed),
         "groups_taken": sum(len(append.groups) for append in appends),
@@ -466,7 +477,7 @@ def _collect_event(
     place: int | None,
     groups: range,
     nids: Mapping[str, int],
-    known: Mapping[str, tuple[int, Verdict]],
+    known: KnownEvents,
     state_keys: Mapping[StateKey, int],
     rows: GraphRows,
 ) -> None:
@@ -513,7 +524,12 @@ def _collect_event(
         rows.reasons.append({"event_nid": nid, "reason": write.reason})
     if event.redacts is not None and write.verdict == Verdict.ACCEPTED:
         rows.redactions.append(
-            {"redacted_event_id": event.redacts, "redaction_nid": nid, "applied": write.redaction_applied}
+            {
+                "redacted_event_id": event.redacts,
+                "room_nid": room_nid,
+                "redaction_nid": nid,
+                "applied": write.redaction_applied,
+            }
         )
     if (txn := write.txn) is not None:
         rows.txns.append(

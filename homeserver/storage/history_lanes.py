@@ -152,7 +152,7 @@ def place_history(
     """
     event_ids = [event.event_id for event in given]
     named = places_naming(connection, room_nid, event_ids)
-    placed = _placed(connection, event_ids)
+    placed = _placed(connection, room_nid, event_ids)
     lanes: dict[str, int] = {}
     inherited: dict[str, int] = {}
     for event in reversed(given):
@@ -174,9 +174,11 @@ def place_history(
     return {event_id: next(taken[lanes[event_id]]) for event_id in wanted if lanes[event_id] in taken}
 
 
-def _placed(connection: Connection, event_ids: Sequence[str]) -> set[str]:
+def _placed(connection: Connection, room_nid: int, event_ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for part in in_slices(event_ids):
-        statement = select(events.c.event_id).where(events.c.event_id.in_(part), events.c.place.is_not(None))
+        statement = select(events.c.event_id).where(
+            events.c.event_id.in_(part), events.c.room_nid == room_nid, events.c.place.is_not(None)
+        )
         found.update(connection.execute(statement).scalars())
     return found

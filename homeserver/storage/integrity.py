@@ -156,8 +156,36 @@ def _event_graph(connection: Connection) -> _Found:
         _texts(
             connection,
             select(events.c.event_id)
-            .join(backward_extremities, backward_extremities.c.missing_event_id == events.c.event_id)
+            .join(
+                backward_extremities,
+                (backward_extremities.c.missing_event_id == events.c.event_id)
+                & (backward_extremities.c.room_nid == events.c.room_nid),
+            )
             .where(in_timeline),
+        ),
+    )
+
+
+def _room_borders(connection: Connection) -> _Found:
+    """What belongs to a room leads to events of that room only."""
+    later, earlier = events.alias("later"), events.alias("earlier")
+    yield (
+        "an event follows one of another room",
+        _texts(
+            connection,
+            select(later.c.event_id)
+            .join(event_edges, event_edges.c.event_nid == later.c.event_nid)
+            .join(earlier, earlier.c.event_nid == event_edges.c.prev_nid)
+            .where(later.c.room_nid != earlier.c.room_nid),
+        ),
+    )
+    yield (
+        "a room's state has an event of another room",
+        _texts(
+            connection,
+            select(events.c.event_id)
+            .join(current_state, current_state.c.event_nid == events.c.event_nid)
+            .where(current_state.c.room_nid != events.c.room_nid),
         ),
     )
 
@@ -240,6 +268,7 @@ _CHECKS: tuple[Callable[[Connection], _Found], ...] = (
     _file,
     _references,
     _event_graph,
+    _room_borders,
     _event_contents,
     _current_state,
     _numbers,

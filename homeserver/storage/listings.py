@@ -133,7 +133,13 @@ class Ban(NamedTuple):
 _INVITATIONS = select(*(invitations.c[name] for name in Invitation._fields)).where(
     invitations.c.room_nid == bindparam("room_nid")
 )
-_IS_REDACTED = exists().where(and_(redactions.c.redacted_event_id == events.c.event_id, redactions.c.applied))
+_IS_REDACTED = exists().where(
+    and_(
+        redactions.c.redacted_event_id == events.c.event_id,
+        redactions.c.room_nid == events.c.room_nid,
+        redactions.c.applied,
+    )
+)
 _BANS = (
     select(
         room_members.c.user_id,

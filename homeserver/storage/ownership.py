@@ -143,7 +143,11 @@ def _earlier_power_levels(connection: Connection, room: _Governing) -> list[Even
         return []
     statement = select(events.c.replaces_nid, events.c.event_id, events.c.json)
     found: list[Event] = []
-    nid = connection.scalar(select(events.c.replaces_nid).where(events.c.event_id == room.power_levels.event_id))
+    nid = connection.scalar(
+        select(events.c.replaces_nid).where(
+            events.c.event_id == room.power_levels.event_id, events.c.room_nid == room.room_nid
+        )
+    )
     while nid is not None and len(found) < POWER_LEVELS_LOOKED_AT_MAX:
         row = connection.execute(statement.where(events.c.event_nid == nid)).first()
         if row is None:

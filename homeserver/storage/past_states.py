@@ -83,7 +83,7 @@ def members_at(connection: Connection, room_nid: int, position: int) -> list[int
     earlier = _values_at(connection, room_nid, position, changed)
     unknown = [(MEMBER, user_id) for key_nid, user_id in changed.items() if key_nid not in earlier]
     in_group = room_state.read_group_keys(connection, last, unknown) if unknown else {}
-    nids = nids_of(connection, in_group.values())
+    nids = nids_of(connection, room_nid, in_group.values())
     for key_nid, user_id in changed.items():
         value = earlier[key_nid] if key_nid in earlier else nids.get(in_group.get((MEMBER, user_id), ""))
         members.pop(key_nid, None)

@@ -16,7 +16,10 @@ here), display name. A tuple, since there are many of them."""
 
 _named = events.alias("named")
 _BY_NAME = (
-    select(_named.c.event_nid).where(_named.c.event_id == receipts.c.event_id).correlate(receipts).scalar_subquery()
+    select(_named.c.event_nid)
+    .where(_named.c.event_id == receipts.c.event_id, _named.c.room_nid == receipts.c.room_nid)
+    .correlate(receipts)
+    .scalar_subquery()
 )
 """A receipt may come before its event."""
 _EVENT_POSITION = (

@@ -56,7 +56,6 @@ class _Place:
     """Where an event stands; the position is None for events that are not in the graph here."""
 
     event_nid: int | None
-    room_nid: int | None
     stream_position: int | None
 
     @property
@@ -65,7 +64,9 @@ class _Place:
         return self.event_nid if self.stream_position is not None else None
 
 
-_NOWHERE = _Place(None, None, None)
+_NOWHERE = _Place(None, None)
+_Places = dict[tuple[int, str], _Place]
+"""Room and event ID to where the event stands."""
 
 
 def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> list[list[int | None]]:
@@ -76,7 +77,9 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
     """
     wanted = [receipt for batch in batches for receipt in batch]
     newest = _read(connection, {receipt.key for receipt in wanted})
-    places = _places(connection, {r.event_id for r in wanted} | {event_id for event_id, _ in newest.values()})
+    named = {(receipt.room_nid, receipt.event_id) for receipt in wanted}
+    named |= {(key[0], event_id) for key, (event_id, _) in newest.items()}
+    places = _places(connection, named)
     accepted: list[NewReceipt] = []
     for receipt in wanted:
         if _says_something_new(receipt, newest.get(receipt.key), places):
@@ -93,7 +96,7 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
             "user_id": receipt.user_id,
             "thread_id": receipt.thread_id,
             "event_id": receipt.event_id,
-            "event_nid": places.get(receipt.event_id, _NOWHERE).placed_nid,
+            "event_nid": places.get((receipt.room_nid, receipt.event_id), _NOWHERE).placed_nid,
             "ts": receipt.ts,
             "position": positions[id(receipt)],
         }
@@ -103,16 +106,14 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
     return [[positions.get(id(receipt)) for receipt in batch] for batch in batches]
 
 
-def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, places: dict[str, _Place]) -> bool:
-    place = places.get(receipt.event_id, _NOWHERE)
-    if place.room_nid is not None and place.room_nid != receipt.room_nid:
-        return False
+def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, places: _Places) -> bool:
+    place = places.get((receipt.room_nid, receipt.event_id), _NOWHERE)
     if known is None:
         return True
     event_id, _ = known
     if event_id == receipt.event_id:
         return False
-    old = places.get(event_id, _NOWHERE)
+    old = places.get((receipt.room_nid, event_id), _NOWHERE)
     if place.stream_position is None or old.stream_position is None:
         return True  # which of them is later cannot be told here: the user's own server says that it is this one
     return place.stream_position > old.stream_position
@@ -128,15 +129,18 @@ def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[str,
     return found
 
 
-def _places(connection: Connection, event_ids: Iterable[str]) -> dict[str, _Place]:
-    found: dict[str, _Place] = {}
-    for part in in_slices(list(event_ids)):
+def _places(connection: Connection, named: Iterable[tuple[int, str]]) -> _Places:
+    """Where the events stand that receipts name. An event of another room is not the one that is named."""
+    wanted = set(named)
+    room_nids = {room_nid for room_nid, _ in wanted}
+    found: _Places = {}
+    for part in in_slices(list({event_id for _, event_id in wanted})):
         rows = connection.execute(
             select(events.c.event_id, events.c.event_nid, events.c.room_nid, events.c.stream_position).where(
-                events.c.event_id.in_(part)
+                events.c.event_id.in_(part), events.c.room_nid.in_(room_nids)
             )
         )
-        found.update((row[0], _Place(row[1], row[2], row[3])) for row in rows)
+        found.update(((row[2], row[0]), _Place(row[1], row[3])) for row in rows if (row[2], row[0]) in wanted)
     return found
 
 

@@ -16,20 +16,27 @@ def restore(connection: Connection, event_nid: int, event: Event, is_accepted: b
     ``redacted`` is the ID of the event that it redacts, where it does.
     """
     connection.execute(update(events).where(events.c.event_nid == event_nid).values(json=event.json))
+    room_nid = connection.execute(select(events.c.room_nid).where(events.c.event_nid == event_nid)).scalar_one()
     if event.type == "m.room.member":
-        room_nid = connection.execute(select(events.c.room_nid).where(events.c.event_nid == event_nid)).scalar_one()
         row = member_row(room_nid, event, event_nid)
         shown = {name: row[name] for name in ("display_name", "sort_name", "avatar_url")}
         connection.execute(update(room_members).where(room_members.c.event_nid == event_nid).values(**shown))
     if event.redacts is not None and is_accepted:
-        row = {"redacted_event_id": event.redacts, "redaction_nid": event_nid, "applied": redacted is not None}
-        upsert(connection, redactions, [row], ["redacted_event_id", "redaction_nid"])
+        row = {
+            "redacted_event_id": event.redacts,
+            "room_nid": room_nid,
+            "redaction_nid": event_nid,
+            "applied": redacted is not None,
+        }
+        upsert(connection, redactions, [row], ["redacted_event_id", "room_nid", "redaction_nid"])
 
 
-def differing(connection: Connection, given: dict[str, Event]) -> list[str]:
-    """Those of the events that are stored, but not with the same bytes."""
+def differing(connection: Connection, room_nid: int, given: dict[str, Event]) -> list[str]:
+    """Those of the events of a room that are stored, but not with the same bytes."""
     found: list[str] = []
     for part in in_slices(list(given)):
-        rows = connection.execute(select(events.c.event_id, events.c.json).where(events.c.event_id.in_(part)))
+        rows = connection.execute(
+            select(events.c.event_id, events.c.json).where(events.c.event_id.in_(part), events.c.room_nid == room_nid)
+        )
         found.extend(row[0] for row in rows if bytes(row[1]) != given[row[0]].json)
     return found

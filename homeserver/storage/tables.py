@@ -118,7 +118,7 @@ events = Table(
     "events",
     metadata,
     Column("event_nid", Nid, primary_key=True, autoincrement=False),
-    Column("event_id", Name, nullable=False, unique=True),
+    Column("event_id", Name, nullable=False),
     Column("room_nid", Nid, nullable=False),
     Column("type", FreeText, nullable=False),
     Column("state_key_nid", Nid),
@@ -130,6 +130,9 @@ events = Table(
     Column("replaces_nid", Nid),
     Column("verdict", SmallInteger, nullable=False, server_default=text("0")),
     Column("json", LargeBinary, nullable=False),
+    # An event is known by its room and its ID. In room versions 1 and 2 servers choose event IDs, and two rooms may
+    # have the same one.
+    Index("events_by_id", "event_id", "room_nid", unique=True),
     Index("events_by_stream", "stream_position"),
     Index("events_by_room_stream", "room_nid", "stream_position"),
     Index("events_by_room_place", "room_nid", "place", unique=True),
@@ -195,6 +198,7 @@ redactions = Table(
     "redactions",
     metadata,
     Column("redacted_event_id", FreeText, primary_key=True),
+    Column("room_nid", Nid, primary_key=True),
     Column("redaction_nid", Nid, primary_key=True),
     Column("applied", Boolean, nullable=False),
     comment="A redaction may come before its target; applied says that it was found allowed.",

@@ -118,7 +118,7 @@ class Composer:
         assert departure.state_group is not None
         state = (await self._states.snapshot(departure.state_group)).state
         wanted = [i for key, i in state.items() if not request.is_lazy or key[0] != "m.room.member"]
-        return [stored.event_nid for stored in (await self._events.by_id(wanted)).values()]
+        return [stored.event_nid for stored in (await self._events.by_id(departure.event.room_id, wanted)).values()]
 
     async def _finish_state(self, request: SyncRequest, draft: RoomDraft, loaded: LoadedEvents) -> None:
         """Turn the numeric IDs into the events that the filter lets through."""

@@ -139,7 +139,7 @@ class MembersAndSummaries:
     async def _members_of_head(self, room_id: str, user_ids: Iterable[str], loaded: LoadedEvents) -> Members:
         head = await self._heads.get(room_id)
         event_ids = [i for user_id in user_ids if (i := head.state.get(("m.room.member", user_id))) is not None]
-        stored = (await self._events.by_id(event_ids)).values()
+        stored = (await self._events.by_id(room_id, event_ids)).values()
         for event in stored:
             loaded.put(event)
         return member_events(stored)

@@ -122,7 +122,7 @@ class Quick:
         return news
 
     def _take_in_event(self, change: Change, news: RoomNews, loaded: LoadedEvents) -> None:
-        stored = self._events.cached(change.event_id) if change.event_id is not None else None
+        stored = self._events.cached_of(change)
         if stored is None or change.effect not in (StateEffect.NONE, StateEffect.OWN):
             raise _NotInMemory
         if not stored.visible:

@@ -103,7 +103,8 @@ class OurServer:
         return event.content if event is not None else {}
 
     async def event(self, event_id: str) -> StoredEvent | None:
-        return await self.get(Events).get(event_id)
+        found = await self.get(Events).in_any_room(event_id)
+        return found[0] if found else None
 
     async def wait_for(self, event_id: str) -> StoredEvent:
         """An event, as soon as it stands in the graph."""

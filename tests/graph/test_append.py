@@ -70,7 +70,7 @@ def test_two_processes_write_to_one_room(server: CoreServer, other: CoreServer) 
         sent = await asyncio.gather(talk(server, room_id, ALICE), talk(other, room_id, BOB))
         last = await server.send(room_id)
 
-        found = await CoreServer(server.database).events.by_id([*sent[0], *sent[1]])
+        found = await CoreServer(server.database).events.by_id(room_id, [*sent[0], *sent[1]])
         assert len(found) == 2 * each
         assert {stored.verdict for stored in found.values()} == {Verdict.ACCEPTED}
         nids, edges = server.database.read_now(graph_of, before.room_nid)
@@ -226,7 +226,7 @@ def test_transaction_ids_may_be_any_text(server: CoreServer) -> None:
         odd = key(room_id, "a\0b\ufdd0")
         sent = await server.send(room_id, txn=odd)
         assert (await server.send(room_id, txn=odd)).event_id == sent.event_id
-        read_back = (await CoreServer(server.database).events.by_id([sent.event_id]))[sent.event_id]
+        read_back = (await CoreServer(server.database).events.by_id(room_id, [sent.event_id]))[sent.event_id]
         assert read_back.txn == (ALICE, "D", "a\0b\ufdd0")
 
     asyncio.run(story())
@@ -430,7 +430,8 @@ def test_a_missing_event_that_comes_later_takes_its_place(server: CoreServer) ->
         assert server.database.read_now(lambda c: c.scalars(gaps).all()) == []
         _, edges = server.database.read_now(graph_of, stored.room_nid)
         assert {child for child, parent in edges if parent == stored.event_nid} == {
-            event.event_nid for event in (await server.events.by_id([following.event_id, rejected.event_id])).values()
+            event.event_nid
+            for event in (await server.events.by_id(room.room_id, [following.event_id, rejected.event_id])).values()
         }
         assert server.database.read_now(find_problems) == []
 
@@ -478,7 +479,7 @@ def test_an_outlier_finds_its_place_later(server: CoreServer) -> None:
         assert placed.event_nid == stored.event_nid
         assert placed.verdict == Verdict.ACCEPTED
         for process in (server, CoreServer(server.database)):
-            found = (await process.events.by_id([event.event_id]))[event.event_id]
+            found = (await process.events.by_id(room.room_id, [event.event_id]))[event.event_id]
             assert (found.stream_position, found.state_group) == (placed.stream_position, placed.state_group)
         assert (await server.heads.get(room.room_id)).state["m.room.topic", ""] == event.event_id
         assert server.database.read_now(find_problems) == []
@@ -511,8 +512,7 @@ async def redactor(server: CoreServer, event_id: str) -> str | None:
     """The redaction of an event, as this process and a new one see it."""
     found = []
     for process in (server, CoreServer(server.database)):
-        stored = await process.events.get(event_id)
-        assert stored is not None
+        (stored,) = await process.events.in_any_room(event_id)
         found.append(stored.redacted_by.event_id if stored.redacted_by else None)
     assert found[0] == found[1]
     return found[0]

@@ -67,7 +67,7 @@ def test_a_join_through_another_server(server: CoreServer, version: str) -> None
             assert (set(head.joined), set(head.joined_local)) == ({ZOE, ALICE}, {ALICE})
             before = await process.states.before(stored)
             assert dict(before.state) == {key: e.event_id for key, e in room.state_before(join).items()}
-            outliers = await process.events.by_id(e.event_id for e in room.auth_chain([join]))
+            outliers = await process.events.by_id(room.room_id, (e.event_id for e in room.auth_chain([join])))
             assert {event.verdict for event in outliers.values()} == {Verdict.OUTLIER}
         standing = await server.database.read(user_rooms.standing_of, ALICE, room.room_id)
         assert standing is not None
@@ -167,8 +167,9 @@ def test_an_outlier_of_the_import_is_placed_later(server: CoreServer) -> None:
         join = room.join(ALICE)
         await import_room(server, room, join)
         named = room.state["m.room.name", ""]
-        assert (await server.events.by_id([named.event_id]))[named.event_id].verdict == Verdict.OUTLIER
-        state = await server.states.resolve(room.version, [(await server.heads.get(room.room_id)).snapshot])
+        assert (await server.events.by_id(room.room_id, [named.event_id]))[named.event_id].verdict == Verdict.OUTLIER
+        head = await server.heads.get(room.room_id)
+        state = await server.states.resolve(head, [head.snapshot])
         before = state.towards({key: e.event_id for key, e in room.state_before(named).items()})
 
         async def job(_: WorkingHead) -> list[NewEvent]:
@@ -177,7 +178,7 @@ def test_an_outlier_of_the_import_is_placed_later(server: CoreServer) -> None:
         (stored,) = await server.writers.submit(room.room_id, job)
         assert stored.stream_position is not None
         assert stored.stream_position < 0
-        fresh = (await CoreServer(server.database).events.by_id([named.event_id]))[named.event_id]
+        fresh = (await CoreServer(server.database).events.by_id(room.room_id, [named.event_id]))[named.event_id]
         assert (fresh.verdict, fresh.stream_position) == (Verdict.ACCEPTED, stored.stream_position)
         assert fresh.state_group is not None
         read = server.database.read_now(room_state.read_group, fresh.state_group)
@@ -240,7 +241,10 @@ def test_a_join_after_an_invitation(server: CoreServer, version: str) -> None:
         await server.imports.out_of_band(room.version, invitation, STRIPPED)
         join = room.join(ALICE)
         stored = await import_room(server, room, join)
-        assert stored.replaces_nid == (await server.events.by_id([invitation.event_id]))[invitation.event_id].event_nid
+        assert (
+            stored.replaces_nid
+            == (await server.events.by_id(room.room_id, [invitation.event_id]))[invitation.event_id].event_nid
+        )
         standing = await server.database.read(user_rooms.standing_of, ALICE, room.room_id)
         assert standing is not None
         assert (standing.membership, standing.stripped_state) == ("join", None)

@@ -171,7 +171,7 @@ def test_caches_are_true_to_what_others_wrote(pair: tuple[CoreServer, CoreServer
             assert head.generation > old.generation
             assert set(head.joined_local) == {ALICE, BOB}
             assert head.state["m.room.topic", ""] == last.event_id
-            stored = await here.events.get(message.event_id)
+            stored = await here.events.get(room_id, message.event_id)
             assert stored is not None
             assert stored.redacted_by is not None
             assert stored.redacted_by.event_id == redaction.event_id
@@ -193,7 +193,7 @@ def test_an_outlier_that_another_process_placed(pair: tuple[CoreServer, CoreServ
         async with following(here, there):
             (placed,) = await there.receive(topic)
             await until_at(here, placed.stream_position)
-            stored = await here.events.get(topic.event_id)
+            stored = await here.events.get(room.room_id, topic.event_id)
             assert stored is not None
             assert (stored.verdict, stored.stream_position) == (Verdict.ACCEPTED, placed.stream_position)
 

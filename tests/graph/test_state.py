@@ -124,7 +124,7 @@ async def check_head(server: CoreServer, room: RandomRoom) -> None:
 async def check_history(server: CoreServer, room: RandomRoom) -> None:
     """The state before and after every event, read back by a process that knows nothing yet."""
     other = CoreServer(server.database)
-    stored = await other.events.by_id(room.events)
+    stored = await other.events.by_id(room.room_id, room.events)
     assert stored.keys() == room.events.keys()
     for event_id, event in stored.items():
         assert event.state_group is not None

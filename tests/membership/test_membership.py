@@ -238,7 +238,7 @@ def test_member_events_that_clients_write_themselves(server: CoreServer) -> None
         assert await send(room_id, draft(BOB, "leave", BOB))
         assert await server.membership(room_id, CAROL) == "invite"
         invitation = await send(room_id, draft(ALICE, "invite", ZOE))
-        stored = (await server.events.by_id([invitation or ""]))[invitation or ""]
+        stored = (await server.events.by_id(room_id, [invitation or ""]))[invitation or ""]
         assert set(stored.event.pdu["signatures"]) == {"example.org", "other.org"}
 
     asyncio.run(story())

@@ -34,8 +34,7 @@ def server(shared_database: Database) -> CoreServer:
 
 
 async def render(server: CoreServer, event_id: str, after_ms: int = 5, **options: Any) -> Any:
-    stored = await server.events.get(event_id)
-    assert stored is not None
+    (stored,) = await server.events.in_any_room(event_id)
     await server.client_events.prepare([stored])
     options.setdefault("with_room_id", True)
     now = stored.event.origin_server_ts + after_ms
@@ -175,7 +174,7 @@ def test_rendered_once_for_everybody(server: CoreServer) -> None:
         room_id = await server.create_room()
         sent = await server.set_state(room_id, "m.room.topic", {"topic": "new"})
         renderer = ClientEvents(server.events)
-        stored = await server.events.get(sent.event_id)
+        stored = await server.events.get(room_id, sent.event_id)
         assert stored is not None
         renderer.render(stored, now_ms=0, with_room_id=True)
         first = renderer._rendered.peek(sent.event_id)
@@ -191,7 +190,7 @@ def test_without_what_it_replaced_nothing_wrong_is_kept(server: CoreServer) -> N
         await server.set_state(room_id, "m.room.topic", {"topic": "old"})
         sent = await server.set_state(room_id, "m.room.topic", {"topic": "new"})
         other = CoreServer(server.database)
-        stored: StoredEvent | None = await other.events.get(sent.event_id)
+        stored: StoredEvent | None = await other.events.get(room_id, sent.event_id)
         assert stored is not None
         unprepared = orjson.loads(other.client_events.render(stored, now_ms=0, with_room_id=True))
         assert "prev_content" not in unprepared["unsigned"]

@@ -41,7 +41,7 @@ def test_chains_of_states_in_any_order(shared_database: Database) -> None:
         chains = StateChains(shared_database)
         for snapshot in (*snapshots, *snapshots[:3]):
             found = await chains.of_state(room_nid, snapshot, "$event")
-            nids = await shared_database.read(federation_queries.auth_chain_of, list(snapshot.state.values()))
+            nids = await shared_database.read(federation_queries.auth_chain_of, room_nid, list(snapshot.state.values()))
             assert list(found) == await shared_database.read(event_ids_in_order, nids)
 
     asyncio.run(story())

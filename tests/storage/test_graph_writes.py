@@ -142,7 +142,7 @@ def test_who_repeats_a_request_holds_up_nobody_else(database: Database, writer: 
     (event_id,) = made(appended).nids
     claimed = database.read_now(event_of_transaction, TransactionKey(ALICE, "D", "send/2", "t", 0))
     assert claimed == made(appended).nids[event_id]
-    assert database.read_now(event_graph.nids_of, [again.events[0].event.event_id]) == {}
+    assert database.read_now(event_graph.nids_of, again.room_nid, [again.events[0].event.event_id]) == {}
     assert database.read_now(find_problems) == []
 
 
