@@ -1,4 +1,4 @@
-"""For whom a request acts: access tokens, looked up in the database and remembered for a few seconds.
+"""Access tokens: finds the user and device of a request in the database, and caches them for a few seconds.
 
 https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens
 """
@@ -17,13 +17,13 @@ from homeserver.storage.sessions import TokenOwner, find_token_owner, revoke_old
 
 REMEMBERED_MAX = 10_000
 REMEMBERED_SECONDS = 5.0
-"""How long a token that another process revoked may still work here."""
+"""How long this process may still accept a token that another process revoked."""
 TOKEN_CHARACTERS_MAX = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """For whom, and from which device, a request acts."""
+    """The user and the device that a request acts for."""
 
     user_id: str
     device_id: str
@@ -32,12 +32,12 @@ class Requester:
 
 
 def hash_token(token: str) -> bytes:
-    """What is stored of a token. (Tokens are random: there is nothing to guess, so a fast hash will do.)"""
+    """The hash under which a token is stored. (Tokens are random and cannot be guessed, so a fast hash is enough.)"""
     return hashlib.sha256(token.encode()).digest()
 
 
 class AccessTokens:
-    """Knows whose token it is."""
+    """Finds the owners of tokens."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -46,7 +46,7 @@ class AccessTokens:
         self._times_forgotten = 0
 
     async def requester(self, token: str) -> Requester:
-        """Who acts with this token. Raises ``UnknownToken``; with ``soft_logout`` if it has only expired."""
+        """The owner of a token. Raises ``UnknownToken``; with ``soft_logout`` if the token has only expired."""
         if len(token) > TOKEN_CHARACTERS_MAX:
             raise UnknownToken()
         token_hash = hash_token(token)
@@ -57,7 +57,7 @@ class AccessTokens:
         return await self._look_up(token_hash)
 
     def forget(self, token_hashes: Iterable[bytes]) -> None:
-        """Drop revoked tokens at once; those being looked up are not remembered either."""
+        """Drop revoked tokens from the cache at once; look-ups under way do not put them back."""
         self._times_forgotten += 1
         for token_hash in token_hashes:
             self._remembered.pop(token_hash, None)

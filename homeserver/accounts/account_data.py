@@ -1,4 +1,4 @@
-"""Account data: what clients keep on the server for their user, of the whole account or of one room.
+"""Account data: what clients store on the server for their user, for the whole account or for one room.
 
 https://spec.matrix.org/v1.19/client-server-api/#client-config
 """
@@ -15,7 +15,7 @@ from homeserver.storage.account_data import GLOBAL, get_account_data, put_accoun
 from homeserver.storage.database import Database
 
 MANAGED_BY_SERVER = frozenset({"m.fully_read", "m.push_rules"})
-"""The types that clients set by other endpoints, or not at all."""
+"""The types that clients set by other endpoints or not at all."""
 CONTENT_BYTES_MAX = 256 * 1024
 TYPE_BYTES_MAX = 255
 
@@ -28,7 +28,9 @@ class AccountData:
         self._notifier = notifier
 
     async def put(self, user_id: str, type_: str, content: JsonObject, room_id: str = GLOBAL) -> None:
-        """Set what a client may set. Raises ``ManagedByServer``, ``InvalidParam``, ``TooLarge``."""
+        """Set account data of a type that clients may set. Raises ``ManagedByServer``, ``InvalidParam``,
+        ``TooLarge``.
+        """
         # "Servers MUST reject setting account data for event types that the server manages by using a 405 error
         # response."
         if type_ in MANAGED_BY_SERVER:
@@ -36,7 +38,9 @@ class AccountData:
         await self.store(user_id, type_, content, room_id)
 
     async def store(self, user_id: str, type_: str, content: JsonObject, room_id: str = GLOBAL) -> None:
-        """Set any type: also those that the server manages. Raises ``InvalidParam``, ``TooLarge``."""
+        """Set account data of any type, including those that the server manages. Raises ``InvalidParam``,
+        ``TooLarge``.
+        """
         if not fits_in_bytes(type_, TYPE_BYTES_MAX):
             raise InvalidParam(f"The type may have {TYPE_BYTES_MAX} bytes")
         content_json = orjson.dumps(content)

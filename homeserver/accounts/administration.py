@@ -1,8 +1,8 @@
-"""Accounts as those who run the server handle them.
+"""Managing accounts, for operators.
 
-Each act is a function over a connection, for the command line, which works on the database beside a running server; and
-a method of ``Accounts``, for the server itself. A running server notices within ``REMEMBERED_SECONDS`` that a token was
-revoked by the command line.
+Each operation is a function over a connection, for the command line, which works on the database beside a running
+server; and a method of ``Accounts``, for the server itself. A running server notices within ``REMEMBERED_SECONDS`` that
+the command line revoked a token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from homeserver.storage.database import Database
 from homeserver.storage.sessions import end_sessions
 
 OnDeactivated = Callable[[str], Awaitable[None]]
-"""Called with the user ID after an account was closed: the user leaves all rooms."""
+"""Called with the user ID after an account was closed, so that the user leaves all rooms."""
 
 
 def create_user(
@@ -34,14 +34,14 @@ def create_user(
 
 
 def list_users(connection: Connection, *, after: str = "", limit: int = 1000) -> list[User]:
-    """Accounts, deactivated ones included, in the order of their user IDs from the one that follows ``after``."""
+    """Accounts, deactivated ones included, ordered by user ID; only those after ``after``."""
     return store.list_users(connection, after=after, limit=limit)
 
 
 def set_password(connection: Connection, user_id: str, password_hash: str) -> list[bytes]:
     """Set a password and log the user out everywhere; returns the hashes of revoked access tokens.
 
-    Raises ``NotFound`` for accounts that are not there or closed.
+    Raises ``NotFound`` if there is no such account or it is closed.
     """
     if not store.set_password_hash(connection, user_id, password_hash):
         raise NotFound(f"There is no active account {user_id}")
@@ -51,7 +51,7 @@ def set_password(connection: Connection, user_id: str, password_hash: str) -> li
 def deactivate_user(connection: Connection, user_id: str, now_ms: int) -> list[bytes]:
     """Close an account: no password, no devices, no profile; returns the hashes of revoked access tokens.
 
-    The user's rooms are for the caller to leave. Raises ``NotFound`` for accounts that are not there or closed.
+    The caller must make the user leave all rooms. Raises ``NotFound`` if there is no such account or it is closed.
     """
     if not store.deactivate_user(connection, user_id, now_ms):
         raise NotFound(f"There is no active account {user_id}")
@@ -59,7 +59,7 @@ def deactivate_user(connection: Connection, user_id: str, now_ms: int) -> list[b
 
 
 class Accounts:
-    """The same inside a running server."""
+    """The same operations inside a running server."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Accounts:
         self._sessions.revoked(user_id, await self._database.write(set_password, user_id, password_hash))
 
     async def deactivate(self, user_id: str) -> None:
-        """Close an account; its user leaves all rooms. Raises ``NotFound``."""
+        """Close an account and make its user leave all rooms. Raises ``NotFound``."""
         revoked = await self._database.write(deactivate_user, user_id, self._clock.now_ms())
         self._sessions.revoked(user_id, revoked)
         if self._on_deactivated is not None:

@@ -22,7 +22,7 @@ from homeserver.notifier import Notifier
 
 @dataclass(frozen=True, slots=True)
 class AccountServices:
-    """Registration, login, and what belongs to an account."""
+    """Registration, login, and the data of accounts."""
 
     access_tokens: AccessTokens
     sessions: Sessions
@@ -39,7 +39,7 @@ class AccountServices:
 def build(
     base: Foundation, federation: FederationServices, notifier: Notifier, memberships: Memberships
 ) -> AccountServices:
-    """The services of this package. ``memberships`` follows in the rooms what happens to an account."""
+    """Build the services of this package. ``memberships`` is notified of changes of accounts, to update the rooms."""
     database, clock, server_name = base.database, base.clock, base.server_name
     access_tokens = AccessTokens(database, clock)
     sessions = Sessions(database, clock, access_tokens, notifier)

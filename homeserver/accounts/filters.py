@@ -1,4 +1,4 @@
-"""Filters that clients keep on the server, to name them later instead of sending them again.
+"""Filters that clients store on the server, so that later requests can name them by ID.
 
 https://spec.matrix.org/v1.19/client-server-api/#filtering
 """
@@ -27,17 +27,19 @@ PARSED_FACTOR = 5
 
 
 class Filters:
-    """Stores filters, and parses those that a request names or brings along."""
+    """Stores filters, and parses the filters of requests."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._parsed: WeightedCache[tuple[str, str], tuple[Filter, int]] = WeightedCache(
             "filters", PARSED_BYTES_MAX, lambda parsed: 1_000 + PARSED_FACTOR * parsed[1]
         )
-        """With the length of its JSON."""
+        """Each filter with the length of its JSON."""
 
     async def define(self, user_id: str, definition: JsonObject) -> str:
-        """Store a filter; the same one has the same ID. Raises ``BadJson``, ``InvalidParam``, ``TooLarge``."""
+        """Store a filter and return its ID; equal filters have the same ID. Raises ``BadJson``, ``InvalidParam``,
+        ``TooLarge``.
+        """
         parse_filter(definition)
         definition_json = orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)
         if len(definition_json) > FILTER_BYTES_MAX:
@@ -60,7 +62,7 @@ class Filters:
     async def get(self, user_id: str, filter_id_or_json: str) -> Filter:
         """The filter of a request, by its ID or given inline.
 
-        Raises ``NotJson``, ``BadJson``, ``InvalidParam``, and ``NotFound`` for an ID that is not known.
+        Raises ``NotJson``, ``BadJson``, ``InvalidParam``, and ``NotFound`` for an unknown ID.
         """
         if filter_id_or_json.startswith("{"):
             return parse_filter_text(filter_id_or_json)

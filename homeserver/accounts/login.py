@@ -18,7 +18,7 @@ from homeserver.storage.sessions import NewTokens, start_session
 
 
 class Login:
-    """Lets users in."""
+    """Authenticates users by password."""
 
     def __init__(
         self, database: Database, clock: Clock, passwords: Passwords, sessions: Sessions, *, server_name: str
@@ -32,7 +32,7 @@ class Login:
     async def with_password(self, user: str, password: str, request: SessionRequest) -> Session:
         """Start a session for a user ID or its localpart. Raises ``Forbidden``, ``UserDeactivated``.
 
-        That a user is not there takes as long to find out as that a password is wrong.
+        Takes as long for an unknown user as for a wrong password, so that the time does not tell which users exist.
         """
         user_id = self._user_id(user)
         password_hash = await self.verify_password(user_id, password)
@@ -49,19 +49,20 @@ class Login:
         return Session(user_id, request.device_id, tokens)
 
     async def verify_password(self, user_id: str, password: str) -> str:
-        """The stored hash that the password fits. Raises ``Forbidden``, ``UserDeactivated``."""
+        """Check a password and return the stored hash. Raises ``Forbidden``, ``UserDeactivated``."""
         account = await self._database.read(find_user, user_id)
         password_hash = account.password_hash if account else None
         fits = await self._passwords.verify(password_hash, password)
         if account is not None and account.is_deactivated:
-            # NOTSPEC: said without knowing the password, which is gone. /register/available gives away as much.
+            # NOTSPEC: told without checking the password, because its hash is deleted. /register/available reveals as
+            # much.
             raise UserDeactivated()
         if not fits or password_hash is None:
             raise Forbidden("Invalid user name or password")
         return password_hash
 
     def _user_id(self, user: str) -> str:
-        """What the client means. All our localparts are lower case, which not everybody who types one thinks of."""
+        """The user ID that the client means. All our localparts are lower case, but users may type upper case."""
         if len(user) > IDENTIFIER_BYTES_MAX or "\0" in user:
             return ""
         if not user.startswith("@"):
@@ -79,7 +80,9 @@ def _start(
     tokens: NewTokens,
     now_ms: int,
 ) -> list[bytes] | None:
-    """The tokens that this login revokes; None if the password was changed or the account closed in the meantime."""
+    """Start a session; returns the tokens that it revokes, or None if meanwhile the password was changed or the account
+    closed.
+    """
     account = find_user(connection, user_id)
     if account is None or account.is_deactivated or account.password_hash != password_hash:
         return None

@@ -1,8 +1,7 @@
-"""Passwords: hashed with Argon2id, on threads of their own, so many at a time and no more.
+"""Passwords: hashed with Argon2id, on a bounded number of threads of their own.
 
-Parameters: 19 MiB, two passes, one lane; OWASP's recommendation for Argon2id. That costs some 20 to 50 ms of a core and
-2 x 19 MiB of memory at most while logins are under way; more memory would buy more against guessing, and cost it in a
-server that is meant to be small.
+Parameters: 19 MiB, two passes, one lane; OWASP's recommendation for Argon2id. One hash takes 20 to 50 ms of a core, and
+all together at most 2 x 19 MiB of memory. More memory would make guessing harder, but this server is meant to be small.
 
 https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
 """
@@ -28,13 +27,13 @@ PASSES = 2
 LANES = 1
 AT_ONCE_MAX = 2
 WAITING_MAX = 64
-"""Requests that may wait for their turn; those beyond are told to come back."""
+"""How many requests may wait for a thread; further ones get M_LIMIT_EXCEEDED."""
 RETRY_AFTER_MS = 2_000
 PASSWORD_BYTES_MAX = 512
 
 
 class Passwords:
-    """Makes and checks password hashes without holding up the event loop."""
+    """Computes and checks password hashes without blocking the event loop."""
 
     def __init__(self, *, memory_kib: int = MEMORY_KIB, passes: int = PASSES) -> None:
         self._argon2 = argon2.PasswordHasher(
@@ -49,23 +48,23 @@ class Passwords:
         return await self._run(self.hash_now, password)
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password fits. Without a hash it does not, which takes as long to find out.
+        """Whether the password matches the hash. With None as the hash it never does, after the same time.
 
         Raises ``LimitExceeded``.
         """
         return await self._run(self._verify_now, password_hash, password)
 
     def hash_now(self, password: str) -> str:
-        """As ``hash``, on the calling thread."""
+        """The same as ``hash``, on the calling thread."""
         check_new_password(password)
         return self._argon2.hash(password)
 
     def needs_rehash(self, password_hash: str) -> bool:
-        """Whether a hash was made with other parameters than today's."""
+        """Whether a hash was made with other parameters than the current ones."""
         return self._argon2.check_needs_rehash(password_hash)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _verify_now(self, password_hash: str | None, password: str) -> bool:
@@ -89,7 +88,7 @@ class Passwords:
 def check_new_password(password: str) -> None:
     """Raise ``WeakPassword`` for an empty password, ``BadJson`` for one that is too long.
 
-    How complex a password must be is for clients to say:
+    Clients enforce how complex a password must be:
     https://spec.matrix.org/v1.19/client-server-api/#password-management
     """
     if not password:
@@ -99,6 +98,6 @@ def check_new_password(password: str) -> None:
 
 
 def _hash_that_nothing_fits(memory_kib: int, passes: int) -> str:
-    """A well-formed hash of no password, for those who try a user that is not there."""
+    """A well-formed hash that no password matches, to check against when the user does not exist."""
     salt, digest = (base64.b64encode(os.urandom(size)).decode().rstrip("=") for size in (16, 32))
     return f"$argon2id$v=19$m={memory_kib},t={passes},p={LANES}${salt}${digest}"

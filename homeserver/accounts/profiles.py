@@ -28,15 +28,15 @@ from homeserver.storage.accounts import read_profile, read_profiles, write_profi
 from homeserver.storage.database import Database
 
 PROFILE_BYTES_MAX = 64 * 1024
-"""Of the whole profile, as JSON; the specification's own limit."""
+"""The limit for the whole profile as JSON, from the specification."""
 KEY_BYTES_MAX = 255
 DISPLAY_NAME_CHARACTERS_MAX = 256
-"""It goes into a membership event in each of the user's rooms, and those have a limit."""
+"""A display name goes into a membership event in each of the user's rooms, and events have a size limit."""
 AVATAR_URL_CHARACTERS_MAX = 1000
 TIME_ZONE_CHARACTERS_MAX = 100
 
 IN_MEMBER_EVENTS = frozenset({"displayname", "avatar_url"})
-"""The fields whose changes go into the user's rooms."""
+"""The fields that are copied into the user's rooms when they change."""
 _TEXTS = IN_MEMBER_EVENTS | {"m.tz"}
 
 _KEY = re.compile(r"(?:avatar_url|displayname|[a-z][a-z0-9_-]*(?:\.[a-z0-9_-]+)+)\Z")
@@ -55,7 +55,7 @@ class RemoteProfiles(Protocol):
 
 
 class Profiles:
-    """Reads the profiles of all users, and changes those of ours."""
+    """Reads the profiles of all users, and changes those of our own users."""
 
     def __init__(
         self,
@@ -88,18 +88,18 @@ class Profiles:
         return {key: profile[key]}
 
     async def local_profile(self, user_id: str) -> JsonObject:
-        """All fields of a user of ours. Raises ``NotFound``."""
+        """All fields of one of our own users. Raises ``NotFound``."""
         profile = await self._database.read(read_profile, user_id)
         if profile is None:
             raise NotFound("There is no such user")
         return profile
 
     async def names_and_avatars(self, user_ids: list[str]) -> dict[str, tuple[str | None, str | None]]:
-        """Display name and avatar of each of the users who has an account here."""
+        """Display name and avatar of those of the users who have an account here."""
         return await self._database.read(read_profiles, user_ids)
 
     async def set_field(self, user_id: str, key: str, value: Any) -> None:
-        """Set one field of a user of ours. An empty display name or avatar is none.
+        """Set one field of one of our own users. An empty display name or avatar removes it.
 
         Raises ``InvalidParam``, ``BadJson``, ``KeyTooLarge``, ``ProfileTooLarge``, ``NotFound``.
         """
@@ -111,7 +111,7 @@ class Profiles:
             await self._change(user_id, {key: value}, frozenset())
 
     async def delete_field(self, user_id: str, key: str) -> None:
-        """Remove one field of a user of ours, if it is there. Raises ``InvalidParam``, ``NotFound``."""
+        """Remove one field of one of our own users, if it exists. Raises ``InvalidParam``, ``NotFound``."""
         check_key(key)
         await self._change(user_id, {}, frozenset({key}))
 
@@ -154,7 +154,9 @@ def check_key(key: str) -> None:
 
 
 def check_value(key: str, value: Any) -> None:
-    """Raise ``BadJson`` or ``InvalidParam`` for a value that the field cannot have; own fields can have any."""
+    """Raise ``BadJson`` or ``InvalidParam`` for a value that the field cannot have; custom fields may have any
+    value.
+    """
     if key not in _TEXTS:
         return
     if not isinstance(value, str):
@@ -169,11 +171,11 @@ def check_value(key: str, value: Any) -> None:
 
 
 def usable_profile(server_name: str, answer: JsonObject) -> JsonObject:
-    """What another server says of a user, without what is not as it should be. Raises ``RemoteFailed``."""
+    """A profile as another server gives it, without malformed fields. Raises ``RemoteFailed``."""
     usable = {key: value for key, value in answer.items() if key not in _TEXTS or isinstance(value, str)}
     try:
         size = len(orjson.dumps(usable))
-    except orjson.JSONEncodeError as error:  # nested too deeply to be passed on
+    except orjson.JSONEncodeError as error:  # nested too deeply to be encoded again
         raise RemoteFailed(f"{server_name} gave no usable profile") from error
     if size > PROFILE_BYTES_MAX:
         raise RemoteFailed(f"{server_name} gave a profile that is too large")

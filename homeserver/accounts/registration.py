@@ -1,4 +1,4 @@
-"""New accounts, for whoever may register here.
+"""Registers new accounts.
 
 https://spec.matrix.org/v1.19/client-server-api/#legacy-account-registration
 """
@@ -27,7 +27,7 @@ OPERATION = "register"
 
 
 def user_id_for(username: str, server_name: str) -> str:
-    """The user ID that a user name stands for; capitals become small. Raises ``InvalidUsername``."""
+    """The user ID for a user name, in lower case. Raises ``InvalidUsername``."""
     # "the server MUST either map the provided username onto a user_id in a logical manner, or reject any username
     # which does not comply to the grammar with M_INVALID_USERNAME"
     localpart = username.lower() if username.isascii() else username

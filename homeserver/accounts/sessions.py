@@ -21,7 +21,7 @@ from homeserver.storage.sessions import NewTokens, end_sessions, refresh_session
 
 TOKEN_RANDOM_BYTES = 32
 REFRESHABLE_LIFETIME_MS = 60 * 60 * 1000
-"""How long an access token lives that can be refreshed; any other lives until it is revoked."""
+"""How long a refreshable access token is valid, in ms; other tokens are valid until they are revoked."""
 DEVICE_ID_CHARACTERS = 10
 DEVICE_ID_BYTES_MAX = 255
 DEVICE_NAME_CHARACTERS_MAX = 100
@@ -29,7 +29,7 @@ DEVICE_NAME_CHARACTERS_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """What a client asks for its session when it registers or logs in."""
+    """What a client asks of its session when it registers or logs in."""
 
     device_id: str
     device_name: str | None
@@ -39,7 +39,9 @@ class SessionRequest:
     def checked(
         cls, device_id: str | None, device_name: str | None, wants_refresh_token: bool = False
     ) -> SessionRequest:
-        """With a random device ID if the client has none. Raises ``InvalidParam`` for one that cannot be used."""
+        """Check the request; without a device ID, choose a random one. Raises ``InvalidParam`` for an unusable device
+        ID.
+        """
         if device_id is None:
             device_id = "".join(secrets.choice(string.ascii_uppercase) for _ in range(DEVICE_ID_CHARACTERS))
         elif not device_id or not device_id.isprintable() or not fits_in_bytes(device_id, DEVICE_ID_BYTES_MAX):
@@ -51,14 +53,14 @@ class SessionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens, as their owner gets them."""
+    """New tokens in plain text, as the client gets them."""
 
     access_token: str
     refresh_token: str | None
     expires_in_ms: int | None
 
     def for_storage(self, now_ms: int) -> NewTokens:
-        """What is kept of them."""
+        """The hashes and times that are stored of them."""
         return NewTokens(
             hash_token(self.access_token),
             None if self.refresh_token is None else hash_token(self.refresh_token),
@@ -75,7 +77,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session that has begun."""
+    """A session that has started."""
 
     user_id: str
     device_id: str
@@ -83,7 +85,7 @@ class Session:
 
     def body(self) -> JsonObject:
         """The fields that the answers to /register and /login share."""
-        # home_server is deprecated, but costs nothing and old clients look for it.
+        # home_server is deprecated, but costs nothing and old clients read it.
         server_name = self.user_id.partition(":")[2]
         return {
             "user_id": self.user_id,
@@ -102,7 +104,7 @@ def new_tokens(refreshable: bool) -> Tokens:
 
 
 class Sessions:
-    """Refreshes and ends sessions. (They begin in the transaction of a registration or a login.)"""
+    """Refreshes and ends sessions. (Registration and login start them in their own transactions.)"""
 
     def __init__(self, database: Database, clock: Clock, access_tokens: AccessTokens, notifier: Notifier) -> None:
         self._database = database
@@ -127,14 +129,16 @@ class Sessions:
         return tokens
 
     async def end(self, user_id: str, device_ids: Iterable[str] | None = None) -> None:
-        """Log devices of a user out and delete them, all of them by default."""
+        """Log out and delete devices of a user, by default all of them."""
         chosen = None if device_ids is None else list(device_ids)
         self.revoked(user_id, await self._database.write(end_sessions, user_id, chosen))
 
     def revoked(self, user_id: str, token_hashes: Iterable[bytes]) -> None:
-        """After a commit that revoked access tokens: they work no longer, and long polls of the user look again."""
+        """After a commit that revoked access tokens: drop them from the cache, and wake the user's long polls to check
+        again.
+        """
         hashes = list(token_hashes)
-        # Also without any: a look-up under way may have read what is now gone.
+        # Call this even without hashes: a look-up under way may have read a token that is now revoked.
         self._access_tokens.forget(hashes)
         if hashes:
             self._notifier.wake_user(user_id)

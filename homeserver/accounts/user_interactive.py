@@ -45,16 +45,16 @@ from homeserver.storage.database import Database
 
 SESSION_LIFETIME_MS = 15 * 60 * 1000
 SESSIONS_MAX = 10_000
-"""Sessions that may be open at once; who asks for more is told to come back."""
+"""How many sessions may be open at once; further requests get M_LIMIT_EXCEEDED."""
 RETRY_AFTER_MS = 60_000
 SESSION_ID_CHARACTERS_MAX = 100
 PARAMETERS_BYTES_MAX = 4096
 """Parameters up to this size are remembered: anybody may have the server store them."""
 
 Flows = Sequence[tuple[str, ...]]
-"""The ways to authenticate, each a sequence of stages."""
+"""The possible ways to authenticate, each a sequence of stages."""
 Stage = Callable[[JsonObject], Awaitable[None]]
-"""Checks what the client says for one stage (the ``auth`` object); raises a MatrixError if that will not do."""
+"""Checks what the client says for one stage (the ``auth`` object); raises a MatrixError if it is not accepted."""
 
 DUMMY = "m.login.dummy"
 DUMMY_FLOWS: Flows = ((DUMMY,),)
@@ -77,7 +77,7 @@ class FinishedSession:
 
 
 class UserInteractive:
-    """Keeps the sessions, and says whether an operation may go ahead."""
+    """Keeps the sessions, and decides whether an operation may go ahead."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -169,7 +169,7 @@ class UserInteractive:
         flows: Flows,
         stages: Mapping[str, Stage],
     ) -> tuple[str, ...]:
-        """The stages completed after this one; raises a challenge if it is not the next, or was not passed."""
+        """The stages completed after this one; raises a challenge if the stage is not the next one or fails."""
         try:
             # "Failing to follow the flows in order must result in an HTTP 401 response"
             if not any(flow[: len(completed) + 1] == (*completed, stage) for flow in flows):
@@ -248,7 +248,9 @@ def _check_binding(session_id: str, session: UiaSession, parameters: JsonObject)
 
 
 def _binding(session_id: str, parameters: JsonObject) -> bytes:
-    """What ties a session to the parameters of its request. Its key is not stored: they may hold a password."""
+    """What ties a session to the parameters of its request. The HMAC key is not stored, because parameters may hold a
+    password.
+    """
     without_auth = {name: value for name, value in parameters.items() if name != "auth"}
     return hmac.digest(session_id.encode(), orjson.dumps(without_auth, option=orjson.OPT_SORT_KEYS), "sha256")
 

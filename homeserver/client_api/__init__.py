@@ -30,4 +30,4 @@ SECTIONS = (
     "whoami",
 )
 MODULES = tuple(import_module(f"{__name__}.{section}") for section in SECTIONS)
-"""Every section that is there."""
+"""Every section that is implemented."""

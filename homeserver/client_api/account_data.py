@@ -1,4 +1,4 @@
-"""Client config: account data, of the whole account or of one room.
+"""Client config: account data of the whole account or of one room.
 
 https://spec.matrix.org/v1.19/client-server-api/#client-config
 """

@@ -11,7 +11,7 @@ from homeserver.foundation import Foundation
 
 @dataclass(frozen=True, slots=True)
 class ClientApiServices:
-    """What clients are told about this server."""
+    """What this server tells clients about itself."""
 
     capabilities: Capabilities
     discovery: ClientDiscovery

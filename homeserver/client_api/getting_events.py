@@ -117,7 +117,7 @@ async def get_joined_members_by_room(room_id: str, requester: Authenticated, his
 
 
 def _profile(member: JoinedMember) -> dict[str, str | None]:
-    # Both keys are always there: clients that were written for other servers read them without looking.
+    # Always answer with both keys: clients written for other servers read them without checking that they exist.
     return {"display_name": member.display_name, "avatar_url": member.avatar_url}
 
 
@@ -128,4 +128,4 @@ async def get_joined_rooms(requester: Authenticated, history: HistoryService) ->
 
 
 routes = [Route("/rooms/{room_id}/messages", get_room_events, methods=["GET"])]
-"""Scrolling back is frequent: a plain route, without what FastAPI does for each request."""
+"""Clients page through history often, so these are plain routes, without FastAPI's work for each request."""

@@ -1,4 +1,4 @@
-"""Login, the refreshing of access tokens, and logout.
+"""Login, refreshing access tokens, and logout.
 
 https://spec.matrix.org/v1.19/client-server-api/#legacy-login
 """
@@ -83,7 +83,7 @@ async def logout_all(requester: Authenticated, sessions: Annotated[Sessions, ser
 
 
 def _user_of(body: JsonObject) -> str:
-    """Whom the client names: https://spec.matrix.org/v1.19/client-server-api/#identifier-types"""
+    """The user that the client names: https://spec.matrix.org/v1.19/client-server-api/#identifier-types"""
     identifier = optional_object(body, "identifier")
     if identifier is None:
         if "medium" in body or "address" in body:

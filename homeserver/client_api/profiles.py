@@ -18,7 +18,7 @@ from homeserver.web import json_response, read_json_object, service
 router = APIRouter()
 
 BODY_BYTES_MAX = 128 * 1024
-"""Room for a profile of 64 KiB, however its JSON is written; what is stored has the limit of the specification."""
+"""Enough for a profile of 64 KiB, however its JSON is escaped. The stored profile has the specification's limit."""
 
 
 @router.get("/profile/{user_id}")

@@ -26,7 +26,7 @@ from homeserver.web import (
 router = APIRouter()
 
 CREDENTIALS_BYTES_MAX = 64 * 1024
-"""Of the bodies that somebody without a token may send."""
+"""The largest body that a request without an access token may have."""
 
 
 @router.post("/register")

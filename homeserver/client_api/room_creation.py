@@ -1,4 +1,4 @@
-"""Creation of rooms.
+"""Creating rooms.
 
 https://spec.matrix.org/v1.19/client-server-api/#creation
 """

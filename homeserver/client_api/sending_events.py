@@ -1,6 +1,6 @@
 """Sending events to a room: messages, state and redactions.
 
-These are the endpoints that are called most: plain Starlette routes, without what FastAPI does for each request.
+These endpoints are called most often, so they are plain Starlette routes, without FastAPI's work for each request.
 
 https://spec.matrix.org/v1.19/client-server-api/#sending-events-to-a-room
 """
@@ -27,11 +27,11 @@ from homeserver.web import get_service, json_response, optional_str, read_json_o
 
 TXN_ID_BYTES_MAX = 255
 EVENT_BODY_BYTES_MAX = 256 * 1024
-"""The body of an event, with room for white space and escapes; the event itself has its own limit."""
+"""The largest body, with room for white space and escapes; the event itself has its own limit."""
 NEW_ALIASES_MAX = 20
-"""Aliases that one m.room.canonical_alias may add: each may have to be asked of another server."""
+"""How many aliases one m.room.canonical_alias may add: each may need a request to another server."""
 ONLY_STATE = ("m.room.create", "m.room.member")
-"""Types that the authorization rules reject without a state key, whoever sends them."""
+"""Types that the authorization rules always reject without a state key."""
 MEMBERSHIPS = ("join", "invite", "knock", "leave", "ban")
 
 
@@ -111,7 +111,7 @@ def _check_tombstone(room_id: str, event_type: str, content: JsonObject) -> None
 
 
 async def _check_creators(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
-    """No power levels can ever name a creator of a room of version 12: M_BAD_JSON rather than M_FORBIDDEN."""
+    """Raise M_BAD_JSON, not M_FORBIDDEN: in version 12, power levels can never name a creator of the room."""
     heads = get_service(request, RoomHeads)
     head = await heads.find(room_id)
     if head is None or not head.version.creators_have_infinite_power or requester.user_id not in head.joined:
@@ -123,7 +123,7 @@ async def _check_creators(request: Request, requester: Requester, room_id: str, 
 
 
 async def _check_canonical_alias(request: Request, requester: Requester, room_id: str, content: JsonObject) -> None:
-    """New aliases have to point to the room: M_BAD_ALIAS, or M_INVALID_PARAM for what is no alias."""
+    """Raise M_BAD_ALIAS unless new aliases point to the room, M_INVALID_PARAM for a malformed alias."""
     heads = get_service(request, RoomHeads)
     head = await heads.newest_where(room_id, lambda head: requester.user_id in head.joined)
     if head is None:
@@ -154,7 +154,7 @@ def _aliases_in(content: JsonObject, *, strict: bool = True) -> list[str]:
 
 
 def transaction_key(request: Request, requester: Requester, scope: str) -> TransactionKey | None:
-    """What makes this request harmless to repeat from the same device; None where it has no transaction ID."""
+    """The key by which a repeated request from the same device is recognised; None without a transaction ID."""
     txn_id: str | None = request.path_params.get("txn_id")
     if txn_id is None:
         return None

@@ -14,10 +14,11 @@ from homeserver.web import bytes_response
 unversioned = APIRouter()
 
 VERSIONS = ("r0.6.1", *(f"v1.{minor}" for minor in range(1, 13)))
-"""What clients may rely on: an endpoint that is here behaves as these versions say, and what is optional in them is
-negotiated by the capabilities. Modules that are still to come answer M_UNRECOGNIZED, as on any server that does not
-offer them. v1.13 and later wait for what clients take for granted from then on, such as room summaries (v1.15); what is
-here of them already, and can be asked for by name, stands below."""
+"""The versions that clients may rely on: every endpoint of this server behaves as they say, and capabilities tell which
+optional features it has. Modules that are not implemented answer M_UNRECOGNIZED, as on any server without them. v1.13
+and later are not listed yet, because clients then take for granted what is missing here, such as room summaries
+(v1.15). What is implemented of them and can be named on its own is listed below.
+"""
 
 UNSTABLE_FEATURES = {
     # Profile fields with any key, of v1.16, at their stable paths.

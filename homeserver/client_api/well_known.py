@@ -20,12 +20,12 @@ unversioned = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class ClientDiscovery:
-    """What the operator says about where clients connect."""
+    """Where clients connect, as the operator has configured it."""
 
     public_base_url: str | None
 
     def information(self) -> JsonObject | None:
-        """The discovery information, None where the operator says nothing."""
+        """The discovery information; None if the operator has configured none."""
         return {"m.homeserver": {"base_url": self.public_base_url}} if self.public_base_url else None
 
 

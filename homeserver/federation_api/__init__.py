@@ -1,8 +1,8 @@
 """The federation API: a module for each section of the specification, thin shells around the features.
 
 Each module has a ``router`` with whole paths; ``transactions``, whose endpoint is the busiest, has plain ``routes``. An
-endpoint has the name of its ``operationId``; it is told who asks (``gate``), takes the request apart, makes one call,
-and answers.
+endpoint has the name of its ``operationId``; it gets the authenticated server from ``gate``, takes the request apart,
+makes one call, and answers.
 
 https://spec.matrix.org/v1.19/server-server-api/
 """

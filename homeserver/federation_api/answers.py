@@ -1,4 +1,4 @@
-"""Answers that hold PDUs, put together from their bytes."""
+"""Answers that hold PDUs, joined from their stored bytes."""
 
 from __future__ import annotations
 

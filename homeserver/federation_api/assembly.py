@@ -15,7 +15,7 @@ from homeserver.foundation import Foundation
 
 @dataclass(frozen=True, slots=True)
 class FederationApiServices:
-    """Who is let in, and how answers are put together."""
+    """Authentication of requests, and the form of answers."""
 
     gate: Gate
     expensive: ExpensiveRequests

@@ -1,7 +1,8 @@
 """Bounds how many expensive requests are answered at the same time: for each server, and for all of them.
 
-A server that has missed something asks for states and history in quick succession, and a hostile one asks all the time.
-Requests beyond the bounds wait for their turn; where too many of one server wait, further ones are told to come back.
+A server that has missed something asks for states and history in quick succession, and a hostile one may ask all the
+time. Requests beyond the bounds wait in a queue; when the queue of a server is full, its further requests get
+M_LIMIT_EXCEEDED.
 
 https://spec.matrix.org/v1.19/client-server-api/#rate-limiting
 """
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 from homeserver.errors import LimitExceeded
 
 AT_ONCE_MAX = 4
-"""Requests of all servers together that are answered at the same time."""
+"""How many requests of all servers together are answered at the same time."""
 AT_ONCE_PER_SERVER_MAX = 2
 WAITING_PER_SERVER_MAX = 60
-"""Requests of one server that wait for their turn."""
+"""How many requests of one server may wait."""
 RETRY_AFTER_MS = 2_000
 
 
@@ -27,11 +28,11 @@ RETRY_AFTER_MS = 2_000
 class _Server:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_PER_SERVER_MAX))
     requests: int = 0
-    """Those that wait, and those that are being answered."""
+    """How many requests wait or are being answered."""
 
 
 class ExpensiveRequests:
-    """Gives requests of other servers their turns."""
+    """Queues the expensive requests of other servers."""
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)
@@ -39,11 +40,11 @@ class ExpensiveRequests:
 
     @contextlib.asynccontextmanager
     async def turn(self, origin: str, *, may_wait_for_others: bool = False) -> AsyncIterator[None]:
-        """Wait for the turn of a request of a server, and keep it while the context lasts.
+        """Wait until a request of a server may run, and count it as running while the context lasts.
 
         ``may_wait_for_others`` is for requests that wait for third servers while they are answered: they count for
-        their own server only, so that they do not keep all others waiting. Raises ``LimitExceeded`` where too many
-        requests of that server wait.
+        their own server only, so that they cannot block all others. Raises ``LimitExceeded`` if too many requests of
+        that server wait.
         """
         server = self._servers.setdefault(origin, _Server())
         if server.requests >= AT_ONCE_PER_SERVER_MAX + WAITING_PER_SERVER_MAX:

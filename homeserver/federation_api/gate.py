@@ -1,6 +1,6 @@
-"""Who makes a federation request, and what it has signed.
+"""Authenticates federation requests: which server sends one, and the body that it has signed.
 
-An endpoint that takes no body asks for the ``origin: Origin``, one that does for the ``signed: Signed`` request.
+An endpoint without a body declares ``origin: Origin``, one with a body ``signed: Signed``.
 
 https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 """
@@ -20,7 +20,7 @@ from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
 
 
 class SignsOfLife(Protocol):
-    """Wants to know when another server can be reached: the delivery."""
+    """Is notified when another server is known to be running; the delivery implements it."""
 
     def sign_of_life(self, server_name: str) -> None:
         """A server has made an authenticated request."""
@@ -29,7 +29,7 @@ class SignsOfLife(Protocol):
 class Gate:
     """Lets in the requests that are signed by the server that they claim to come from.
 
-    What the database is asked for such a request is asked on the threads for other servers.
+    Database queries for such a request run on the threads reserved for other servers.
     """
 
     def __init__(self, authenticator: RequestAuthenticator, delivery: SignsOfLife) -> None:
@@ -37,11 +37,11 @@ class Gate:
         self._delivery = delivery
 
     async def origin(self, request: Request) -> str:
-        """The server that makes a request without a body. Raises ``Unauthorized``, ``Forbidden``."""
+        """The server that sends a request without a body. Raises ``Unauthorized``, ``Forbidden``."""
         return await self._authenticate(request, None)
 
     async def origin_and_body(self, request: Request, limit: int = BODY_BYTES_MAX) -> tuple[str, JsonObject]:
-        """The server that makes a request, and the JSON object that it has signed with it.
+        """The server that sends a request, and the JSON object that it has signed with it.
 
         Raises ``Unauthorized``, ``Forbidden``, ``NotJson``, ``BadJson``, ``TooLarge``.
         """
@@ -50,7 +50,7 @@ class Gate:
 
     async def _authenticate(self, request: Request, content: Any) -> str:
         scope = request.scope
-        # The target as it came over the wire: that is what is signed.
+        # The signature covers the target exactly as it was sent, so take it undecoded.
         uri: str = scope["raw_path"].decode("latin-1")
         if scope["query_string"]:
             uri += "?" + scope["query_string"].decode("latin-1")
@@ -67,7 +67,7 @@ async def _origin(request: Request) -> str:
 
 
 Origin = Annotated[str, Depends(_origin)]
-"""The server that makes a request without a body."""
+"""The server that sends a request without a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +75,13 @@ class SignedRequest:
     """A request with a body."""
 
     origin: str
-    """The server that makes it."""
+    """The server that sends it."""
     content: JsonObject
     """The body, which that server has signed."""
 
 
 def signed_request(limit: int) -> Any:
-    """A dependency: a ``SignedRequest`` whose body has at most so many bytes."""
+    """A dependency that gives a ``SignedRequest``, whose body has at most ``limit`` bytes."""
 
     async def dependency(request: Request) -> SignedRequest:
         return SignedRequest(*await get_service(request, Gate).origin_and_body(request, limit))
@@ -90,4 +90,4 @@ def signed_request(limit: int) -> Any:
 
 
 Signed = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX)]
-"""A request with a body of the usual size at most."""
+"""A request with a body of at most the usual size."""

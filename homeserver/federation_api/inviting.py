@@ -26,7 +26,7 @@ from homeserver.web import (
 router = APIRouter()
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
-"""An invitation with the state that describes the room, each event of which may have 64 KiB."""
+"""An invitation with the stripped state that describes the room; each of its events may have 64 KiB."""
 
 SignedInvitation = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX)]
 
@@ -57,7 +57,7 @@ async def send_invite_v1(
     unsigned: JsonObject = optional_object(signed.content, "unsigned") or {}
     room_state = optional_list_of_objects(unsigned, "invite_room_state")
     # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"": both have the
-    # same event format, and which of the two it is the create event says, if it came along.
+    # same event format, and the create event, if it is in the stripped state, says which it is.
     version = _version_of(room_state)
     event = await invitations.receive(signed.origin, room_id, event_id, signed.content, version, room_state)
     return json_response([200, {"event": orjson.Fragment(event.json)}])

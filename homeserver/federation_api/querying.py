@@ -31,7 +31,7 @@ async def query_profile(
     field = query_str(request, "field")
     if not is_valid_user_id(user_id):
         raise InvalidParam("Not a valid user ID")
-    # Only our own users are found, so nobody can have us ask third servers.
+    # Answer for our own users only: otherwise anyone could make this server send requests to third servers.
     profile = await profiles.local_profile(user_id)
     if field is None:
         return json_response(profile)

@@ -1,4 +1,4 @@
-"""Retrieving server keys: ours, and as a notary those of others.
+"""Retrieving server keys: our own, and those of other servers, for which this server is a notary.
 
 https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys
 """
@@ -33,11 +33,11 @@ class PublishedKeys:
         self._clock = clock
 
     def now_ms(self) -> int:
-        """What a notary takes for the time where it is not told one."""
+        """The default for ``minimum_valid_until_ts``, in milliseconds since the epoch."""
         return self._clock.now_ms()
 
     def answer(self) -> dict[str, Any]:
-        """The signed object."""
+        """The signed object that ``GET /_matrix/key/v2/server`` answers."""
         return self._signing_keys.server_keys_object(self._clock.now_ms())
 
 
@@ -46,7 +46,7 @@ class PublishedKeys:
 async def get_server_key(keys: Annotated[PublishedKeys, service(PublishedKeys)]) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2server
 
-    Older servers name the key that they look for. "Servers should not use this parameter and instead opt to return all
+    Older servers name the key that they want. "Servers should not use this parameter and instead opt to return all
     keys, not just the requested one", as the specification said before it dropped the parameter.
     """
     return _canonical_response(keys.answer())
@@ -62,7 +62,7 @@ async def perspectives_key_query(
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2queryservername
 
-    All keys are given, whether or not an older server names one of them, as above.
+    Answers with all keys, even if an older server names one of them, as above.
     """
     if not is_valid_server_name(server_name):
         raise InvalidParam("Not a valid server name")
@@ -90,12 +90,12 @@ async def bulk_perspectives_key_query(
 
 
 def _canonical_response(value: JsonObject) -> Response:
-    """Signed objects are sent in the form that was signed: some servers check the bytes as they came."""
+    """Answer with canonical JSON, the form that was signed: some servers check the bytes as they were sent."""
     return bytes_response(encode_canonical_json(value))
 
 
 def _wanted(criteria: Any, now: int) -> Mapping[str, int]:
-    """Key ID to the time until which the key should be valid."""
+    """Key ID to the time until which the key should be valid, in milliseconds since the epoch."""
     if not isinstance(criteria, dict) or len(criteria) > KEY_IDS_MAX:
         raise BadJson("'server_keys' must hold an object of key IDs for each server")
     wanted: dict[str, int] = {}

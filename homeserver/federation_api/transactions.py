@@ -19,7 +19,9 @@ from homeserver.web import bytes_response, get_service
 PDUS_MAX = 50
 EDUS_MAX = 100
 BODY_BYTES_MAX = 2 * (PDUS_MAX + EDUS_MAX) * PDU_BYTES_MAX
-"""Twice what events of the largest size have: JSON can be written at greater length than it is counted."""
+"""Twice the size of the largest possible events: their JSON may be longer than the canonical JSON that the limit
+counts.
+"""
 TRANSACTION_ID_CHARACTERS_MAX = 255
 
 

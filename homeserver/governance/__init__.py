@@ -1,1 +1,1 @@
-"""What this server adds to Matrix: who is in charge of a room, as pure functions."""
+"""What this server adds to Matrix: the rules on who governs a room, as pure functions."""

@@ -1,9 +1,9 @@
 """The last Owner cannot leave a room that others are still in.
 
-Rule 3 of the governance API: whatever would leave a room in which other joined users remain without a joined Owner is
-refused. It speaks on what our own users send; what other servers' events do is accepted as the protocol demands.
+Rule 3 of the governance API: refuse every event that would leave a room without a joined Owner while other joined users
+remain. The rule applies to events of our own users; events of other servers are accepted as the protocol demands.
 
-Users whose accounts were closed can act for nobody: they are neither Owners here nor others who remain.
+Users with closed accounts cannot act any more: they count neither as Owners nor as users who remain.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ MESSAGE = "This is the last owner. Please set a new owner before removing this o
 
 
 def may_remove_owner(event: Event) -> bool:
-    """Whether an event is of a kind that can take an Owner from a room; a quick look before the exact one."""
+    """Whether an event is of a kind that can take an Owner from a room: a cheap check before the exact one."""
     if event.type == "m.room.member":
         return event.membership != "join"
     return event.type == "m.room.power_levels" and event.state_key == ""
 
 
 def removes_owner(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> bool:
-    """Whether an event takes an Owner from a room; the arguments are those of ``leaves_ownerless``."""
+    """Whether an event takes an Owner from a room; takes the same arguments as ``leaves_ownerless``."""
     owners = owners_in(event, state, joined)
     if event.type == "m.room.member":
         return event.state_key in owners
@@ -35,14 +35,14 @@ def removes_owner(event: Event, state: Mapping[StateKey, Event], joined: Collect
 def leaves_ownerless(
     event: Event, state: Mapping[StateKey, Event], joined: Collection[str], closed: Collection[str] = ()
 ) -> bool:
-    """Whether a room that has an Owner has none after the event, though joined users remain.
+    """Whether a room has an Owner before the event, and after it has none although joined users remain.
 
-    ``state`` is the state before the event, of which m.room.create and m.room.power_levels are looked at; ``joined``
-    holds the joined users before it; ``closed`` those whose accounts were closed.
+    ``state`` is the state before the event, and needs m.room.create and m.room.power_levels only; ``joined`` holds the
+    users joined before it, and ``closed`` those of them with closed accounts.
     """
     owners = owners_in(event, state, joined).difference(closed)
     if not owners:
-        return False  # it had none before
+        return False  # there was none before
     left = set(joined).difference(closed)
     if event.type == "m.room.member":
         return owners == {event.state_key} and len(left) > 1
@@ -50,7 +50,7 @@ def leaves_ownerless(
 
 
 def owners_in(event: Event, state: Mapping[StateKey, Event], joined: Collection[str]) -> set[str]:
-    """The Owners among the joined users, by the state; ``event`` is any of the room."""
+    """The Owners among the joined users, by the state. ``event`` may be any event of the room."""
     power_levels = state.get(POWER_LEVELS)
     return joined_owners(
         power_levels_of(event.version, state.get(CREATE), power_levels), listed_users(power_levels), joined

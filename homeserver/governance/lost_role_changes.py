@@ -1,8 +1,9 @@
-"""Changes of roles that were lost where branches of a room met, and what of them is to be made again.
+"""Role changes that were lost when branches of a room met, and which of them are to be made again.
 
-Owners on two servers change roles at the same moment: two m.room.power_levels events on the same predecessor. Each
-holds all levels of the room, and state resolution keeps one of them, so the other one's change is gone. The server
-whose user lost makes the change again on top of what won, as far as the winner has not decided about the same user.
+Suppose Owners on two servers change roles at the same moment: two m.room.power_levels events follow the same
+predecessor. Each holds all levels of the room, and state resolution keeps only one of them, so the other change is
+lost. The server of the user who lost makes the change again on top of the event that won, except where the winning
+event changed the same user.
 
 https://spec.matrix.org/v1.19/rooms/v11/#state-resolution
 """
@@ -18,34 +19,34 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import PowerLevels, parse_level
 
 Entries: TypeAlias = Mapping[str, Any]
-"""User ID to what stands for the user under ``users``; None: nothing stands there."""
+"""User ID to the user's entry under ``users``; None if there is no entry."""
 Line: TypeAlias = Sequence[Event | None]
-"""An m.room.power_levels event, the one that it was built on, and so on; None at the end where there was none yet."""
+"""An m.room.power_levels event, the one that it was built on, and so on; None at the end stands for "no event yet"."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelChange:
-    """An m.room.power_levels event with the one that it was built on, if there was one."""
+    """An m.room.power_levels event and the one that it was built on, if any."""
 
     before: Event | None
     event: Event
 
     def entries(self) -> dict[str, Any]:
-        """The users whose entries it changed, with what it made of them."""
+        """The entries under ``users`` that it changed, with their new values."""
         old, new = users_of(self.before), users_of(self.event)
         return {user: new.get(user) for user in (*old, *new) if old.get(user) != new.get(user)}
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where two lines of m.room.power_levels events went apart, and what happened on each since then, oldest first."""
+    """Where two lines of m.room.power_levels events diverged, and the changes on each since then, oldest first."""
 
     lost: Sequence[LevelChange]
     won: Sequence[LevelChange]
 
 
 def fork_of(lost: Line, won: Line) -> Fork | None:
-    """Where two lines went apart, or None where they do not go back far enough to tell."""
+    """Where two lines diverged; None if they do not reach back far enough to tell."""
     lost_ids, won_ids = ([event and event.event_id for event in line] for line in (lost, won))
     for place, event_id in enumerate(lost_ids):
         if event_id in won_ids:
@@ -54,15 +55,15 @@ def fork_of(lost: Line, won: Line) -> Fork | None:
 
 
 def left_to_apply(change: LevelChange, others: Iterable[LevelChange]) -> dict[str, Any]:
-    """What a lost change made of users, except of those whom other changes are about as well: there these hold."""
+    """The entries that a lost change made, except for users whom one of the other changes is about as well."""
     decided = {user for other in others for user in other.entries()}
     return {user: value for user, value in change.entries().items() if user not in decided}
 
 
 def with_entries(current: Event, levels: PowerLevels, entries: Entries) -> JsonObject | None:
-    """The content of the m.room.power_levels that sets entries on top of the current one, and leaves all else as it is.
+    """The content of an m.room.power_levels that sets entries on top of the current one and keeps everything else.
 
-    None where all have the level already that they would get. ``levels`` are those of ``current``.
+    None if all users have the wanted level already. ``levels`` are those of ``current``.
     """
     users = dict(users_of(current))
     for user, value in entries.items():
@@ -77,13 +78,13 @@ def with_entries(current: Event, levels: PowerLevels, entries: Entries) -> JsonO
 
 
 def users_of(power_levels: Event | None) -> JsonObject:
-    """What an m.room.power_levels event says under ``users``."""
+    """What an m.room.power_levels event has under ``users``."""
     users = power_levels.content.get("users") if power_levels is not None else None
     return users if isinstance(users, dict) else {}
 
 
 def _changes(line: Line) -> list[LevelChange]:
-    """What happened from the last event of a line to its first."""
+    """The changes of a line, from its oldest event to its newest."""
     return [
         LevelChange(before, event)
         for event, before in zip(reversed(line[:-1]), reversed(line[1:]), strict=True)

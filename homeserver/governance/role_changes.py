@@ -1,7 +1,7 @@
-"""Giving somebody a role: who may, and what becomes of the room's power levels.
+"""Changing a user's role: who may do it, and which power levels result.
 
-Rules 1 and 2 of the governance API. The authorization rules of Matrix, and the rule of the last Owner, are applied to
-the event that comes of it like to any other.
+Rules 1 and 2 of the governance API. The resulting event is also subject to Matrix's authorization rules and to the rule
+of the last Owner, like any other event.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def is_change(
 ) -> bool:
     """Whether giving ``target`` the role changes anything: not if the user has it already.
 
-    Raises ``NotFound`` for who is not in the room, ``Forbidden`` with a ``reason`` (``creator``, ``not_owner``,
-    ``equal_role``) for what the sender may not do, and ``LosingPrivileges`` for lowering oneself without saying that
-    it is meant.
+    Raises ``NotFound`` if the target is not in the room, ``Forbidden`` with a ``reason`` (``creator``, ``not_owner``,
+    ``equal_role``) if the sender may not do this, and ``LosingPrivileges`` if users lower their own role without
+    confirming it.
     """
     if target not in joined:
         raise NotFound("The user is not in this room")
-    # In version 12 a creator is an Owner for ever: an attempt to lower one says so.
+    # In version 12 a creator is an Owner for ever; refuse an attempt to lower one.
     if version.creators_have_infinite_power and target in levels.creators and role is not Role.OWNER:
         raise Forbidden(CREATOR, reason="creator")
     # Only Owners change roles.
@@ -50,7 +50,7 @@ def is_change(
     current = role_of(levels.of_user(target))
     if current is role:
         return False
-    # Users of equal role cannot change each other's.
+    # Users of equal role cannot change each other's role.
     if sender != target and current is Role.OWNER:
         raise Forbidden(EQUAL_ROLE, reason="equal_role")
     if sender == target and not is_confirmed:
@@ -61,9 +61,9 @@ def is_change(
 def with_role(
     version: RoomVersion, levels: PowerLevels, power_levels: Event | None, target: str, role: Role
 ) -> JsonObject:
-    """The content of the m.room.power_levels that gives a user a role, and leaves all else as it is.
+    """The content of an m.room.power_levels that gives a user a role and keeps everything else.
 
-    A room without that event has the level of its creator written down, who would lose it otherwise.
+    In a room without that event, the creator's implicit level is written down, because the new event would end it.
     """
     content = dict(power_levels.content) if power_levels is not None else {}
     listed = content.get("users")

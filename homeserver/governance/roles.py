@@ -1,7 +1,7 @@
-"""Owners, Moderators and Members: how roles follow from power levels.
+"""Owners, Moderators and Members: roles derived from power levels.
 
-A role is a projection, not something stored: Owner is a joined user with power of at least 100, or a creator in room
-version 12; Moderator has 50 to 99; everybody else is a Member.
+Roles are not stored. An Owner is a joined user with a power level of at least 100, or a creator in room version 12; a
+Moderator has 50 to 99; everybody else is a Member.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from homeserver.protocol.power_levels import Level, PowerLevels, power_levels_of
 
 
 class Role(Enum):
-    """What a user is in a room. The value is the name in the governance API."""
+    """A user's role in a room. The value is the name in the governance API."""
 
     OWNER = "owner"
     MODERATOR = "moderator"
@@ -33,7 +33,7 @@ class Role(Enum):
 
 
 def role_of(level: Level) -> Role:
-    """The role that a power level amounts to."""
+    """The role of a user with this power level."""
     if level >= OWNER:
         return Role.OWNER
     return Role.MODERATOR if level >= MODERATOR else Role.MEMBER
@@ -42,7 +42,7 @@ def role_of(level: Level) -> Role:
 def joined_owners(levels: PowerLevels, listed: Iterable[str], joined: Collection[str]) -> set[str]:
     """The Owners among the joined users. ``listed`` are the users whom m.room.power_levels names.
 
-    All joined users are looked at only where everybody is an Owner by default.
+    Goes through all joined users only if the default level makes everybody an Owner.
     """
     candidates = joined if levels.users_default >= OWNER else [*listed, *levels.creators]
     return {user for user in candidates if user in joined and levels.of_user(user) >= OWNER}
@@ -57,10 +57,11 @@ def listed_users(power_levels: Event | None) -> list[str]:
 def changed_roles(
     create: Event | None, old: Event | None, new: Event, joined: Collection[str]
 ) -> dict[str, tuple[Role, Role]]:
-    """Whose role a new m.room.power_levels changes, now or when they join: user ID to the role before and after.
+    """The users whose role a new m.room.power_levels changes, now or when they join: user ID to the role before and
+    after.
 
-    All joined users who are not named are looked at only where the default changes the role; under the key ``""`` is
-    then what becomes of those who join later.
+    Goes through the joined users who are not named only if the default level changes the role; the key ``""`` then
+    stands for users who join later.
     """
     before = power_levels_of(new.version, create, old)
     after = power_levels_of(new.version, create, new)

@@ -1,7 +1,7 @@
-"""The power levels that new rooms start with, so that Owners, Moderators and Members are told apart.
+"""The power levels of new rooms, which give Owners, Moderators and Members different rights.
 
-Rule 6 of the governance API: only Owners (100) assign roles and change who may come in and what may be seen;
-Moderators (50) invite, remove, ban and name the room; Members (0) talk.
+Rule 6 of the governance API: only Owners (100) assign roles and change join rules and history visibility; Moderators
+(50) invite, remove, ban and name the room; Members (0) send messages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OWNER = 100
 MODERATOR = 50
 MEMBER = 0
 CREATORS_ONLY = 150
-"""Above every Owner where creators stand above all levels: what ends a room stays with them."""
+"""Above every Owner where the room version sets creators above all levels: only creators may end the room."""
 
 _FOR_MODERATORS = ("m.room.name", "m.room.topic", "m.room.avatar", "m.room.canonical_alias")
 _FOR_OWNERS = (
@@ -33,8 +33,8 @@ _FOR_OWNERS = (
 def default_power_levels(version: RoomVersion, owners: Iterable[str], override: JsonObject | None) -> JsonObject:
     """The content of a new room's first m.room.power_levels.
 
-    ``owners`` start with level 100; where the version gives creators infinite power they must not be among them.
-    ``override`` is the client's ``power_level_content_override``, which wins key by key.
+    ``owners`` start with level 100; if the version gives creators infinite power, they must not be among them.
+    ``override`` is the client's ``power_level_content_override``, and replaces the default key by key.
     """
     events: dict[str, Any] = {
         **dict.fromkeys(_FOR_MODERATORS, MODERATOR),

@@ -1,9 +1,9 @@
 """The governance API: roles, invitations, bans and who has read what, under ``/_homeserver/v1``.
 
-It adds to the client-server API what that lacks for rooms that several organisations share; docs/governance.md tells
-the model. The rules themselves hold on every way by which our users send events, see ``homeserver.governance`` and
-``homeserver.graph.governed_events``; the modules here are thin shells. The access token is that of the client-server
-API, and errors have its format.
+It adds what the client-server API lacks for rooms that several organisations share; docs/governance.md describes the
+model. The rules themselves apply to every event that our users send, by whatever endpoint: see
+``homeserver.governance`` and ``homeserver.graph.governed_events``; the modules here are thin shells. The access token
+is that of the client-server API, and errors have its format.
 """
 
 from homeserver.governance_api import bans, invitations, receipts, roles

@@ -1,4 +1,4 @@
-"""Bans: who is banned from a room, by whom, since when and why."""
+"""Bans: which users are banned from a room, by whom, since when and why."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ router = APIRouter()
 async def get_bans(
     room_id: str, request: Request, requester: Authenticated, bans: Annotated[Bans, service(Bans)]
 ) -> Response:
-    """Who is banned, newest first. Banning and its end are the client-server API's ``/ban`` and ``/unban``."""
+    """The banned users, newest ban first. The client-server API's ``/ban`` and ``/unban`` change them."""
     return json_response(await bans.of_room(requester.user_id, room_id, page_request(request)))

@@ -1,4 +1,4 @@
-"""Invitations: whom a room has asked in, what became of it, and taking an invitation back."""
+"""Invitations: the users invited to a room, the status of each invitation, and revoking one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def get_invitations(
 async def revoke_invitation(
     room_id: str, user_id: str, request: Request, requester: Authenticated, invitations: InvitationsService
 ) -> Response:
-    """Take a pending invitation back."""
+    """Revoke a pending invitation."""
     body = await read_json_object(request, empty_is_object=True)
     reason = optional_str(body, "reason")
     return json_response({"event_id": await invitations.revoke(requester.user_id, room_id, user_id, reason)})

@@ -1,4 +1,4 @@
-"""Asking for a part of a list: ``limit`` and ``from``, which takes the ``next`` of the part before."""
+"""Paging through a list: ``limit``, and ``from``, which takes the ``next`` of the page before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ LIMIT_MAX = 10_000
 
 
 def page_request(request: Request) -> PageRequest:
-    """Which part of a list a request asks for; without ``limit`` and ``from`` all of it. Raises ``InvalidParam``."""
+    """The page of a list that a request asks for; without ``limit`` and ``from`` the whole list. Raises
+    ``InvalidParam``.
+    """
     after = query_str(request, "from")
     limit = query_int(request, "limit", 0 if after is None else LIMIT_MAX, minimum=1, maximum=LIMIT_MAX)
     return PageRequest(limit or None, after)

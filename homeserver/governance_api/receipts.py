@@ -1,4 +1,4 @@
-"""Receipts: who has read an event, and when."""
+"""Receipts: which users have read an event, and when."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ async def get_receipts(
     requester: Authenticated,
     who_has_read: Annotated[WhoHasRead, service(WhoHasRead)],
 ) -> Response:
-    """Who has read up to an event or past it."""
+    """The users who have read the event or a later one."""
     return json_response(await who_has_read.of_event(requester.user_id, room_id, event_id, page_request(request)))

@@ -1,4 +1,4 @@
-"""Roles: who is Owner, Moderator or Member of a room, and giving somebody another role."""
+"""Roles: which users are Owner, Moderator or Member of a room, and changing a user's role."""
 
 from __future__ import annotations
 
