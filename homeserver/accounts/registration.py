@@ -80,7 +80,7 @@ class Registration:
         password: str | None,
         session_request: SessionRequest | None,
     ) -> JsonObject:
-        """Create an account and, where a session is asked for, log its owner in; returns the body of the answer.
+        """Create an account and, if ``session_request`` is given, a session; returns the body of the answer.
 
         ``parameters`` is the whole body (see ``recalled``), for the user-interactive authentication. A request that is
         repeated within its session gets the answer that it got before. Raises ``Forbidden``, ``InvalidUsername``,
@@ -92,7 +92,7 @@ class Registration:
         try:
             return await self._register(parameters, username, password, session_request)
         except UserInUse:
-            # The same request may have been faster, on another connection.
+            # The same request, sent twice, may have won on another connection.
             if (answer := await self._user_interactive.answer_of(OPERATION, parameters)) is not None:
                 return answer
             raise

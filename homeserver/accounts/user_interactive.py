@@ -1,8 +1,8 @@
 """User-interactive authentication: stages that a client completes in order before an operation is carried out.
 
 A session belongs to one operation (of one user, where there is one). It is bound to the parameters of the request that
-completes its first stage: until then nothing has been proved, and clients do ask which stages there are before they
-know what they will send. Parameters that a later request leaves out are those of the session's first request.
+completes its first stage. Before that nothing has been proved, and clients ask for the stages before they know what
+they will send. Parameters that a later request leaves out are those of the session's first request.
 
 An operation that must not happen twice can leave its answer in the session (``finished``): a client that did not get
 the answer repeats its request and gets the same one.
@@ -49,7 +49,7 @@ SESSIONS_MAX = 10_000
 RETRY_AFTER_MS = 60_000
 SESSION_ID_CHARACTERS_MAX = 100
 PARAMETERS_BYTES_MAX = 4096
-"""Parameters up to this size are remembered: anybody may have the server store them."""
+"""Parameters up to this size are stored; bounded, since any client can make the server store them."""
 
 Flows = Sequence[tuple[str, ...]]
 """The possible ways to authenticate, each a sequence of stages."""
@@ -133,9 +133,9 @@ class UserInteractive:
     ) -> None:
         """Return when a flow is complete.
 
-        ``operation`` names what is to be done, and by whom if that is known; ``parameters`` is the request's body, with
+        ``operation`` names the operation, and the user if one is known; ``parameters`` is the request's body, with
         its ``auth``. ``keeps_session``: the session stays until the caller stores ``finished`` in its place. Raises
-        ``InteractiveAuthenticationRequired`` with what the client needs for its next attempt.
+        ``InteractiveAuthenticationRequired`` with what the client needs for its next request.
         """
         auth = parameters.get("auth")
         if auth is None:
