@@ -1,7 +1,7 @@
 """The configuration: a TOML file, overridden by ``HOMESERVER_`` environment variables.
 
-``Config.load`` reads and checks it once; what it returns is frozen. docs/operations.md describes each key. Whatever
-cannot be used is a ``ConfigurationError`` whose text names the key, the value and what was expected.
+``Config.load`` reads and checks it once; what it returns is frozen. docs/operations.md describes each key. A setting
+that cannot be used raises ``ConfigurationError``, with the key, the value and what was expected in its text.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NOT_YET_IN_EFFECT: Mapping[str, str] = {
     "registration.require_token": "registration tokens",
     "registration.shared_secret": "registration by shared secret",
 }
-"""Keys that are accepted already, and the feature that will come to use each."""
+"""Keys that are accepted but have no effect yet, and the feature that will use each."""
 
 SERVICES_NOT_YET_IN_EFFECT: frozenset[Service] = frozenset({"media", "metrics", "console"})
 """The same for what ``listeners.serves`` names."""
@@ -61,8 +61,9 @@ SHOWN_CHARACTERS_MAX = 200
 """How much of a value an error message repeats."""
 
 _NOT_OURS = re.compile(r"HOMESERVER_(CONFIG|TEST_\w+|SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\w+)")
-"""Variables with our prefix that are no settings: where the file is, the tests' own, and those that Kubernetes sets in
-every container next to a service called "homeserver"."""
+"""Variables with our prefix that are not settings: the path of the file, the variables of the tests, and those that
+Kubernetes sets in every container next to a service called "homeserver".
+"""
 
 _URL_PASSWORD = re.compile(r"(://[^:/@]*):[^/]*@")
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
@@ -79,7 +80,7 @@ def _server_name(value: str) -> str:
 
 
 def _own_server_name(value: str) -> str:
-    """Ours. Those of others may have upper case, and mean another server with it than without."""
+    """Our own name, in lower case. (Other servers' names may have upper case, which then matters.)"""
     name = _server_name(value)
     if name != name.lower():
         raise ValueError(
@@ -90,7 +91,7 @@ def _own_server_name(value: str) -> str:
 
 
 def _list_from_text(value: Any) -> Any:
-    """A list may come from the environment: as JSON, or separated by commas."""
+    """A list from the environment: JSON, or values separated by commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -168,7 +169,7 @@ KnownRoomVersion = Annotated[str, BeforeValidator(_room_version)]
 
 
 class Section(BaseModel):
-    """What all parts have in common: frozen, nothing unknown, defaults checked like given values."""
+    """The base of all sections: frozen, no unknown keys, defaults checked like given values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -203,7 +204,7 @@ class DatabaseConfig(Section):
 
 
 class RegistrationConfig(Section):
-    """``[registration]``: who may make an account."""
+    """``[registration]``: who may create an account."""
 
     enabled: bool = False
     shared_secret: str = ""
@@ -211,7 +212,7 @@ class RegistrationConfig(Section):
 
 
 class FederationConfig(Section):
-    """``[federation]``: which other servers we speak to, and how."""
+    """``[federation]``: which other servers this server talks to, and how."""
 
     enabled: bool = True
     verify_certificates: bool = True
@@ -303,12 +304,13 @@ class Config(Section):
 
     @property
     def file(self) -> Path | None:
-        """The file that this was read from; None when everything came from the environment."""
+        """The file that this was read from; None if all settings came from the environment."""
         return self._file
 
     @classmethod
     def load(cls, path: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read the file (``path``, else see ``find_config_file``), put the environment over it, and check all.
+        """Read the file (``path``, else see ``find_config_file``), apply the environment on top of it, and check
+        everything.
 
         Raises ConfigurationError.
         """
@@ -319,7 +321,7 @@ class Config(Section):
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any], directory: Path, environ: Mapping[str, str] | None = None) -> Config:
-        """Check settings as a file holds them; ``directory`` is what relative paths are relative to.
+        """Check settings as a file holds them; relative paths are relative to ``directory``.
 
         Raises ConfigurationError.
         """
@@ -332,7 +334,7 @@ class Config(Section):
             raise ConfigurationError("; ".join(reports)) from None
 
     def describe(self) -> dict[str, Any]:
-        """What is in force, as JSON can hold it, without secrets."""
+        """The effective settings as JSON values, without secrets."""
         described = self.model_dump(mode="json")
         for listener in described["listeners"]:
             listener["serves"].sort()
@@ -364,7 +366,9 @@ class Config(Section):
 
 
 def find_config_file(path: Path | str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The file to read: ``path``, else ``HOMESERVER_CONFIG``, else one that is in ``.`` or ``./data``, else None."""
+    """The file to read: ``path``, else ``HOMESERVER_CONFIG``, else one that exists in ``.`` or ``./data``, else
+    None.
+    """
     named = path or environ.get("HOMESERVER_CONFIG")
     if named:
         return Path(named).absolute()
@@ -375,12 +379,12 @@ def find_config_file(path: Path | str | None, environ: Mapping[str, str] = os.en
 
 
 def mask_url_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL with its password masked."""
     return _URL_PASSWORD.sub(r"\1:***@", url)
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every key there is, in dotted form (``registration.enabled``, ``listeners.port``)."""
+    """Every possible key, in dotted form (``registration.enabled``, ``listeners.port``)."""
     for name, field in section.model_fields.items():
         inner = _section_in(field.annotation)
         if inner is None:
@@ -390,7 +394,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, also as the item of a tuple."""
+    """The section that a field holds, directly or in a tuple."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
@@ -399,7 +403,8 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+        # some editors put a byte order mark at the beginning of a file
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"cannot read the configuration file {file}: {reason}") from error
@@ -408,7 +413,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _put_environment_over(settings: dict[str, Any], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Put each variable over ``settings``; gives the dotted key and the name of each, for messages."""
+    """Apply each variable to ``settings``; yields the dotted key and the variable's name, for error messages."""
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT_PREFIX) or _NOT_OURS.fullmatch(name):
             continue
@@ -425,7 +430,7 @@ def _put_environment_over(settings: dict[str, Any], environ: Mapping[str, str]) 
 
 def _step_into(target: Any, part: str, name: str) -> Any:
     if isinstance(target, list):
-        # HOMESERVER_LISTENERS__0__PORT; the number after the last makes a new item
+        # HOMESERVER_LISTENERS__0__PORT; the number after the last one appends an item
         if not part.isdecimal() or int(part) > len(target):
             raise ConfigurationError(f"{name}: expected the number of an item, 0 to {len(target)}, instead of {part!r}")
         if int(part) == len(target):
@@ -442,7 +447,7 @@ def _step_into(target: Any, part: str, name: str) -> Any:
 
 
 def _report(details: ErrorDetails, environment_names: Mapping[str, str]) -> str:
-    """One line on what is wrong with one value."""
+    """One line that describes one invalid value."""
     location = [str(part) for part in details["loc"]]
     key = ".".join(part for part in location if not part.startswith(("function-", "nullable", "constrained-")))
     plain_key = ".".join(part for part in key.split(".") if not part.isdecimal())
@@ -459,7 +464,7 @@ def _nearest_key(key: str) -> str:
     section, _, name = key.rpartition(".")
     keys = set(known_keys())
     keys |= {known.rpartition(".")[0] for known in keys if "." in known}  # the names of the sections
-    # A slip within the right section is likeliest, then the right name in the wrong one.
+    # Look for a typing error within the same section first, then for the right name in another section.
     siblings = {known.rpartition(".")[2]: known for known in sorted(keys) if known.rpartition(".")[0] == section}
     if close := difflib.get_close_matches(name, siblings, 1):
         return siblings[close[0]]
@@ -505,4 +510,4 @@ _EXPECTED_BY_KIND = {
     "too_short": "at least one item",
     "model": "a table",
 }
-"""What Pydantic's kinds of errors mean in the language of a TOML file; the first that fits counts."""
+"""What Pydantic's error types mean in TOML's terms; the first match counts."""

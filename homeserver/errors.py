@@ -8,11 +8,11 @@ The tree:
     │   └── NotCanonical            ... because it has no (strictly) canonical JSON
     ├── InvalidSignature            a signature that is missing or wrong (check 2)
     ├── NotAuthorized               an event that breaks an authorization rule (checks 4 to 6)
-    ├── RemoteError                 another server could not be asked
-    │   ├── RemoteUnreachable       no connection, no answer in time, or not an answer of ours
+    ├── RemoteError                 a request to another server failed
+    │   ├── RemoteUnreachable       no connection, no answer in time, or an answer that is not Matrix
     │   ├── RemoteRefused           it answered with an error; carries status and errcode
-    │   └── IncompleteAnswer        it answered, but parts of what it names cannot be had, or it makes no sense
-    └── MatrixError                 what a request is answered with: an HTTP status and an errcode
+    │   └── IncompleteAnswer        it answered, but parts are missing or contradict each other
+    └── MatrixError                 an error answer to a request: an HTTP status and an errcode
         ├── NotJson, BadJson, MissingParam, InvalidParam, TooLarge ...
         └── Forbidden, NotFound, UnknownToken, MissingToken, Unrecognized ...
 
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 
 class HomeserverError(Exception):
-    """The root of everything that is raised on purpose."""
+    """The base class of everything that is raised on purpose."""
 
 
 class ConfigurationError(HomeserverError):
@@ -37,19 +37,19 @@ class InvalidEvent(HomeserverError):
 
 
 class NotCanonical(InvalidEvent):
-    """A value has no canonical JSON, or none of the strict kind that room version 6 and later ask for."""
+    """A value has no canonical JSON, or not the strict kind that room version 6 and later require."""
 
 
 class InvalidSignature(HomeserverError):
-    """A required signature is missing, by an unknown key, or wrong."""
+    """A required signature is missing, wrong, or by an unknown key."""
 
 
 class NotAuthorized(HomeserverError):
-    """An event breaks an authorization rule. The text names the rule's reason."""
+    """An event breaks an authorization rule. The text gives the reason."""
 
 
 class RemoteError(HomeserverError):
-    """Another server could not be asked, or refused. ``destination`` names it."""
+    """A request to another server failed or was refused. ``destination`` names the server."""
 
     def __init__(self, destination: str, message: str) -> None:
         super().__init__(f"{destination}: {message}")
@@ -62,7 +62,7 @@ class RemoteUnreachable(RemoteError):
 
 
 class IncompleteAnswer(RemoteError):
-    """Parts of what an answer names cannot be had, or it contradicts itself: it is as good as none."""
+    """Parts that an answer refers to cannot be fetched, or it contradicts itself, so it cannot be used."""
 
 
 class RemoteRefused(RemoteError):
@@ -83,13 +83,13 @@ class RemoteRefused(RemoteError):
         self.errcode = errcode
         self.error = message
         self.room_version = room_version
-        """The version of the room, where that is what it is about."""
+        """The room's version, if the error is about it."""
         self.retry_after_ms = retry_after_ms
-        """When to come back, where too much was asked."""
+        """When to try again, if there were too many requests."""
 
 
 class MatrixError(HomeserverError):
-    """Answers a request: ``status`` and a body ``{"errcode", "error", **extra}``."""
+    """An error answer to a request: ``status`` and a body ``{"errcode", "error", **extra}``."""
 
     status: int = 400
     errcode: str = "M_UNKNOWN"
@@ -113,7 +113,7 @@ class NotJson(MatrixError):
 
 
 class BadJson(MatrixError):
-    """The body is JSON, but not what the endpoint takes."""
+    """The body is JSON, but not what the endpoint expects."""
 
     errcode = "M_BAD_JSON"
     text = "The request body does not have the expected shape"
@@ -134,18 +134,18 @@ class InvalidParam(MatrixError):
 
 
 class UnknownError(MatrixError):
-    """A 400 for which no better code exists."""
+    """A 400 for which there is no better code."""
 
 
 class UnknownPos(MatrixError):
-    """A sync or pagination position that was never given out."""
+    """A sync or pagination token that this server did not issue."""
 
     errcode = "M_UNKNOWN_POS"
     text = "The position is not known"
 
 
 class Conflict(MatrixError):
-    """Somebody else changed the same thing first, or it is not in the state that this needs."""
+    """Another request changed the same thing first, or it is not in the state that this request needs."""
 
     status = 409
     errcode = "M_BAD_STATE"
@@ -153,7 +153,7 @@ class Conflict(MatrixError):
 
 
 class LosingPrivileges(MatrixError):
-    """Somebody is about to give up the own role, and has not said that it is meant."""
+    """Users would lower their own role, and have not confirmed it."""
 
     status = 409
     errcode = "HOMESERVER_LOSING_PRIVILEGES"
@@ -175,7 +175,7 @@ class UnsupportedRoomVersion(MatrixError):
 
 
 class IncompatibleRoomVersion(MatrixError):
-    """The asking server does not know the room version of the room."""
+    """The requesting server does not support the room's version."""
 
     errcode = "M_INCOMPATIBLE_ROOM_VERSION"
     text = "The room has a version that is not supported"
@@ -189,21 +189,21 @@ class UnableToAuthoriseJoin(MatrixError):
 
 
 class UnableToGrantJoin(MatrixError):
-    """A condition of a restricted room is met, but nobody here may vouch for the user."""
+    """A condition of a restricted room is met, but no user of this server may authorise the join."""
 
     errcode = "M_UNABLE_TO_GRANT_JOIN"
     text = "No user on this server can authorise the join"
 
 
 class RoomInUse(MatrixError):
-    """The alias that a new room should get is taken."""
+    """The alias for a new room is taken."""
 
     errcode = "M_ROOM_IN_USE"
     text = "The room alias is already taken"
 
 
 class AliasInUse(RoomInUse):
-    """The alias that a room should get is taken. (M_ROOM_IN_USE belongs to createRoom alone.)"""
+    """The alias for a room is taken. (M_ROOM_IN_USE is for createRoom only.)"""
 
     status = 409
     errcode = "M_UNKNOWN"
@@ -217,7 +217,7 @@ class UserInUse(MatrixError):
 
 
 class InvalidUsername(MatrixError):
-    """The user name breaks the grammar."""
+    """The user name does not fit the grammar."""
 
     errcode = "M_INVALID_USERNAME"
     text = "The user name is not valid"
@@ -260,7 +260,7 @@ class MissingToken(MatrixError):
 
 
 class UnknownToken(MatrixError):
-    """The access token is not known (any more)."""
+    """The access token is unknown or no longer valid."""
 
     status = 401
     errcode = "M_UNKNOWN_TOKEN"
@@ -281,12 +281,12 @@ class InteractiveAuthenticationRequired(MatrixError):
         self.failure = failure
 
     def body(self) -> dict[str, Any]:
-        """What is needed; with a code and a text only if an attempt failed."""
+        """The required stages; with a code and a text only if an attempt failed."""
         return {**(self.failure.body() if self.failure else {}), **self.extra}
 
 
 class Unauthorized(MatrixError):
-    """A federation request that is not signed as it must be."""
+    """A federation request without a valid signature."""
 
     status = 401
     errcode = "M_UNAUTHORIZED"
@@ -294,7 +294,7 @@ class Unauthorized(MatrixError):
 
 
 class Forbidden(MatrixError):
-    """Not allowed."""
+    """The user or server may not do this."""
 
     status = 403
     errcode = "M_FORBIDDEN"
@@ -302,14 +302,14 @@ class Forbidden(MatrixError):
 
 
 class BadState(Forbidden):
-    """The room or the membership is not in the state that this needs: who is not banned cannot be unbanned."""
+    """The room or the membership is not in the state that this needs, such as an unban of a user who is not banned."""
 
     errcode = "M_BAD_STATE"
     text = "The state of the room does not allow this"
 
 
 class NotRecommended(Forbidden):
-    """The room's policy server refuses an event, in its own words: status, code and text are what it answered.
+    """The room's policy server refuses an event; status, code and text are those of its answer.
 
     https://spec.matrix.org/v1.19/server-server-api/#validating-policy-server-signatures
     """
@@ -349,7 +349,7 @@ class UserDeactivated(MatrixError):
 
 
 class InviteBlocked(MatrixError):
-    """The invited user does not take this invitation."""
+    """The invited user does not accept such invitations."""
 
     status = 403
     errcode = "M_INVITE_BLOCKED"
@@ -365,7 +365,7 @@ class CannotLeaveServerNoticeRoom(MatrixError):
 
 
 class NotFound(MatrixError):
-    """There is no such thing, or the asker may not know of it."""
+    """It does not exist, or the requester may not know that it does."""
 
     status = 404
     errcode = "M_NOT_FOUND"
@@ -381,7 +381,7 @@ class Unrecognized(MatrixError):
 
 
 class MethodNotAllowed(MatrixError):
-    """An endpoint that this server has, asked with another method."""
+    """This server has the endpoint, but not with this method."""
 
     status = 405
     errcode = "M_UNRECOGNIZED"
@@ -397,7 +397,7 @@ class ManagedByServer(MatrixError):
 
 
 class TooLarge(MatrixError):
-    """A body or an event over its limit."""
+    """A body or an event exceeds its limit."""
 
     status = 413
     errcode = "M_TOO_LARGE"
@@ -413,7 +413,7 @@ class LimitExceeded(MatrixError):
 
 
 class RemoteFailed(MatrixError):
-    """A server that this request depends on could not be reached or made no sense."""
+    """A server that this request depends on could not be reached, or its answer was invalid."""
 
     status = 502
     errcode = "M_UNKNOWN"

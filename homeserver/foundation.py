@@ -1,4 +1,4 @@
-"""What every package of the server stands on: the configuration, the clock, the signing keys and the database."""
+"""What every package of the server needs: the configuration, the clock, the signing keys and the database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from homeserver.storage.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Foundation:
-    """The parts that nearly every service is built from."""
+    """The objects that nearly every service is built from."""
 
     config: Config
     clock: Clock
@@ -21,11 +21,11 @@ class Foundation:
 
     @property
     def server_name(self) -> str:
-        """The name of this server, which ends all its user IDs."""
+        """The name of this server, which is the domain of all its user IDs."""
         return self.config.server_name
 
     def is_local(self, user_id: str) -> bool:
-        """Whether a user has its account on this server."""
+        """Whether a user has an account on this server, judged by the domain of the user ID."""
         return user_id.endswith(f":{self.config.server_name}")
 
 

@@ -1,4 +1,4 @@
-"""What has to be done now and then: old rows deleted, changed key files noticed."""
+"""Periodic work: deleting old rows, noticing changed key files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Chore:
-    """Something to be done each ``interval_s`` seconds."""
+    """A piece of work that is done every ``interval_s`` seconds."""
 
     name: str
     interval_s: float
@@ -22,18 +22,20 @@ class Chore:
 
 
 class Housekeeping:
-    """Does chores in the background, one by one; a chore that fails is logged and comes round again."""
+    """Runs chores in the background, each in its own task. A chore that fails is logged and runs again after its
+    interval.
+    """
 
     def __init__(self, chores: Sequence[Chore]) -> None:
         self._chores = chores
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin; each chore is done for the first time after its interval."""
+        """Start; each chore runs for the first time after its interval."""
         self._tasks = [asyncio.get_running_loop().create_task(self._repeat(chore)) for chore in self._chores]
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

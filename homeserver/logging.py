@@ -1,8 +1,8 @@
-"""Logging: structlog for us, the standard library for the libraries, one format for both, on standard error.
+"""Logging: structlog for our code, the standard library for libraries, one format for both, on standard error.
 
-Use ``logger = structlog.get_logger(__name__)`` and log an event with its facts as keywords:
-``logger.info("transaction sent", destination=name, pdus=12)``. Facts whose names say that they are secret are masked,
-and so is whatever looks like a token in any text, so that a careless line gives nothing away.
+Use ``logger = structlog.get_logger(__name__)`` and log an event with its facts as keywords: ``logger.info("transaction
+sent", destination=name, pdus=12)``. Facts with the name of a secret are masked, and so is any text that looks like a
+token, so that a careless log line reveals no secret.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SECRET_IN_TEXT = re.compile(
     re.I | re.X,
 )
 _LIBRARY_LEVELS = {"uvicorn": "WARNING", "sqlalchemy": "WARNING", "alembic": "WARNING", "httpx": "WARNING"}
-"""Libraries that tell more than an operator wants to know."""
+"""Levels for libraries that log more than an operator wants to know."""
 
 _LIBRARIES_THAT_DUMP_TRAFFIC = ("httpcore", "hpack", "asyncio")
 
@@ -78,7 +78,7 @@ def configure_logging(config: LoggingConfig) -> None:
 
 
 def mask_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: masks facts named as secrets, and tokens and passwords inside any text."""
+    """A structlog processor: masks facts with the name of a secret, and tokens and passwords inside any text."""
     for name, value in event.items():
         event[name] = MASK if _SECRET_NAME.search(name) and not isinstance(value, bool | int) else _masked(value)
     return event

@@ -1,11 +1,10 @@
 """Wakes the requests that wait for news, in every process; carries no data.
 
-After a commit, the writer publishes the positions that it took, and for each the room in which something happened, or
-the users whom it concerns. Readers fetch the rest by position. Who has to be woken for a room is not part of a change:
-each request that waits names the rooms of its user, so that a change costs no more in a room of many members than in
-any other. Changes of other processes on the same database are noticed as a gap in the positions, or by an announcement
-(``catch_up``), and read from the database before anyone is woken, so nobody ever sees a later position without the
-earlier ones.
+After a commit, the writer publishes the positions that it took, and for each the room or the users that it concerns.
+Readers fetch the rest by position. A change does not list the users to wake for its room: each waiting request names
+the rooms of its user, so that a change in a room with many members costs no more than any other. Changes of other
+processes on the same database are noticed as a gap in the positions, or by an announcement (``catch_up``), and read
+from the database before any request is woken, so no reader ever sees a later position without the earlier ones.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ import structlog
 logger = structlog.get_logger(__name__)
 
 RECENT_BYTES_MAX = 16 * 2**20
-"""What the changes that are remembered may take of memory; readers that are further behind ask the database."""
+"""The memory for recent changes; readers that are further behind query the database."""
 CHANGE_BYTES = 320
-"""About what one change takes, its event ID and its entry in a reader's index included."""
+"""The approximate size of one change, including its event ID and its entry in a reader's index."""
 USER_BYTES = 80
-"""About what one user ID takes."""
+"""The approximate size of one user ID."""
 IDLE_ROOMS_MAX = 100_000
-"""Rooms, of all users together, that are kept for users without a waiting request, for their next one."""
+"""How many rooms, over all users, stay registered for users without a waiting request."""
 CATCH_UP_MAX = 10_000
-"""Positions that are read from the database at once."""
+"""How many positions are read from the database at once."""
 
 
 class Stream(Enum):
@@ -40,7 +39,9 @@ class Stream(Enum):
     TYPING = "typing"
     ACCOUNT_DATA = "account_data"
     MEMBERSHIP = "membership"
-    """The standing of one of our users to a room: an invitation from outside, a forgotten room."""
+    """The membership of one of our users, changed without an event of the room: an invitation from outside, a forgotten
+    room.
+    """
     TO_DEVICE = "to_device"
     DEVICE_LISTS = "device_lists"
     PRESENCE = "presence"
@@ -50,11 +51,11 @@ class StateEffect(Enum):
     """What an event did to the current state of its room."""
 
     UNKNOWN = "unknown"
-    """Whoever needs to know asks the database."""
+    """Not known: the reader must query the database."""
     NONE = "none"
-    """Nothing: a message, or an event that was not let in."""
+    """Nothing: a message, or an event that was not accepted."""
     OWN = "own"
-    """It took its own place in the state, and nothing else changed."""
+    """The event set its own entry of the state, and nothing else changed."""
     OTHER = "other"
     """Anything else: branches met, or the state of the room was replaced."""
 
@@ -67,29 +68,29 @@ class Change:
     stream: Stream
     room_id: str | None = None
     users: tuple[str, ...] = ()
-    """Our users whom it concerns themselves, such as those whose membership changed. Few, however large the room."""
+    """Our users whom it concerns directly, such as those whose membership changed. Few, however large the room."""
     wakes_room: bool = False
-    """Whether requests of everybody in the room are woken, not only those of ``users``."""
+    """Whether to wake the requests of everybody in the room, not only those of ``users``."""
     event_id: str | None = None
-    """The event at this position, where it is at hand: readers then need not ask the database for it."""
+    """The event at this position, if it is cached: readers then need not query the database for it."""
     effect: StateEffect = StateEffect.UNKNOWN
     """What that event did to the current state."""
 
     @property
     def weight(self) -> int:
-        """About how many bytes it takes."""
+        """Its approximate size in bytes."""
         return CHANGE_BYTES + USER_BYTES * len(self.users)
 
 
 LoadChanges = Callable[[int, int], Awaitable[Sequence[Change]]]
-"""Reads from the database what happened after one position up to and with another."""
+"""Reads from the database the changes after the first position, up to and including the second."""
 
 
 class _Waiters:
-    """The requests that wait, by user, and the rooms for whose changes they wait.
+    """The waiting requests, by user, and the rooms whose changes they wait for.
 
-    The rooms of a user stay registered for a while after its request has ended, so that the next request, which
-    usually comes at once, need not register hundreds of rooms again.
+    The rooms of a user stay registered for a while after its request has ended: the next request usually comes at once,
+    and need not register hundreds of rooms again.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,9 @@ class _Waiters:
         return bool(self._futures)
 
     def add(self, user_id: str, rooms: Collection[str], future: asyncio.Future[None]) -> None:
-        """Register a request. ``rooms`` are those of its user, and are never changed by the caller afterwards."""
+        """Register a request. ``rooms`` are the rooms of its user; the caller must not change the collection
+        afterwards.
+        """
         self._register(user_id, rooms)
         self._futures.setdefault(user_id, set()).add(future)
 
@@ -163,7 +166,7 @@ class _Waiters:
         while self._rooms_count > IDLE_ROOMS_MAX or len(self._rooms) > IDLE_ROOMS_MAX:
             user_id = next(iter(self._rooms))
             if user_id in self._futures:
-                return  # the oldest one waits still; no request waits for longer than some minutes
+                return  # the oldest request still waits; no request waits for longer than some minutes
             rooms = self._rooms.pop(user_id)
             self._rooms_count -= len(rooms)
             for room_id in rooms:
@@ -175,7 +178,7 @@ class Notifier:
 
     def __init__(self, position: int, load_changes: LoadChanges) -> None:
         self.position = position
-        """All changes up to here are committed, and known here."""
+        """All changes up to here are committed, and known to this process."""
         self._load_changes = load_changes
         self._recent: deque[Change] = deque()
         self._recent_bytes = 0
@@ -190,7 +193,7 @@ class Notifier:
     # -- writers -------------------------------------------------------------------------------------------------------
 
     def publish(self, changes: Iterable[Change]) -> None:
-        """Tell of committed changes, each with a position of its own."""
+        """Announce committed changes, each with its own position."""
         for change in changes:
             if change.position > self.position:
                 self._pending[change.position] = change
@@ -200,7 +203,7 @@ class Notifier:
             self._begin_to_catch_up()
 
     async def catch_up(self, position: int) -> None:
-        """Take in what other processes wrote up to ``position``. Raises what reading it raises."""
+        """Read what other processes wrote up to ``position``. Raises the errors of the database."""
         self._target = max(self._target, position)
         while self.position < position:
             await asyncio.shield(self._catching_up or self._begin_to_catch_up())
@@ -214,7 +217,7 @@ class Notifier:
         try:
             while self.position < self._target:
                 goal = min(self._target, self.position + CATCH_UP_MAX)
-                # Commits become visible in the order of their positions: all up to the goal can be read now.
+                # Commits become visible in the order of their positions, so everything up to the goal can be read now.
                 found = {change.position: change for change in await self._load_changes(self.position, goal)}
                 start = self.position
                 for position in sorted(found.keys() | {p for p in self._pending if start < p <= goal}):
@@ -247,7 +250,7 @@ class Notifier:
     # -- readers -------------------------------------------------------------------------------------------------------
 
     def changes_since(self, position: int) -> list[Change] | None:
-        """The changes after ``position``, oldest first; None when that is too long ago to be remembered here."""
+        """The changes after ``position``, oldest first; None if older ones than are kept would be needed."""
         if position < self._floor:
             return None
         found: list[Change] = []
@@ -260,15 +263,15 @@ class Notifier:
 
     @property
     def floor(self) -> int:
-        """Changes up to and with this position may have been forgotten."""
+        """Changes up to and including this position may have been dropped."""
         return self._floor
 
     async def wait_for_user(self, user_id: str, timeout_s: float, rooms: Collection[str] = ()) -> bool:
-        """Wait until something concerns the user; False when the time ran out or the server stops.
+        """Wait until something concerns the user; False on a timeout or when the server stops.
 
-        ``rooms`` are the rooms that the user is in, as a collection that nobody changes afterwards. A change of the
-        user's membership wakes the request, which then waits again with other rooms. Call this without awaiting
-        anything between the look at the data and this: whatever is published after the look then wakes.
+        ``rooms`` are the rooms that the user is in, as a collection that must not change afterwards. A change of the
+        user's membership wakes the request, which then waits again with its new rooms. Do not await anything between
+        reading the data and this call: then whatever is published after the reading wakes the request.
         """
         if self._closed or timeout_s <= 0:
             return False
@@ -302,6 +305,6 @@ class Notifier:
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
-    # What is pending stays so; the next change, or the next look at the database, tries again.
+    # Pending changes stay pending; the next change, or the next poll of the database, tries again.
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("cannot read what other processes wrote", error=str(error))

@@ -1,7 +1,7 @@
 """Listening: all listeners of one process, with and without TLS, in one event loop, and a clean stop.
 
-On SIGTERM or SIGINT the listeners close, whoever waits in a long poll is told to come to an end, open requests get
-``GRACEFUL_STOP_SECONDS`` to finish, and then the application closes what it holds. A second signal cuts this short.
+On SIGTERM or SIGINT the listeners close, long polls end, open requests get ``GRACEFUL_STOP_SECONDS`` to finish, and
+then the application closes its resources. A second signal stops without waiting for open requests.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ STOPS = {"errcode": "M_UNKNOWN", "error": "The server stops"}
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
 REQUEST_WAIT_SECONDS = 60
-"""How long the head of a request may take to come, and how long its body may pause."""
+"""How long the head of a request may take to arrive, and how long its body may pause."""
 REQUEST_HEAD_BYTES_MAX = 64 * 1024
-"""Of a head that comes in several pieces."""
+"""The limit for a head that arrives in several pieces."""
 CONNECTIONS_MAX = 20_000
-"""Connections and requests under way at each listener; beyond it the answer is 503."""
+"""Connections and requests in progress at each listener; beyond that the answer is 503."""
 BACKLOG = 2048
 OBJECTS_PER_COLLECTION = 10_000
-"""Objects (lists, dictionaries and so on) that come to be between two collections of the youngest garbage."""
+"""How many new objects (lists, dictionaries and so on) start a collection of the youngest generation."""
 
 SERVICE_PREFIXES: tuple[tuple[str, Service], ...] = (
     ("/_matrix/media/", "media"),
@@ -62,7 +62,7 @@ SERVICE_PREFIXES: tuple[tuple[str, Service], ...] = (
     ("/_homeserver/", "client"),
     ("/metrics", "metrics"),
 )
-"""Which service a path belongs to; the first prefix that fits decides. A path of none is open at every listener."""
+"""The service that a path belongs to, by the first matching prefix. A path without one is open at every listener."""
 
 
 def run(build_app: Callable[[], Starlette], config: Config) -> None:
@@ -96,7 +96,7 @@ async def _serve(build_app: Callable[[], Starlette], bound: list[tuple[ListenerC
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server for one of several listeners in a process: it leaves signals to us."""
+    """A uvicorn server for one of several listeners in a process; it leaves signals to ``run``."""
 
     def __init__(self, app: ASGIApp, listener: ListenerConfig) -> None:
         super().__init__(_uvicorn_config(app, listener))
@@ -124,7 +124,7 @@ def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # A reverse proxy on this machine may say whom it speaks for; a TLS listener faces the world itself.
+        # A reverse proxy on this machine may set X-Forwarded-For; a TLS listener faces clients directly.
         proxy_headers=not listener.is_tls,
         limit_concurrency=CONNECTIONS_MAX,
         backlog=BACKLOG,
@@ -136,17 +136,18 @@ def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 for connections that may be hostile: the head of a request has a size, and a request its time to come.
+    """HTTP/1.1 for connections that may be hostile: bounds the size of a request's head and the time that a request
+    takes.
 
-    What is not HTTP is answered with a Matrix error as well.
+    Input that is not HTTP is answered with a Matrix error too.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._is_coming = False
-        """A request has begun and is not complete."""
+        """Whether a request has begun and is not complete."""
         self._head_bytes: int | None = None
-        """What has come of its head, while that is not complete."""
+        """How many bytes of its head have arrived, while the head is incomplete."""
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class
@@ -155,16 +156,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._wait(KEEP_ALIVE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Cancel the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what comes, and give up on what takes too long or is too long."""
+        """Parse the bytes; close the connection if a request takes too long or its head is too large."""
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if not self._is_coming:  # nearly always: a request comes in one piece
+        if not self._is_coming:  # nearly always: a request arrives in one piece
             self._stop_waiting()
         elif self._head_bytes is None:
             self._stop_waiting()
@@ -177,22 +178,22 @@ class BoundedHttp(HttpToolsProtocol):
                 self._wait(REQUEST_WAIT_SECONDS)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request begins: start the timer."""
         super().on_message_begin()
         self._is_coming, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """Its head is complete."""
+        """The head of the request is complete."""
         self._head_bytes = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """All of it is here."""
+        """The whole request has arrived."""
         self._is_coming = False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Answer input that is not HTTP."""
         self._refuse(400, Unrecognized(msg))
 
     def _wait(self, seconds: float) -> None:
@@ -204,7 +205,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._deadline = None
 
     def _give_up(self) -> None:
-        if self.flow.read_paused:  # it is us who do not go on
+        if self.flow.read_paused:  # this side has paused reading, so it is not the client that is slow
             self._wait(REQUEST_WAIT_SECONDS)
         elif not self.transport.is_closing():
             self.transport.close()
@@ -224,7 +225,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def _check_tls(listener: ListenerConfig) -> None:
-    """What cannot be used stops the start before anything else has begun."""
+    """Raise ConfigurationError for unusable TLS files before anything else has started."""
     if listener.tls_certificate is None:
         return
     try:
@@ -238,7 +239,7 @@ def _check_tls(listener: ListenerConfig) -> None:
 
 @contextlib.contextmanager
 def _stop_on_signals(app: Starlette, servers: list[_Server]) -> Iterator[None]:
-    """The first signal asks all servers to finish, the second no longer waits for open requests."""
+    """Stop all servers at the first signal; the second signal does not wait for open requests."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -278,7 +279,7 @@ async def _answering_when_cancelled(app: ASGIApp, scope: Scope, receive: Receive
 
 
 class OnlyServing:
-    """An ASGI application that lets through what a listener serves; all else is not there (404 M_UNRECOGNIZED)."""
+    """An ASGI application that lets through the paths that a listener serves; others get 404 M_UNRECOGNIZED."""
 
     def __init__(self, app: ASGIApp, serves: frozenset[Service]) -> None:
         self._app = app
@@ -287,7 +288,7 @@ class OnlyServing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """https://asgi.readthedocs.io/en/latest/specs/www.html"""
-        # Few listeners leave anything out but metrics, and then one comparison settles it.
+        # Most listeners leave out nothing but metrics: then one comparison is enough.
         if (
             scope["type"] == "http"
             and scope["path"].startswith(self._closed_prefixes)
@@ -305,7 +306,7 @@ class OnlyServing:
 
 
 def _bind(listener: ListenerConfig) -> socket.socket:
-    """A socket that has its address, but does not listen yet: nobody gets in before the application is up."""
+    """A socket that is bound, but does not listen yet: no client connects before the application has started."""
     bind, port = listener.bind, listener.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -327,20 +328,20 @@ def _bind(listener: ListenerConfig) -> socket.socket:
 
 
 def _allow_many_files() -> None:
-    """Every connection is an open file, and the soft limit is often 1,024."""
+    """Raise the soft limit on open files, often 1,024: every connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS_MAX * 2 if hard == resource.RLIM_INFINITY else min(hard, CONNECTIONS_MAX * 2)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS refuses what it reports as possible; then the old limit has to do
+        # macOS may refuse a limit that it reports as possible: then keep the old one
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _settle_garbage_collector() -> None:
-    """What start-up made (modules, routes, schemas) lives as long as the process: leave it out of every collection.
+    """Exclude what start-up made (modules, routes, schemas) from every collection: it lives as long as the process.
 
-    Reference counts free nearly all that requests leave behind; to look for cycles after every 700 objects, as Python
-    does, costs a tenth of joining a large room.
+    Reference counts free nearly everything that requests leave behind. Looking for cycles after every 700 objects,
+    Python's default, would take a tenth of the time of joining a large room.
     """
     gc.freeze()
     gc.set_threshold(OBJECTS_PER_COLLECTION)

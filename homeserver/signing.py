@@ -6,8 +6,8 @@ The directory::
     keys/old/<version>.key    ``ed25519 <version> <expired_ts> <public key in unpadded Base64>``: retired
 
 Both are the formats of the signedjson library, so a key file of another homeserver can be copied in as it is. A file's
-modification time is the creation of its key. Retiring a key deletes its seed: what has an end must not sign any more,
-and to check old events the public half is enough.
+modification time is the creation of its key. Retiring a key deletes its seed: it must not sign any more, and the public
+half is enough to check old events.
 
 https://spec.matrix.org/v1.19/server-server-api/#publishing-keys
 """
@@ -63,18 +63,18 @@ class SigningKey:
 
     @property
     def verify_key(self) -> VerifyKey:
-        """The public half."""
+        """The public half of the key."""
         return self._key.verify_key
 
     @property
     def verify_key_base64(self) -> str:
-        """The public half, in unpadded Base64."""
+        """The public half of the key, in unpadded Base64."""
         return unpadded_base64(bytes(self._key.verify_key))
 
 
 @dataclass(frozen=True, slots=True)
 class RetiredKey:
-    """A key of ours that signs no more; events signed until ``expired_ts`` stay valid."""
+    """A key of ours that no longer signs; events signed until ``expired_ts`` stay valid."""
 
     version: str
     created_ts: int
@@ -113,8 +113,8 @@ class SigningKeys:
     def load(cls, directory: Path, server_name: str) -> SigningKeys:
         """Read the keys of a directory, which may be empty or missing: then ``generate`` makes the first one.
 
-        Raises ``ConfigurationError`` for a file that holds no key, and for what cannot be read: a server that made
-        itself a new key instead would lose the trust of all others.
+        Raises ``ConfigurationError`` for a file without a valid key or an unreadable one. It does not make a new key
+        instead, because other servers would not trust that key for what was signed before.
         """
         keys = cls(directory, server_name)
         keys._read()
@@ -122,7 +122,7 @@ class SigningKeys:
 
     @property
     def server_name(self) -> str:
-        """Whose keys these are."""
+        """The server that these keys belong to."""
         return self._server_name
 
     @property
@@ -139,7 +139,7 @@ class SigningKeys:
 
     @property
     def key_id(self) -> str:
-        """The ID of the key that signs; with ``sign``, the keys are a ``Signer`` that follows rotations."""
+        """The ID of the key that signs. With ``sign`` it makes this class a ``Signer`` that follows key rotations."""
         return self.current.key_id
 
     def sign(self, message: bytes) -> str:
@@ -147,7 +147,7 @@ class SigningKeys:
         return self.current.sign(message)
 
     def list(self) -> list[KeyInfo]:
-        """All keys, the current one first, then the others from the newest to the oldest."""
+        """All keys: the current one first, then the others from the newest to the oldest."""
         active = [
             KeyInfo(key.key_id, key.created_ts, None, key is self._active[-1], key.verify_key_base64)
             for key in reversed(self._active)
@@ -159,7 +159,9 @@ class SigningKeys:
         return active + retired
 
     def verify_keys(self) -> dict[str, VerifyKeyData]:
-        """Our public keys, for checking our own signatures: key ID to key, the retired ones with their end."""
+        """Our public keys, for checking our own signatures: key ID to key, retired ones with the end of their
+        validity.
+        """
         retired = {key.key_id: VerifyKeyData(key.verify_key, key.expired_ts) for key in self._retired}
         return {**retired, **{key.key_id: VerifyKeyData(key.verify_key) for key in self._active}}
 
@@ -188,17 +190,17 @@ class SigningKeys:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def generate(self, now_ms: int) -> SigningKey:
-        """Make a key, which becomes the current one; keys that are there stay active beside it."""
+        """Make a key, which becomes the current one; existing keys stay active beside it."""
         version = self._new_version()
         line = f"{ALGORITHM} {version} {unpadded_base64(bytes(Ed25519SigningKey.generate()))}\n"
-        # The newest is the current one, also when the clock went back or two are made within a millisecond.
+        # The newest key is the current one, even if the clock went back or two keys are made within a millisecond.
         created_ts = max(now_ms, *(key.created_ts + 1 for key in self._active)) if self._active else now_ms
         _write_file(self._directory / f"{version}{_SUFFIX}", line, created_ts)
         self._read()
         return self.current
 
     def rotate(self, now_ms: int) -> SigningKey:
-        """Make a new current key and retire all others as of now. A crash in between leaves no harm behind.
+        """Make a new current key and retire all others as of now. A crash in between does no harm.
 
         https://spec.matrix.org/v1.19/server-server-api/#publishing-keys
         """
@@ -214,12 +216,12 @@ class SigningKeys:
     def reload_if_changed(self) -> bool:
         """Read the directory again if a file in it changed, as after ``homeserver keys rotate``.
 
-        Costs a few system calls when nothing did. Keeps the old keys when the new files cannot be used.
+        Takes only a few system calls if nothing changed. Keeps the old keys if the new files cannot be used.
         """
         state = _directory_state(self._directory)
         if state == self._seen:
             return False
-        self._seen = state  # also when it fails: the next try comes with the next change
+        self._seen = state  # set it even if loading fails: try again only after the next change
         try:
             changed = SigningKeys.load(self._directory, self._server_name)
             current = changed.current
@@ -256,7 +258,7 @@ class SigningKeys:
                 if key.version in active:
                     raise ConfigurationError(f"{path}: {key.key_id} is in two files, expected one")
                 active[key.version] = key
-        # A key in both places: a rotation was interrupted before it could delete the seed.
+        # A key in both places comes from a rotation that was interrupted before it could delete the seed.
         usable = [key for key in active.values() if key.version not in retired]
         self._active = tuple(sorted(usable, key=lambda key: (key.created_ts, key.version)))
         self._retired = tuple(sorted(retired.values(), key=lambda key: (key.expired_ts, key.version)))
@@ -269,7 +271,7 @@ _DirectoryState = tuple[tuple[str, int, int, int], ...]
 
 
 def _directory_state(directory: Path) -> _DirectoryState:
-    """Something that differs after any change to the key files."""
+    """A value that changes with any change to the key files."""
     return tuple(_stat_files(directory)) + tuple(_stat_files(directory / _OLD))
 
 
@@ -281,7 +283,7 @@ def _stat_files(directory: Path) -> Iterator[tuple[str, int, int, int]]:
                     status = entry.stat()
                     yield entry.name, status.st_mtime_ns, status.st_size, status.st_ino
     except OSError:
-        return  # no directory, or none that can be read: no keys, as whoever needs one is told
+        return  # a missing or unreadable directory holds no keys; whoever needs a key gets an error
 
 
 def _key_files(directory: Path) -> list[Path]:
@@ -320,7 +322,7 @@ def _read_active(path: Path, server_name: str) -> Iterator[SigningKey]:
     lines, created_ts = _read_lines(path), _modified_ts(path)
     try:
         keys = signedjson.key.read_signing_keys(lines)
-    except Exception as error:  # signedjson lets through whatever its decoders raise
+    except Exception as error:  # signedjson does not wrap the errors of its decoders
         raise ConfigurationError(
             f"{path}: not a signing key ({type(error).__name__}), expected: ed25519 <version> <seed in Base64>"
         ) from error
@@ -335,7 +337,7 @@ def _read_retired(path: Path) -> Iterator[RetiredKey]:
     lines = _read_lines(path)
     try:
         keys = signedjson.key.read_old_signing_keys(lines)
-    except Exception as error:  # signedjson lets through whatever its decoders raise
+    except Exception as error:  # signedjson does not wrap the errors of its decoders
         raise ConfigurationError(
             f"{path}: not a retired key ({type(error).__name__}), expected: "
             "ed25519 <version> <expired_ts> <public key in Base64>"
@@ -367,7 +369,7 @@ def _warn_if_readable_by_others(path: Path) -> None:
 
 
 def _write_file(path: Path, text: str, modified_ts: int) -> None:
-    """Write a file as a whole or not at all, readable for us only, and wait until it is on the disk."""
+    """Write a file atomically, readable for this user only, and wait until it is on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

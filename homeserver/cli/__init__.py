@@ -1,8 +1,8 @@
 """The command line, ``homeserver``: thin commands over what the other packages offer.
 
-A command imports what it needs when it runs, so that ``--help`` and ``serve`` load nothing for nothing. Exit status: 0
-done, 1 it failed, 2 bad usage or bad configuration; a failure is one line on standard error. Read-only commands take
-``--json``.
+A command imports what it needs when it runs, so that ``--help`` and ``serve`` do not load what they never use. Exit
+status: 0 done, 1 failed, 2 bad usage or bad configuration; a failure is one line on standard error. Read-only commands
+take ``--json``.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_database_error(error):
             raise
-        # The first line is the database's own; after it come the statement and its parameters.
+        # The first line is the database's message; the lines after it repeat the statement and its parameters.
         return _say(f"the database: {str(error).splitlines()[0]}", FAILED)
 
 
 def _is_database_error(error: Exception) -> bool:
-    sqlalchemy_errors = sys.modules.get("sqlalchemy.exc")  # who did not import it did not get an error of it
+    # an error of SQLAlchemy's can only come up after it was imported
+    sqlalchemy_errors = sys.modules.get("sqlalchemy.exc")
     return sqlalchemy_errors is not None and isinstance(error, sqlalchemy_errors.SQLAlchemyError)
 
 

@@ -34,7 +34,7 @@ def command_group(help_text: str) -> typer.Typer:
 
 
 def load_config(path: Path | None) -> Config:
-    """The configuration in force; logging is set up as it says. Raises ConfigurationError."""
+    """Read the configuration, and set up logging as it says. Raises ConfigurationError."""
     from homeserver.config import Config
     from homeserver.logging import configure_logging
 
@@ -45,9 +45,9 @@ def load_config(path: Path | None) -> Config:
 
 @contextmanager
 def open_database(config: Config, *, create: bool = False, any_server: bool = False) -> Iterator[Database]:
-    """The database, which must be migrated already, or with ``create`` may be missing.
+    """Open the database, which must be migrated already, or with ``create`` may be missing.
 
-    Unless ``any_server``, it must not belong to a server of another name. Raises HomeserverError.
+    Unless ``any_server`` is given, it must not belong to a server of another name. Raises HomeserverError.
     """
     from homeserver.storage import migrate, server_identity
     from homeserver.storage.database import Database
@@ -67,11 +67,13 @@ def open_database(config: Config, *, create: bool = False, any_server: bool = Fa
 
 
 def claim_database(database: Database, config: Config) -> None:
-    """Make the database that of the configured server. Raises ConfigurationError if it is that of another one."""
+    """Record that the database belongs to the configured server. Raises ConfigurationError if it belongs to another
+    one.
+    """
     from homeserver.storage import server_identity
 
     if database.read_now(server_identity.recorded_name) == config.server_name:
-        return  # without a write, as at every start but the first
+        return  # no write needed, as at every start but the first
     with database.begin() as connection:
         server_identity.claim(connection, config.server_name)
 
@@ -82,12 +84,12 @@ def now_ms() -> int:
 
 
 def print_json(value: Any) -> None:
-    """For other programs."""
+    """Print JSON, for other programs."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """For people: columns as wide as their widest cell; an empty cell is a dash."""
+    """Print columns as wide as their widest cell, for people; an empty cell is a dash."""
     cells = [list(headings), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     for row in cells:
@@ -97,13 +99,13 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # What others named must not steer the terminal.
+    # Names come from other people: do not let them send control characters to the terminal.
     text = "" if value is None else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
     return text or "-"
 
 
 def time_text(milliseconds: int | None) -> str | None:
-    """A time in milliseconds since the epoch, to be read."""
+    """A time in milliseconds since the epoch, as text."""
     if milliseconds is None:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -13,7 +13,7 @@ commands = command_group("The configuration.")
 
 @commands.command()
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Read and validate the configuration and print what is in force, secrets masked."""
+    """Read and validate the configuration and print the effective settings, secrets masked."""
     loaded = load_config(config)
     description = loaded.describe()
     if as_json:
@@ -27,7 +27,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def _as_toml(description: dict[str, Any]) -> list[str]:
-    """One line for each key, sorted as in the model; a key without a value is left out, as in a file."""
+    """One line for each key, in the order of the model; a key without a value is left out, as in a file."""
     lines, sections = [], []
     for name, value in description.items():
         if isinstance(value, dict):
@@ -43,5 +43,5 @@ def _as_toml(description: dict[str, Any]) -> list[str]:
 def _pairs(table: dict[str, Any]) -> list[str]:
     import json
 
-    # JSON's strings, numbers, booleans and flat lists are TOML, too.
+    # JSON strings, numbers, booleans and flat lists are also valid TOML.
     return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in table.items() if value is not None]

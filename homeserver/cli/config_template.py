@@ -1,4 +1,4 @@
-"""The configuration file that ``homeserver init`` writes: every key with its default, and a word on each."""
+"""The configuration file that ``homeserver init`` writes: every key with its default and a short explanation."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ port = 8008
 def render(server_name: str, keys_dir: str = "keys", *, development: bool = False) -> str:
     """The text of a configuration file.
 
-    ``development`` is for trying things out on one's own machine: anybody may register, and clients are told to come
+    ``development`` is for trying things out on one's own machine: anybody may register, and clients are told to connect
     to http://localhost:8008.
     """
     return _TEMPLATE.format(

@@ -36,7 +36,7 @@ def current(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 @commands.command()
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check that the event graph and the state fit together; exit status 1 if they do not."""
+    """Check that the event graph and the state are consistent; exit status 1 if they are not."""
     from homeserver.storage import integrity
 
     loaded = load_config(config)

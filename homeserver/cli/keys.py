@@ -1,4 +1,6 @@
-"""``homeserver keys``: our signing keys, and a look at other servers'. keys/README.md tells the life of a key."""
+"""``homeserver keys``: our signing keys, and checking other servers' keys. keys/README.md describes the life of a
+key.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ commands = command_group("Signing keys, by which other servers know this one.")
 
 @commands.command()
 def generate(config: ConfigOption = None) -> None:
-    """Make a signing key. It signs from now on; keys that are there stay valid beside it."""
+    """Make a signing key. It signs from now on; existing keys stay valid beside it."""
     typer.echo(_keys(config).generate(now_ms()).key_id)
 
 
@@ -65,7 +67,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 @commands.command()
 def rotate(config: ConfigOption = None) -> None:
-    """Make a new signing key and retire the others: they move to old_verify_keys and sign nothing any more."""
+    """Make a new signing key and retire the others: they move to old_verify_keys and do not sign any more."""
     typer.echo(_keys(config).rotate(now_ms()).key_id)
 
 
@@ -84,7 +86,7 @@ def verify(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a server's published keys and check their signatures; exit status 1 if anything on the way fails."""
+    """Fetch a server's published keys and check their signatures; exit status 1 if any step fails."""
     keys, addresses = asyncio.run(_fetch_keys(load_config(config), name))
     rows = [(key_id, data.valid_until_ts, False) for key_id, data in keys.verify_keys.items()]
     rows += [(key_id, data.valid_until_ts, True) for key_id, data in keys.old_verify_keys.items()]
@@ -118,7 +120,7 @@ def _keys(config: Path | None) -> SigningKeys:
 
 
 async def _fetch_keys(config: Config, server_name: str) -> tuple[ServerKeys, list[str]]:
-    """The keys, and the addresses that discovery led to. Raises RemoteError, InvalidSignature."""
+    """The keys, and the addresses that server discovery found. Raises RemoteError, InvalidSignature."""
     from homeserver.clock import SystemClock
     from homeserver.federation.server_discovery import ServerDiscovery
     from homeserver.federation.server_keys import parse_server_keys

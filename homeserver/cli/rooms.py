@@ -81,7 +81,7 @@ def _fact(value: Any) -> Any:
 
 @commands.command()
 def ownerless(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the rooms that users are in, but no owner. ``rooms show`` tells who could do something about it."""
+    """List the rooms that have joined users but no Owner. ``rooms show`` tells who could change that."""
     from homeserver.storage import ownership, room_listing
 
     loaded = load_config(config)

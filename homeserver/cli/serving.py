@@ -46,7 +46,7 @@ def init(
     directory = data_dir.absolute()
     keys_path = os.path.relpath(keys_dir.absolute(), directory) if keys_dir else "keys"
     text = render(server_name, keys_path, development=development)
-    config = Config.parse(tomllib.loads(text), directory)  # a bad server name ends here, before anything is written
+    config = Config.parse(tomllib.loads(text), directory)  # a bad server name fails here, before anything is written
     configure_logging(config.logging)
     file = directory / FILE_NAME
     if file.exists():
@@ -63,9 +63,9 @@ def init(
 
 
 def serve(config: ConfigOption = None) -> None:
-    """Serve until SIGTERM or SIGINT. Migrates the database and makes a signing key first where that is needed."""
-    # Most of starting is importing. Nothing of it is garbage, and nothing of it needs rich, which structlog and httpx
-    # load where they find it (for the colours of a terminal), or the old pydantic, which FastAPI looks for.
+    """Serve until SIGTERM or SIGINT. Migrates the database and makes a signing key first if they are missing."""
+    # Most of the start is importing, which makes no garbage. It does not need rich, which structlog and httpx import if
+    # it is installed (to colour a terminal), nor the old pydantic, which FastAPI looks for.
     gc.disable()
     with contextlib.ExitStack() as while_serving:
         with _hidden("rich", "pydantic.v1"):
@@ -83,7 +83,7 @@ def serve(config: ConfigOption = None) -> None:
 
 @contextlib.contextmanager
 def _hidden(*packages: str) -> Iterator[None]:
-    """Imports inside find these packages missing, unless they were imported before."""
+    """Make imports inside fail to find these packages, unless they were imported before."""
     hidden = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -94,7 +94,7 @@ def _hidden(*packages: str) -> Iterator[None]:
 
 
 def _prepare(config: Config) -> None:
-    """What must be there before a server starts."""
+    """Create what must exist before a server starts."""
     import structlog
 
     from homeserver.signing import SigningKeys

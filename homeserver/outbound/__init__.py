@@ -1,4 +1,4 @@
-"""The one HTTP client: requests to other hosts, bounded in bytes and time, and shut to private addresses.
+"""The one HTTP client: requests to other hosts, bounded in bytes and time, and never to private addresses.
 
 ``http`` makes requests, ``connections`` keeps connections, ``addresses`` says which addresses may be connected to.
 """

@@ -1,8 +1,9 @@
-"""Which addresses this server connects to: names become addresses here, and what is private stays unreachable.
+"""Resolves host names, and decides which addresses this server may connect to: private ones are refused.
 
 Other people choose the names of servers that we contact. Without this check, a name that resolves to ``127.0.0.1`` or
-to a cloud's metadata service would make us speak to our own neighbours (server-side request forgery). The addresses
-that are checked are the ones that are then connected to, so an answer that changes between two lookups gains nothing.
+to a cloud's metadata service would make this server send requests into its own network (server-side request forgery).
+The connection goes to the checked address itself, so a DNS answer that changes between two lookups cannot get around
+the check.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _NOT_GLOBAL_IPV4 = (ipaddress.IPv4Network("192.88.99.0/24"),)  # 6to4 relays, de
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether the address belongs to the public internet, and so does the IPv4 address that it may carry inside."""
+    """Whether the address, and any IPv4 address embedded in it, is on the public internet."""
     if address.is_multicast or not address.is_global:
         return False
     if isinstance(address, ipaddress.IPv4Address):
@@ -46,14 +47,14 @@ def is_public(address: IPAddress) -> bool:
 
 
 def is_usable(address: IPAddress, *, allow_private: bool) -> bool:
-    """Whether a connection to the address may be opened. Multicast and ``0.0.0.0`` are nobody's address, ever."""
+    """Whether connecting to the address is allowed. Multicast and ``0.0.0.0`` never are."""
     if address.is_multicast or address.is_unspecified:
         return False
     return allow_private or is_public(address)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses at which a packet to this IPv6 address may come out."""
+    """The IPv4 addresses to which a packet for this IPv6 address may be translated."""
     inner = []
     if address.ipv4_mapped is not None:
         inner.append(address.ipv4_mapped)
@@ -67,7 +68,7 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address
 
 
 class AddressResolver:
-    """Turns host names into addresses that may be connected to."""
+    """Resolves host names to addresses that may be connected to."""
 
     def __init__(self, *, allow_private: bool = False, lookup: Lookup | None = None) -> None:
         self._allow_private = allow_private
@@ -97,20 +98,20 @@ class AddressResolver:
         return usable[:ADDRESSES_PER_NAME_MAX]
 
     async def _look_up_with_system(self, host: str) -> list[str]:
-        # Threads of our own: a slow name server must not hold up others who use the loop's default executor.
+        # A separate thread pool: a slow name server must not block other users of the loop's default executor.
         if self._threads is None:
             self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
         return await asyncio.get_running_loop().run_in_executor(self._threads, _getaddrinfo, host)
 
     def close(self) -> None:
-        """Give the threads back."""
+        """Stop the threads."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
 
 def _getaddrinfo(host: str) -> list[str]:
-    # As bytes: the name is ASCII, and Python shall not apply IDNA to it.
+    # Pass bytes, because Python would apply IDNA to a string; the name is ASCII already.
     answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 

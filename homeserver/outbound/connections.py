@@ -1,10 +1,11 @@
 """HTTP/1.1 connections that stay open between requests, as a transport for httpx.
 
-A destination says separately where to connect, and who must answer there: federation reaches ``matrix.example.org`` at
-the host and port of an SRV record, and still wants a certificate for ``matrix.example.org``. Connections are kept by
-destination as a whole, so one whose certificate was checked for one name is never used for another.
+A destination says separately where to connect, and which name the certificate must have: federation reaches
+``matrix.example.org`` at the host and port of an SRV record, and still wants a certificate for ``matrix.example.org``.
+Connections are kept by destination as a whole, so one whose certificate was checked for one name is never used for
+another.
 
-Parsing is httptools' (llhttp): one exchange costs about a tenth of the CPU that httpx's own transport takes.
+httptools (llhttp) parses the answers: one exchange takes about a tenth of the CPU of httpx's own transport.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ CONNECTIONS_PER_DESTINATION_MAX = 8
 CONNECTIONS_IN_USE_MAX = 512
 """How many requests run at the same time in all."""
 CONNECTIONS_IDLE_MAX = 256
-"""How many connections are kept open unused; beyond, the one that was used longest ago is closed."""
+"""How many connections are kept open unused; beyond that, the one that was used longest ago is closed."""
 IDLE_SECONDS_MAX = 60.0
 """How long a connection is kept open unused."""
 CONNECT_SECONDS_MAX = 60.0
-"""How long connecting may take where the request does not say."""
+"""How long connecting may take if the request sets no limit."""
 HEAD_BYTES_MAX = 64 * 1024
 """How many bytes may come without any of the body: head, chunk headers or trailers."""
 HEADERS_MAX = 200
 READ_BUFFER_BYTES_MAX = 1024 * 1024
-"""How much of a body waits in memory before the sender is held up."""
+"""How much of a body is buffered before reading from the socket is paused."""
 
 _IDEMPOTENT = frozenset({"GET", "PUT", "DELETE"})
 _UNSAFE_IN_HEADER = re.compile(rb"[\r\n\0]")
@@ -44,7 +45,7 @@ _UNSAFE_IN_HEADER = re.compile(rb"[\r\n\0]")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a request goes, and who must answer there."""
+    """Where a request goes, and which certificate is expected there."""
 
     tls_name: str
     """The name, or the IP literal without brackets, that the certificate must be for."""
@@ -58,8 +59,8 @@ class Destination:
 class ConnectionPool(httpx.AsyncBaseTransport):
     """Sends each request over a connection to ``request.extensions["destination"]``.
 
-    ``request.extensions["timeout"]`` has ``connect`` and ``read`` in seconds, as httpx writes them; ``read`` is the
-    longest silence that is borne. Raises ``httpx.TransportError`` for everything that goes wrong on the way.
+    ``request.extensions["timeout"]`` has ``connect`` and ``read`` in seconds, as httpx writes them; ``read`` is how
+    long the other side may send nothing. Raises ``httpx.TransportError`` for every failure.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             try:
                 exchange = await connection.send(message, read_timeout)
             except _Stale as error:
-                # The other side closed it at the very moment at which we took it.
+                # The other side closed the connection just as we sent the request; it may have been processed.
                 if request.method not in _IDEMPOTENT:
                     raise httpx.RemoteProtocolError(str(error)) from error
                 connection = None
@@ -160,7 +161,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         except ssl.SSLCertVerificationError as error:
             reason = f"the certificate at {where} is not valid for {destination.tls_name}: {error.verify_message}"
             raise httpx.ConnectError(reason) from error
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a name that TLS cannot take
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError is a name that TLS cannot use
             raise httpx.ConnectError(f"no connection to {where}: {error}") from error
         return connection
 
@@ -197,11 +198,11 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             self._drop_if_unused(lane)
 
     def connection_opened(self, connection: _Connection) -> None:
-        """Called by each connection, so that ``aclose`` finds it."""
+        """Called by each new connection, so that ``aclose`` can close it."""
         self._open.add(connection)
 
     def connection_closed(self, connection: _Connection) -> None:
-        """Called by each connection, whoever closed it."""
+        """Called by each connection when it is closed, by either side."""
         self._open.discard(connection)
         self._forget_idle(connection)
 
@@ -215,7 +216,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             self._close_idle(connection)
 
     def release(self, connection: _Connection, lane: _Lane, *, reusable: bool) -> None:
-        """The exchange is over."""
+        """Called when an exchange is over: keep the connection if it is reusable, and let the next request run."""
         if reusable and connection.is_usable:
             self._put_idle(connection, lane)
         else:
@@ -288,23 +289,23 @@ class _Connection(asyncio.Protocol):
         return exchange
 
     def finish_exchange(self) -> None:
-        """The answer was read to its end, or given up."""
+        """Called when the answer was read to its end or abandoned."""
         self._exchange = None
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
     # -- asyncio.Protocol ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses
         self._pool.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._exchange is None or self._exchange.is_complete:
-            self.abort()  # nobody asked: whatever it is, it must not be taken for the answer to the next request
+            self.abort()  # unsolicited bytes must not be taken for the answer to the next request
             return
         self._exchange.feed(data)
 
@@ -318,7 +319,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Exchange:
-    """The answer to one request while it comes in: the parser's callbacks on one side, the reader on the other."""
+    """The answer to one request as it comes in: the parser calls it on one side, the reader on the other."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -339,7 +340,7 @@ class _Exchange:
     # -- the reader ----------------------------------------------------------------------------------------------------
 
     async def wait_for_head(self, silence_max: float | None) -> None:
-        """Returns when ``status`` and ``headers`` are there."""
+        """Return when ``status`` and ``headers`` are complete."""
         while not self.status:
             await self._wait(silence_max)
 
@@ -379,7 +380,7 @@ class _Exchange:
     # -- the connection ------------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the other side."""
+        """Parse bytes from the other side."""
         self._has_begun = True
         self._silent_bytes += len(data)
         try:
@@ -395,13 +396,13 @@ class _Exchange:
             self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """No more bytes will come."""
+        """The connection was closed: no more bytes will come."""
         if self.is_complete:
             return
         if not self._has_begun:
             self._fail(_Stale("the connection was closed without an answer"))
         elif error is None and self.status and not self._is_framed():
-            self.is_complete = True  # a body without a length ends with the connection
+            self.is_complete = True  # the end of the connection ends a body without a length
             self._wake()
         else:
             self._fail(httpx.ReadError("the connection was closed in the middle of the answer"))
@@ -412,17 +413,17 @@ class _Exchange:
     # -- httptools.HttpResponseParser ----------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """The answer begins; when there has been one already, nobody asked for this, and the connection is spoilt."""
+        """The answer begins. A second answer was not asked for, so the connection must not be reused."""
         if self.is_complete:
             self.keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or after the body a trailer, which nobody needs."""
+        """Keep a header. After the body it is a trailer, which is ignored."""
         if not self.status:
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is complete; 1xx only announces the real answer."""
+        """The head is complete; a 1xx answer only announces the real one."""
         if self.is_complete:
             return
         status = self._parser.get_status_code()
@@ -451,7 +452,7 @@ class _Exchange:
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of an answer; closing it gives the connection back."""
+    """The body of an answer; closing it releases the connection."""
 
     def __init__(
         self,
@@ -482,7 +483,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _serialize(request: httpx.Request) -> bytes:
-    """The request as bytes; its body must have been given as bytes."""
+    """The request as bytes. Its body must have been given as bytes."""
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     lines += [b"%s: %s" % header for header in request.headers.raw]
     if any(_UNSAFE_IN_HEADER.search(line) for line in lines):

@@ -1,8 +1,8 @@
-"""The one HTTP client: every request that this server makes of others goes through here.
+"""The one HTTP client: every request of this server to other hosts goes through it.
 
-Answers are bounded in size and time, private addresses are refused unless allowed, redirects are followed only when
-asked for, and neither proxies nor anything else is taken from the environment. Whatever goes wrong on the way is
-``RemoteUnreachable``; an HTTP error status is an answer, and the caller's to judge.
+Answers are bounded in size and time, private addresses are refused unless allowed, redirects are followed only when the
+caller asks for it, and environment variables (for proxies, for instance) are ignored. Every failure is
+``RemoteUnreachable``, but an HTTP error status is an answer, which the caller judges.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Timeouts:
     connect: float = 10.0
     """Resolving the name, connecting and the TLS handshake together."""
     read: float = 30.0
-    """The longest silence of the other side."""
+    """How long the other side may send nothing."""
     total: float = 60.0
     """Everything, redirects included."""
 
@@ -45,7 +45,7 @@ DEFAULT_TIMEOUTS: Final = Timeouts()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the other side said."""
+    """The answer of the other side."""
 
     status: int
     headers: httpx.Headers
@@ -83,9 +83,9 @@ class OutboundHttp:
     ) -> Answer:
         """Send a request and read its whole answer.
 
-        ``bytes_max`` bounds the answer's body. ``destination`` connects somewhere else than the URL says, with its own
-        idea of the certificate. Up to ``redirects_max`` redirects are followed, never from https to http, with GET and
-        without ``headers`` (they may hold secrets for the first host); the last answer is then returned as it is.
+        ``bytes_max`` bounds the answer's body. ``destination`` replaces the host and port of the URL, and the name that
+        the certificate must have. Up to ``redirects_max`` redirects are followed, never from https to http, with GET
+        and without ``headers`` (they may hold secrets for the first host); the last answer is then returned as it is.
 
         Raises ``RemoteUnreachable``.
         """
@@ -141,7 +141,7 @@ class OutboundHttp:
 
 
 def destination_of(url: httpx.URL) -> Destination:
-    """Where an ordinary URL leads."""
+    """The destination of an ordinary URL."""
     port = url.port or _DEFAULT_PORTS[url.scheme]
     return Destination(
         tls_name=url.host,
@@ -152,7 +152,7 @@ def destination_of(url: httpx.URL) -> Destination:
 
 
 def create_ssl_context(*, verify: bool = True, ca_file: Path | None = None) -> ssl.SSLContext:
-    """TLS as a client, trusting the system's authorities and those of ``ca_file``.
+    """A TLS context for clients, which trusts the system's authorities and those of ``ca_file``.
 
     Raises ``ConfigurationError`` when ``ca_file`` cannot be used.
     """
@@ -167,7 +167,7 @@ def create_ssl_context(*, verify: bool = True, ca_file: Path | None = None) -> s
     if places.cafile or places.capath:
         context.load_default_certs()
     else:
-        context.load_verify_locations(certifi.where())  # a system without a store of its own
+        context.load_verify_locations(certifi.where())  # the system has no certificate store of its own
     if ca_file is not None:
         try:
             context.load_verify_locations(ca_file)

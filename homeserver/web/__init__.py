@@ -13,7 +13,7 @@ An endpoint reads like this; ``install`` makes the application behave as Matrix 
         return json_response({"event_id": event_id})
 
 ``responses`` makes answers, ``bodies`` and ``parameters`` take requests apart, ``services`` finds what an endpoint
-works with, ``routes`` finds the endpoint, and ``edge`` is the outermost layer: CORS and whatever went wrong.
+works with, ``routes`` finds the endpoint, and ``edge`` is the outermost layer: CORS and errors.
 """
 
 from homeserver.web.bodies import (

@@ -1,7 +1,7 @@
 """Request bodies: JSON objects of a bounded size, and the fields in them.
 
-The readers of fields take what they name and nothing else: ``required_str(body, "password")``. An optional field that
-is null counts as missing, as many clients write it so.
+The functions for fields accept exactly the type in their name: ``required_str(body, "password")``. An optional field
+that is null counts as missing, because many clients send it so.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from homeserver.protocol.json_types import JsonObject
 T = TypeVar("T")
 
 BODY_BYTES_MAX = 1024 * 1024
-"""What a JSON body may have unless the endpoint says otherwise. (Events have a limit of their own.)"""
+"""How large a JSON body may be unless the endpoint sets another limit. (Events have their own limit.)"""
 NESTING_MAX = 200
-"""Levels of nesting in a body. The writer of our answers stops at 254, and an answer may wrap what it gives back."""
+"""Levels of nesting in a body. orjson writes at most 254 levels, and an answer may wrap what it repeats."""
 _WRAPPING = 254 - NESTING_MAX
 
 _ABSENT: Any = object()
 
 
 async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
-    """The whole body, at most ``limit`` bytes; it is given up as soon as it turns out to be longer.
+    """The whole body, at most ``limit`` bytes; reading stops as soon as it turns out to be longer.
 
-    Raises ``TooLarge``; ``ClientDisconnect`` when the client goes away halfway.
+    Raises ``TooLarge``; ``ClientDisconnect`` when the client disconnects before the end.
     """
     announced = request.headers.get("content-length")
     if announced is not None and announced.isdecimal() and int(announced[:20]) > limit:
@@ -54,9 +54,9 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
 async def read_json_object(
     request: Request, limit: int = BODY_BYTES_MAX, *, empty_is_object: bool = False
 ) -> JsonObject:
-    """The body as a JSON object, whatever its content type says.
+    """The body as a JSON object, whatever the Content-Type header says.
 
-    ``empty_is_object`` takes an empty body as ``{}``, for endpoints that clients call without one.
+    ``empty_is_object`` treats an empty body as ``{}``, for endpoints that clients call without one.
 
     Raises ``TooLarge``, ``NotJson``, ``BadJson``.
     """
@@ -67,7 +67,7 @@ async def read_json_object(
 
 
 def parse_json_object(text: bytes) -> JsonObject:
-    """A JSON object from its text, in UTF-8 and not nested too deeply to be written again.
+    """Parse a JSON object in UTF-8 that is not nested too deeply to be encoded again.
 
     Raises ``NotJson``, ``BadJson``.
     """
@@ -77,7 +77,7 @@ def parse_json_object(text: bytes) -> JsonObject:
         raise NotJson() from None
     if not isinstance(value, dict):
         raise BadJson("The request body must be a JSON object")
-    if text.count(b"{") + text.count(b"[") > NESTING_MAX:  # otherwise it cannot be that deep
+    if text.count(b"{") + text.count(b"[") > NESTING_MAX:  # with fewer brackets it cannot be that deep
         _check_nesting(value)
     return value
 
@@ -96,7 +96,7 @@ def _check_nesting(value: JsonObject) -> None:
 
 
 def required_str(body: JsonObject, name: str) -> str:
-    """A field that must be there and be a string. Raises ``MissingParam``, ``BadJson``."""
+    """A required string. Raises ``MissingParam``, ``BadJson``."""
     return _str(name, _required(body, name))
 
 
@@ -107,29 +107,29 @@ def optional_str(body: JsonObject, name: str) -> str | None:
 
 
 def required_bool(body: JsonObject, name: str) -> bool:
-    """A field that must be there and be true or false. Raises ``MissingParam``, ``BadJson``."""
+    """A required boolean. Raises ``MissingParam``, ``BadJson``."""
     return _bool(name, _required(body, name))
 
 
 def optional_bool(body: JsonObject, name: str, default: bool = False) -> bool:
-    """True or false, or ``default`` when the field is missing. Raises ``BadJson``."""
+    """A boolean, or ``default`` when the field is missing. Raises ``BadJson``."""
     value = body.get(name)
     return default if value is None else _bool(name, value)
 
 
 def required_int(body: JsonObject, name: str, *, minimum: int = INTEGER_MIN, maximum: int = INTEGER_MAX) -> int:
-    """A field that must be there and be an integer in its range. Raises ``MissingParam``, ``BadJson``."""
+    """A required integer within a range. Raises ``MissingParam``, ``BadJson``."""
     return _int(name, _required(body, name), minimum, maximum)
 
 
 def optional_int(body: JsonObject, name: str, *, minimum: int = INTEGER_MIN, maximum: int = INTEGER_MAX) -> int | None:
-    """An integer in its range, or None when the field is missing. Raises ``BadJson``."""
+    """An integer within a range, or None when the field is missing. Raises ``BadJson``."""
     value = body.get(name)
     return None if value is None else _int(name, value, minimum, maximum)
 
 
 def required_object(body: JsonObject, name: str) -> JsonObject:
-    """A field that must be there and be an object. Raises ``MissingParam``, ``BadJson``."""
+    """A required object. Raises ``MissingParam``, ``BadJson``."""
     return _object(name, _required(body, name))
 
 
@@ -140,7 +140,7 @@ def optional_object(body: JsonObject, name: str) -> JsonObject | None:
 
 
 def required_list_of_str(body: JsonObject, name: str) -> list[str]:
-    """A field that must be there and be a list of strings. Raises ``MissingParam``, ``BadJson``."""
+    """A required list of strings. Raises ``MissingParam``, ``BadJson``."""
     return _list_of(name, _required(body, name), str, "strings")
 
 
@@ -151,7 +151,7 @@ def optional_list_of_str(body: JsonObject, name: str) -> list[str]:
 
 
 def required_list_of_objects(body: JsonObject, name: str) -> list[JsonObject]:
-    """A field that must be there and be a list of objects. Raises ``MissingParam``, ``BadJson``."""
+    """A required list of objects. Raises ``MissingParam``, ``BadJson``."""
     return _list_of(name, _required(body, name), dict, "objects")
 
 

@@ -1,4 +1,4 @@
-"""The outermost layer: CORS on every answer, pre-flight requests, and a Matrix error for whatever went wrong.
+"""The outermost layer: CORS on every answer, pre-flight requests, and a Matrix error for every exception.
 
 https://spec.matrix.org/v1.19/client-server-api/#web-browser-clients
 """
@@ -55,10 +55,10 @@ def install(app: FastAPI, aliases: Mapping[str, str] | None = None) -> None:
 
 
 class FrontDoor:
-    """Where requests come in. Those for plain routes go straight to their endpoint.
+    """Where requests come in: sends those for plain routes straight to their endpoint.
 
-    All others pass what FastAPI puts around every endpoint (telemetry, exit stacks, three layers of error handling),
-    which costs as much as answering a long poll does.
+    All others go through FastAPI's own layers (telemetry, exit stacks, three layers of error handling), which cost as
+    much CPU as answering a long poll.
     """
 
     def __init__(self, app: FastAPI, index: RouteIndex) -> None:
@@ -68,7 +68,7 @@ class FrontDoor:
         self._short_way = Edge(_run_plain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application, in the place of FastAPI's own stack."""
+        """The ASGI application, in place of FastAPI's own stack."""
         if scope["type"] == "http":
             endpoint = self._index.plain_endpoint(scope)
             if endpoint is not None:
@@ -95,7 +95,7 @@ class Edge:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Whatever is raised inside becomes an answer, as long as none has begun."""
+        """Handle a request; an exception becomes an error answer if none has started."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -124,7 +124,9 @@ class Edge:
             return
         except Exception as error:
             if has_started:
-                raise  # too late to say anything: the server cuts the connection, so that nobody takes it for whole
+                # the answer has started: uvicorn closes the connection, so that the client does not take a part for the
+                # whole
+                raise
             await answer_to(error, scope)(scope, receive, send_with_cors)
 
 
@@ -133,7 +135,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def answer_to(error: Exception, scope: Scope) -> Response:
-    """The response to an exception. What nobody expected is logged, and the client learns nothing of it but that."""
+    """The response to an exception. An unexpected one is logged, and the client gets only a general error."""
     if isinstance(error, MatrixError | RemoteError):
         return error_response(error)
     if isinstance(error, HTTPException):

@@ -14,12 +14,12 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
 
 
 def query_str(request: Request, name: str) -> str | None:
-    """A parameter as it was given, or None."""
+    """A parameter as text, or None."""
     return request.query_params.get(name)
 
 
 def required_query_str(request: Request, name: str) -> str:
-    """A parameter that must be there. Raises ``MissingParam``."""
+    """A required parameter. Raises ``MissingParam``."""
     value = request.query_params.get(name)
     if value is None:
         raise MissingParam(f"The query parameter '{name}' is missing")
@@ -35,9 +35,9 @@ def query_strs(request: Request, name: str, *, most: int = 50) -> list[str]:
 
 
 def query_int(request: Request, name: str, default: int, *, minimum: int = 0, maximum: int = INTEGER_MAX) -> int:
-    """An integer. What is above ``maximum`` counts as ``maximum``: a server may give less than it is asked for.
+    """An integer. A value above ``maximum`` counts as ``maximum``: a server may return less than the client asks for.
 
-    Raises ``InvalidParam`` for what is no integer or is below ``minimum``.
+    Raises ``InvalidParam`` if it is not an integer or below ``minimum``.
     """
     value = request.query_params.get(name)
     if value is None:

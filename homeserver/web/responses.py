@@ -1,4 +1,4 @@
-"""Answers: JSON, bytes that are there already, and errors."""
+"""Answers: JSON values, bytes that are JSON already, and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class _PlainResponse(Response):
-    """A response with exactly the given headers, made without what Starlette's does for cookies and charsets."""
+    """A response with exactly the given headers, without Starlette's work for cookies and charsets."""
 
     def __init__(self, body: bytes, status: int, content_type: bytes, headers: RawHeaders) -> None:
         self.status_code = status
@@ -30,21 +30,21 @@ class _PlainResponse(Response):
 
 
 def json_response(value: Any, status: int = 200, headers: RawHeaders = ()) -> Response:
-    """Answer with a JSON value; bytes inside it are not possible, ``orjson.Fragment`` is."""
+    """Answer with a JSON value. It must not contain bytes; wrap encoded JSON in ``orjson.Fragment``."""
     return _PlainResponse(orjson.dumps(value), status, b"application/json", headers)
 
 
 def bytes_response(
     body: bytes, status: int = 200, content_type: str = JSON_CONTENT_TYPE, headers: RawHeaders = ()
 ) -> Response:
-    """Answer with bytes as they are, JSON unless ``content_type`` says otherwise."""
+    """Answer with bytes as they are; they are JSON unless ``content_type`` says otherwise."""
     return _PlainResponse(body, status, content_type.encode("latin-1"), headers)
 
 
 def error_response(error: MatrixError | RemoteError) -> Response:
-    """The answer that an error stands for.
+    """The answer for an error.
 
-    A remote error that nobody caught where more was known becomes a 502: what the other server said is not passed on.
+    A remote error that no caller has translated becomes a 502, without what the other server said.
 
     https://spec.matrix.org/v1.19/client-server-api/#standard-error-response
     """

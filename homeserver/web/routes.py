@@ -1,8 +1,8 @@
-"""Finding the endpoint of a request: by segments of the path as it was sent, each decoded by itself.
+"""Finds the endpoint of a request: splits the path as it was sent, and decodes each segment by itself.
 
 Starlette decodes the path before it looks for a route, so that a ``%2F`` inside a room alias or a state key would split
-it, and it tries one regular expression for each route in turn. A tree of segments does neither, and costs the same for
-the first route and for the three hundredth.
+it, and it tries one regular expression for each route in turn. A tree of segments does neither, and takes the same time
+for any number of routes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _PARAMETER = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>str|path))?\}\Z")
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """One route: what it runs, and the names of its path parameters in their order."""
+    """One route: its endpoint, and the names of its path parameters in order."""
 
     app: ASGIApp
     endpoint: Any
     route: BaseRoute
     names: tuple[str, ...]
     is_plain: bool = False
-    """A Starlette route whose endpoint is a coroutine function that takes the request."""
+    """Whether it is a Starlette route whose endpoint is a coroutine function that takes the request."""
 
 
 @dataclass(slots=True)
@@ -49,17 +49,17 @@ class _Node:
     parameter: _Node | None = None
     parameter_may_be_empty: bool = False
     endpoints: dict[str, _Endpoint] = field(default_factory=dict)
-    """By method, of the routes that end here."""
+    """By method: the routes that end here."""
     tails: dict[str, _Endpoint] = field(default_factory=dict)
-    """By method, of the routes whose last parameter takes the whole rest of the path."""
+    """By method: the routes whose last parameter takes the whole rest of the path."""
 
 
 class RouteIndex:
-    """The ASGI application inside the router: hands each request to its route.
+    """The ASGI application inside the router: passes each request to its route.
 
-    Routes with plain parameters (``{name}``, and ``{name:path}`` at the end) are in the tree. Mounted applications
-    come after them, in Starlette's way. An alias is another name for a prefix of paths: all routes below the one are
-    below the other. The tree is built at the first request, and again when a route was added.
+    Routes with plain parameters (``{name}``, and ``{name:path}`` at the end) are in the tree. Mounted applications come
+    after them, matched by Starlette. An alias is another name for a path prefix: all routes below the prefix can be
+    reached below the alias too. The tree is built at the first request, and again after a route was added.
     """
 
     def __init__(self, router: APIRouter, aliases: Mapping[str, str] | None = None) -> None:
@@ -70,7 +70,7 @@ class RouteIndex:
         self._mounted: Router | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ``Unrecognized`` (404) and HTTPException 405, which the edge answers."""
+        """Handle a request. Raises ``Unrecognized`` (404) and HTTPException 405, which ``edge`` turns into answers."""
         if scope["type"] != "http":
             await self._router.app(scope, receive, send)
             return
@@ -95,7 +95,7 @@ class RouteIndex:
         await found.app(scope, receive, send)
 
     def plain_endpoint(self, scope: Scope) -> Callable[[Request], Awaitable[Response]] | None:
-        """The endpoint of a request if it is a plain Starlette one, with ``path_params`` set; None for all else."""
+        """The endpoint of a request if it is a plain Starlette one, with ``path_params`` set; otherwise None."""
         if self._built_from != len(self._router.routes):
             self._build()
         try:
@@ -136,7 +136,7 @@ def _descend(node: _Node, prefix: str) -> _Node:
 
 
 def path_segments(scope: Scope) -> list[str]:
-    """The segments of the request's path, decoded; the first is what stands before the leading slash: nothing.
+    """The segments of the request's path, decoded; the first one, before the leading slash, is empty.
 
     Raises ``InvalidParam`` for a path that is not UTF-8 or has a NUL in it, which no identifier may have.
     """
@@ -145,7 +145,7 @@ def path_segments(scope: Scope) -> list[str]:
     if "%" not in path and path.isascii():
         return path.split("/")
     try:
-        # Bytes beyond ASCII do not belong into a path, but some clients send UTF-8 as it is.
+        # A path should be ASCII, but some clients send UTF-8 without percent-encoding.
         segments = [unquote_to_bytes(segment.encode("latin-1")).decode() for segment in path.split("/")]
     except UnicodeDecodeError:
         raise InvalidParam("The path is not UTF-8") from None
@@ -155,7 +155,7 @@ def path_segments(scope: Scope) -> list[str]:
 
 
 class _Search:
-    """The way of one path down the tree. Literal segments go before parameters."""
+    """Searches the tree for one path. Literal segments take precedence over parameters."""
 
     __slots__ = ("method", "other_methods", "segments", "values")
 
@@ -163,9 +163,9 @@ class _Search:
         self.segments = segments
         self.method = method
         self.values: list[str] = []
-        """The parameters on the way to what was found."""
+        """The values of the path parameters so far."""
         self.other_methods: set[str] = set()
-        """What the path could be asked by."""
+        """The methods that routes with this path have."""
 
     def below(self, node: _Node, index: int) -> _Endpoint | None:
         """The endpoint for the segments from ``index`` on."""

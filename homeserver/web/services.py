@@ -1,4 +1,4 @@
-"""How an endpoint reaches what it works with: by class, from ``app.state.services``."""
+"""How an endpoint gets the services that it needs: by class, from ``app.state.services``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def by_class(*parts: Any, singles: Iterable[Any] = ()) -> dict[type, Any]:
-    """Services under their classes: those in the fields of each part, which is a dataclass, and single ones."""
+    """Index services by class: those in the fields of each part, which is a dataclass, and single ones."""
     found = {type(single): single for single in singles}
     for part in parts:
         for field in fields(part):
@@ -33,7 +33,7 @@ def get_service(request: Request, kind: type[T]) -> T:
 def service(kind: type[Any]) -> Any:
     """The same as a FastAPI dependency: ``profiles: Annotated[Profiles, service(Profiles)]``."""
 
-    # A coroutine function, because FastAPI sends plain functions to a thread.
+    # This is a coroutine function because FastAPI runs plain functions on a thread.
     async def instance(request: Request) -> Any:
         return request.app.state.services[kind]
 
