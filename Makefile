@@ -7,7 +7,7 @@ DATA ?= data
 PYTEST_ARGS ?=
 SEEDS ?= 1000:1050
 
-.PHONY: help setup run test test-interop simulate nightly lint format demo bench migration lock clean
+.PHONY: help setup run test test-interop simulate mutations nightly lint format demo bench migration lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-interop: $(VENV)/.develop .venv-synapse/.installed ## Run the tests against
 
 simulate: $(VENV)/.develop ## Simulate servers that crash and lose each other (SEEDS=1000:1050 VERSION=11); see tests/simulation/README.md
 	$(BIN)/python -m tests.simulation $(SEEDS) $(if $(VERSION),--version $(VERSION)) $(if $(MUTATION),--mutation $(MUTATION)) $(ARGS)
+
+mutations: $(VENV)/.develop ## Put faults back one at a time, and see that the simulator finds each
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.mutations
 
 nightly: $(VENV)/.develop ## Simulate a thousand seeds, each room version in turn
 	$(BIN)/python -m tests.simulation 1:1001 --brief

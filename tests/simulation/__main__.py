@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--version", help="the room version; without it, the seed decides")
     parser.add_argument("--trace", action="store_true", help="print what happened")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--strict", action="store_true", help="count known faults as well")
+    parser.add_argument("--mutation", help="a fault to put back, such as A1: see mutations.py")
+    parser.add_argument("--strict", action="store_true", help="look for known faults as well")
     parser.add_argument("--brief", action="store_true", help="print only which checks failed")
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -35,9 +36,11 @@ def main() -> None:
     seeds = range(int(first), int(end) if end else int(first) + 1)
     failed: Counter[str] = Counter()
     failing = 0
+    run = partial(simulate, version=arguments.version, mutation=arguments.mutation, strict=arguments.strict)
     began = time.perf_counter()
-    for outcome in run_all(seeds, partial(simulate, version=arguments.version), arguments.jobs):
+    for outcome in run_all(seeds, run, arguments.jobs):
         known = KNOWN_FAULTS.intersection(outcome.failures) if not arguments.strict else set()
+        shown = dict(outcome.failures) if len(seeds) == 1 else None
         for name in sorted(known):
             del outcome.failures[name]
         status = "failed " + ", ".join(outcome.failures) if outcome.failures else "ok"
@@ -49,10 +52,11 @@ def main() -> None:
         if outcome.failures:
             failing += 1
             failed.update(outcome.failures.keys())
-            for name, wrong in outcome.failures.items() if not arguments.brief else ():
-                print(f"  {name}:")
-                for line in wrong[:FAILURES_SHOWN]:
-                    print(f"    {line[:LINE_MAX]}")
+        for name, wrong in (shown or outcome.failures).items() if not arguments.brief else ():
+            print(f"  {name}:")
+            for line in wrong[:FAILURES_SHOWN]:
+                print(f"    {line[:LINE_MAX]}")
+        if outcome.failures:
             print(f"  again: make simulate SEEDS={outcome.seed} VERSION={outcome.version}")
         sys.stdout.flush()
     for name, count in failed.most_common():

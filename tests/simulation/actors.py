@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from tests.simulation.clients import Device, Refused, RoomView, Unanswered
+from tests.simulation.malice import MALLORY
 from tests.simulation.world import Promise, RefusedAcceptance, World
 
 ACTIONS = {
@@ -37,11 +38,11 @@ INTERVAL_S_MAX = 3.0
 class Actor:
     """A user who acts with one device, on what that device knows."""
 
-    def __init__(self, world: World, user_id: str) -> None:
+    def __init__(self, world: World, user_id: str, device: Device | None = None) -> None:
         self._world = world
         self._chance = random.Random(f"{world.seed} actor {user_id}")
         self.user_id = user_id
-        self.device: Device = world.device(user_id)
+        self.device = device or world.device(user_id)
         self._number = 0
 
     async def act(self, actions: int) -> None:
@@ -63,10 +64,11 @@ class Actor:
             if self._chance.random() < 0.2:
                 await self._ask(f"/rooms/{quote(room_id)}/leave")
             elif self._chance.random() < 0.8:
-                await self._accept(room_id)
+                await self.accept(room_id)
             self.device.invited.discard(room_id)
 
-    async def _accept(self, room_id: str) -> None:
+    async def accept(self, room_id: str) -> None:
+        """Accept an invitation, and take note where that is refused without reason."""
         was_calm = self._world.is_calm
         try:
             await self._ask(f"/rooms/{quote(room_id)}/join")
@@ -122,10 +124,10 @@ class Actor:
         await self._ask(f"/rooms/{quote(self._room())}/invite", user_id=self._somebody())
 
     async def do_kick(self) -> None:
-        await self._ask(f"/rooms/{quote(self._room())}/kick", user_id=self._somebody())
+        await self._ask(f"/rooms/{quote(self._room())}/kick", user_id=self._nuisance())
 
     async def do_ban(self) -> None:
-        await self._ask(f"/rooms/{quote(self._room())}/ban", user_id=self._somebody())
+        await self._ask(f"/rooms/{quote(self._room())}/ban", user_id=self._nuisance())
 
     async def do_unban(self) -> None:
         await self._ask(f"/rooms/{quote(self._room())}/unban", user_id=self._somebody())
@@ -182,6 +184,10 @@ class Actor:
     def _somebody(self) -> str:
         return self._chance.choice(self._world.users)
 
+    def _nuisance(self) -> str:
+        """Somebody to be removed."""
+        return self._chance.choice([*self._world.users, *([MALLORY, MALLORY] if self._world.mallory else [])])
+
     def _text(self) -> str:
         self._number += 1
         return f"{self.user_id} {self._number}"
@@ -195,6 +201,20 @@ async def look(world: World, device: Device) -> None:
         try:
             await device.sync(chance.choice([0, 2, 5]))
         except (Refused, Unanswered):
+            continue
+
+
+async def accept_at_once(world: World, device: Device) -> None:
+    """A bot: it waits for invitations and accepts each the moment that it shows. Runs until it is cancelled."""
+    actor = Actor(world, device.user_id, device)
+    while True:
+        try:
+            await device.sync(30)
+            for room_id in sorted(device.invited):
+                await actor.accept(room_id)
+        except Unanswered:
+            await asyncio.sleep(1)
+        except Refused:
             continue
 
 

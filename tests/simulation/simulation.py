@@ -13,18 +13,21 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage import migrate
-from tests.simulation.actors import Actor, Disasters, look, start_again
+from tests.simulation.actors import Actor, Disasters, accept_at_once, look, start_again
 from tests.simulation.checks import CHECKS, extremities_of, find, owed_by
 from tests.simulation.clients import Refused, Unanswered
 from tests.simulation.machine import Log, machine
+from tests.simulation.malice import MALLORY, Mallory
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.network import Network
 from tests.simulation.trace import Trace
 from tests.simulation.virtual_loop import VirtualLoop
@@ -32,6 +35,10 @@ from tests.simulation.world import World
 
 VERSIONS = tuple(str(number) for number in range(1, 13))
 SERVERS = (2, 3, 3)
+MALICE = 0.5
+"""How often there is a malicious server."""
+BOTS = 0.5
+"""How many users have a bot that accepts invitations the moment that they show."""
 ACTIONS = (4, 8, 12)
 """Of each user: one of these."""
 REST_S = 12.0
@@ -63,8 +70,10 @@ def version_of(seed: int) -> str:
     return VERSIONS[seed % len(VERSIONS)]
 
 
-def simulate(seed: int, version: str | None = None) -> Outcome:
+def simulate(seed: int, version: str | None = None, *, mutation: str | None = None, strict: bool = False) -> Outcome:
     """Run a seed. Never raises for what a server does wrong: the outcome says it.
+
+    ``mutation`` puts a fault back (``mutations``). ``strict`` leaves out no attack that is known to succeed.
 
     For a process of its own (``processes``): what it leaves behind must not be cleaned up.
     """
@@ -76,11 +85,11 @@ def simulate(seed: int, version: str | None = None) -> Outcome:
     began = time.process_time()
     gc.disable()  # when it runs depends on more than the seed
     try:
-        with machine(seed, loop) as log:
+        with MUTATIONS[mutation]() if mutation else contextlib.nullcontext(), machine(seed, loop) as log:
             loop.set_exception_handler(lambda _, context: _note_error(log, context))
             asyncio.set_event_loop(loop)
             try:
-                loop.run_until_complete(_run(outcome, trace, directory, log))
+                loop.run_until_complete(_run(outcome, trace, directory, log, strict))
             except Exception as error:
                 logging.disable(logging.NOTSET)
                 outcome.failures.setdefault("the_run_comes_to_its_end", []).append(repr(error))
@@ -111,13 +120,16 @@ def template() -> Path:
     return file
 
 
-async def _run(outcome: Outcome, trace: Trace, directory: Path, log: Log) -> None:
+async def _run(outcome: Outcome, trace: Trace, directory: Path, log: Log, strict: bool) -> None:
     chance = random.Random(f"world {outcome.seed}")
     network = Network(random.Random(f"network {outcome.seed}"), trace)
     world = World(outcome.seed, outcome.version, chance, trace, network)
     await world.populate(directory, template(), chance.choice(SERVERS))
-    await _meet(world)
-    await _live(world)
+    if chance.random() < MALICE:
+        world.mallory = Mallory(world, strict=strict)
+    async with _background(*_bystanders(world)):
+        await _meet(world)
+        await _live(world)
     await _heal(world)
     await _settle(world)
     found = await find(world, log.errors)
@@ -128,30 +140,60 @@ async def _run(outcome: Outcome, trace: Trace, directory: Path, log: Log) -> Non
         server.crash()
 
 
+def _bystanders(world: World) -> Iterator[Coroutine[Any, Any, None]]:
+    """What second devices do: each looks now and then, or is that of a bot."""
+    for devices in world.devices.values():
+        for device in devices[1:]:
+            yield accept_at_once(world, device) if world.chance.random() < BOTS else look(world, device)
+
+
 async def _meet(world: World) -> None:
     """Two rooms, a public one that most join, and one by invitation, while all is well."""
     creators = world.chance.sample(world.users, 2)
     levels: dict[str, Any] = {"state_default": world.chance.choice([0, 50]), "invite": 0}
+    if world.mallory is not None and world.chance.random() < 0.5:
+        levels["users"] = {MALLORY: world.chance.choice([50, 60])}
+        if not ROOM_VERSIONS[world.version].creators_have_infinite_power:
+            levels["users"] |= dict.fromkeys(creators, 100)
     for creator, preset in zip(creators, ("public_chat", "private_chat"), strict=True):
         request = {"preset": preset, "room_version": world.version, "power_level_content_override": levels}
         room_id = (await world.device(creator).ask("POST", "/createRoom", request))["room_id"]
         world.rooms.append(room_id)
-        guests = [user_id for user_id in world.users if user_id != creator and world.chance.random() < 0.8]
-        for user_id in guests:
+        for user_id in world.users:
+            if user_id == creator or world.chance.random() < 0.2:
+                continue
             if preset == "private_chat":
                 await world.device(creator).ask("POST", f"/rooms/{quote(room_id)}/invite", {"user_id": user_id})
             else:
                 via = world.server_of(creator).name
                 await world.device(user_id).ask("POST", f"/join/{quote(room_id)}", {}, via=via)
+    if world.mallory is not None:
+        await _meet_mallory(world, world.mallory, *creators)
+
+
+async def _meet_mallory(world: World, mallory: Mallory, host: str, liar_about: str) -> None:
+    """Mallory joins the public room, and lies about another, which only its creator is in as yet."""
+    await mallory.join(world.rooms[0], world.server_of(host).name)
+    request = {"preset": "public_chat", "room_version": world.version}
+    room_id = (await world.device(liar_about).ask("POST", "/createRoom", request))["room_id"]
+    for user_id in world.users:
+        if world.server_of(user_id) is not world.server_of(liar_about) and world.chance.random() < 0.5:
+            await mallory.lie_about(room_id, user_id)
+            if world.chance.random() < 0.5:
+                via = world.server_of(liar_about).name
+                await world.device(user_id).ask("POST", f"/join/{quote(room_id)}", {}, via=via)
+    world.rooms.append(room_id)
 
 
 async def _live(world: World) -> None:
     """Everybody does something, at first in peace."""
     actions = world.chance.choice(ACTIONS)
-    async with _background(*(look(world, device) for devices in world.devices.values() for device in devices[1:])):
+    async with _background(*([world.mallory.attack()] if world.mallory is not None else [])):
         await asyncio.gather(*(Actor(world, user_id).act(actions // 2) for user_id in world.users))
         async with _background(Disasters(world).strike(), start_again(world)):
             await asyncio.gather(*(Actor(world, user_id).act(actions) for user_id in world.users))
+    if world.mallory is not None:
+        world.mallory.reform()
 
 
 @contextlib.asynccontextmanager

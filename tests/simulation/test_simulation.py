@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.simulation import VERSIONS
 
 SEEDS = 3
@@ -36,3 +37,9 @@ def test_a_seed_decides_everything() -> None:
     first = sorted(hashes("0"))
     assert len(set(first)) == 2
     assert sorted(hashes("1")) == first
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutations_change_what_is_there(name: str) -> None:
+    with MUTATIONS[name]():  # raises where what it replaces is there no longer
+        pass

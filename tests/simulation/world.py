@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.simulation.clients import Device
 from tests.simulation.network import Network
 from tests.simulation.servers import Server
 from tests.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from tests.simulation.malice import Mallory
 
 NAMES = ("one.test:8448", "two.test:8448", "three.test:8448")
 LOCALPARTS = ("ann", "ben")
@@ -48,6 +52,8 @@ class World:
     rooms: list[str] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     refused_acceptances: list[RefusedAcceptance] = field(default_factory=list)
+    mallory: Mallory | None = None
+    """The malicious server, if there is one."""
     is_calm: bool = True
     """Whether all servers run and reach each other, and have done so for a while."""
 

@@ -1,0 +1,111 @@
+"""Faults that were mended, put back one at a time: the simulator must find each of them.
+
+    make simulate MUTATION=A1                # run seeds with a fault
+    make mutations                           # for each fault the first seed that finds it
+
+A mutation changes as little as takes out what mended the fault. Where that code moves, the mutation moves with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from homeserver.errors import RemoteError
+from homeserver.graph import judgement
+from homeserver.graph.ancestors import Ancestors
+from homeserver.storage import graph_writes
+
+SEEDS = range(5000, 5200)
+"""The seeds that are tried until one finds a fault."""
+
+
+@contextmanager
+def one_server_is_believed() -> Iterator[None]:
+    """A1: what one server says of the state before an event replaces what is known here, and it proves nothing."""
+
+    async def unshown(*_: Any) -> set[str]:
+        return set()
+
+    async def resolve(_working: Any, snapshots: Any) -> Any:
+        return snapshots[-1]
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Ancestors, "unshown", unshown))
+        stack.enter_context(mock.patch.object(judgement, "_resolve_checked", resolve))
+        stack.enter_context(mock.patch.object(judgement, "_completed", lambda given, _: given))
+        yield
+
+
+@contextmanager
+def half_a_state_is_a_state() -> Iterator[None]:
+    """A2: events of a state that its server does not give when it is asked once are left out of it."""
+    whole_state, ask_all = Ancestors._whole_state, Ancestors._single_events
+
+    async def some_state(self: Ancestors, server: str, head: Any, state_ids: Any, _dispensable: Any) -> Any:
+        return await whole_state(self, server, head, state_ids, set(state_ids))
+
+    async def single_events(self: Ancestors, helpers: Any, event_ids: Any, first: str | None = None) -> Any:
+        async def fetch(event_id: str) -> Any:
+            try:
+                return await self._client.get_event(first or "", event_id)
+            except RemoteError:
+                return None
+
+        if first is None:
+            return await ask_all(self, helpers, event_ids)
+        return [pdu for pdu in await asyncio.gather(*map(fetch, sorted(event_ids))) if pdu is not None]
+
+    with (
+        mock.patch.object(Ancestors, "_whole_state", some_state),
+        mock.patch.object(Ancestors, "_single_events", single_events),
+    ):
+        yield
+
+
+@contextmanager
+def who_comes_back_is_told_nothing() -> Iterator[None]:
+    """B3: what changed in a room while the server was not in it is not told to devices that were there before."""
+    with mock.patch.object(graph_writes, "record_replaced_state"):
+        yield
+
+
+MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "A1": one_server_is_believed,
+    "A2": half_a_state_is_a_state,
+    "B3": who_comes_back_is_told_nothing,
+}
+
+
+def main() -> None:
+    """Look for each fault until it is found."""
+    from tests.simulation.processes import run_all
+    from tests.simulation.simulation import Outcome, simulate
+
+    sound: dict[int, Outcome] = {}
+
+    def found_by(seed: int, outcome: Outcome) -> list[str]:
+        """The checks that fail with the mutation and not without it."""
+        if outcome.failures and seed not in sound:
+            (sound[seed],) = run_all([seed], simulate, 1)
+        return sorted(name for name in outcome.failures if name not in sound[seed].failures)
+
+    for name in sys.argv[1:] or MUTATIONS:
+        mutation = MUTATIONS[name]
+        for tried, outcome in enumerate(run_all(SEEDS, partial(simulate, mutation=name), os.cpu_count() or 1), 1):
+            if checks := found_by(outcome.seed, outcome):
+                where = f"seed {outcome.seed} (version {outcome.version}), the {tried}th tried"
+                print(f"{name} ({mutation.__name__}): found by {where}: {', '.join(checks)}", flush=True)
+                break
+        else:
+            print(f"{name} ({mutation.__name__}): not found", flush=True)
+
+
+if __name__ == "__main__":
+    main()
