@@ -1,13 +1,13 @@
 """Speaking to other servers.
 
-A request to another server goes down this ladder, each step in its own module: ``client`` knows the requests of the
-federation API; ``permitted_servers`` says whom we speak to; ``request_authentication`` signs; ``server_discovery``
-turns the server's name into a place to connect to, with the help of ``well_known``; and the process-wide
-``outbound_http`` connects.
+A request to another server passes through these modules: ``client`` has a method for each request of the federation
+API; ``permitted_servers`` says which servers the administrator allows; ``request_authentication`` signs;
+``server_discovery`` turns the server's name into a destination to connect to, with the help of ``well_known``; and
+``outbound.http``, shared by the whole process, connects.
 
-What comes from another server is believed for its signatures: ``key_ring`` gets the keys of servers, from the memory,
-the database, the servers themselves or notaries, after ``server_keys`` has checked them, and verifies events with
-them; ``request_authentication`` verifies requests.
+Data from another server is trusted because of its signatures: ``key_ring`` gets the keys of servers from memory, the
+database, the servers themselves or notaries, after ``server_keys`` has checked them, and verifies events with them;
+``request_authentication`` verifies requests.
 
 https://spec.matrix.org/v1.19/server-server-api/
 """

@@ -15,7 +15,7 @@ from homeserver.outbound.http import OutboundHttp
 
 @dataclass(frozen=True, slots=True)
 class FederationServices:
-    """Asking other servers, and knowing whom a request of theirs is from."""
+    """Requests to other servers, and the authentication of theirs."""
 
     http: OutboundHttp
     client: FederationClient
@@ -29,7 +29,7 @@ class FederationServices:
 
 
 def build(base: Foundation) -> FederationServices:
-    """Everything but the delivery of events, which follows the event graph: see ``graph.assembly``."""
+    """Build all services but the delivery of events, which follows the event graph: see ``graph.assembly``."""
     settings = base.config.federation
     permitted = PermittedServers(allowed=settings.allowed_servers, denied=settings.denied_servers)
     http = OutboundHttp(

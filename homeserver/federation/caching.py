@@ -1,4 +1,4 @@
-"""Two small helpers: a cache of small values, and one request for all who wait for the same answer."""
+"""Two small helpers: a cache of small values, and sharing one request among all who wait for the same answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LruDict(WeightedCache[Key, Value]):
     """A cache of small values of about the same size; the entries that were used longest ago are dropped first."""
 
     def __init__(self, size_max: int, name: str = "small values", value_bytes: int = SMALL_VALUE_BYTES) -> None:
-        """Keeps about ``size_max`` entries, of ``value_bytes`` each at most."""
+        """A cache of about ``size_max`` entries, of at most ``value_bytes`` each."""
         super().__init__(name, size_max * (ENTRY_BYTES + value_bytes), lambda _: value_bytes)
 
     def remove(self, key: Key) -> None:
@@ -27,17 +27,17 @@ class LruDict(WeightedCache[Key, Value]):
 
 
 class SingleFlight(Generic[Key, Value]):
-    """Runs one piece of work for all who ask for the same thing at the same time.
+    """Runs one piece of work for all callers that ask for the same thing at the same time.
 
-    The work goes on when one of those who wait is cancelled: others may wait for it too, and its result is worth
-    remembering in any case.
+    The work continues when one of the waiting callers is cancelled: others may wait for it too, and its result is worth
+    caching in any case.
     """
 
     def __init__(self) -> None:
         self._flights: dict[Key, asyncio.Task[Value]] = {}
 
     async def run(self, key: Key, work: Callable[[], Awaitable[Value]]) -> Value:
-        """The result of ``work()``, or of the work for ``key`` that is under way already."""
+        """The result of ``work()``, or of the work for ``key`` that is already in progress."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(_as_coroutine(work))
@@ -48,10 +48,11 @@ class SingleFlight(Generic[Key, Value]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if not flight.cancelled():
-            flight.exception()  # whoever waited was told; when nobody does any more, asyncio need not complain
+            # each waiting caller got the error; without any, asyncio must not log that it was never retrieved
+            flight.exception()
 
     async def aclose(self) -> None:
-        """Cancel what is under way."""
+        """Cancel all work in progress."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()

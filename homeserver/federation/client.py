@@ -1,10 +1,10 @@
-"""The requests that we make of other servers.
+"""The requests that this server sends to other servers.
 
 Each method returns the parsed answer once its outer shape is checked: what the specification calls a list of events is
-a list of objects. What is inside comes from another server and is judged by whoever asked.
+a list of objects. The contents come from another server, and the caller must check them.
 
-Every method raises ``RemoteUnreachable`` when there is no answer, or none that makes sense, and ``RemoteRefused`` when
-the other server answers with an error.
+Every method raises ``RemoteUnreachable`` when there is no valid answer, and ``RemoteRefused`` when the other server
+answers with an error.
 
 https://spec.matrix.org/v1.19/server-server-api/
 """
@@ -50,26 +50,26 @@ class Limits:
 SMALL: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
 """A few values, or one event."""
 KEYS: Final = Limits(256 * 1024, Timeouts(connect=10, read=10, total=20))
-"""The keys of one server; somebody waits for them to have a request authenticated."""
+"""The keys of one server; an incoming request waits for them to be authenticated."""
 EVENTS: Final = Limits(16 * _MIB, Timeouts(connect=10, read=60, total=120))
 """Up to a few hundred events of up to 64 KiB each."""
 STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
 """The state of a room with its auth chain: some 50,000 members at most."""
 INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
 SIGNATURE: Final = Limits(64 * 1024, Timeouts(connect=5, read=10, total=10))
-"""One signature; somebody waits for it to have an event sent or shown."""
+"""One signature; the sending or showing of an event waits for it."""
 LARGE_BYTES_MIN = 256 * 1024
 """Answers that are larger are parsed in slices."""
 ERROR_TEXT_MAX = 500
-"""How much of another server's words goes into ours."""
+"""How much of another server's error text is repeated in ours."""
 RETRY_AFTER_MS_MAX = 60_000
-"""How long another server can have us, or our users, wait."""
+"""How long another server can make us, or our users, wait."""
 ROOM_VERSION_MAX = 32
 """Characters of a room version: https://spec.matrix.org/v1.19/rooms/#room-version-grammar"""
 
 
 class FederationClient:
-    """Makes signed requests of other servers."""
+    """Sends signed requests to other servers."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class FederationClient:
     async def send_transaction(
         self, destination: str, transaction_id: str, *, pdus: Sequence[bytes], edus: Sequence[JsonObject]
     ) -> JsonObject:
-        """Send events and ephemeral data; ``pdus`` are canonical JSON (``Event.json``).
+        """Send events and EDUs; ``pdus`` are canonical JSON (``Event.json``).
 
         Returns ``{"pdus": {event_id: {} or {"error": text}}}``.
 
@@ -100,7 +100,7 @@ class FederationClient:
         """
         if len(pdus) > PDUS_PER_TRANSACTION_MAX or len(edus) > EDUS_PER_TRANSACTION_MAX:
             raise ValueError("too much for one transaction")
-        # The canonical JSON of the whole, put together from parts that are canonical: nothing is encoded twice.
+        # Build the canonical JSON of the body from canonical parts, so that nothing is encoded twice.
         content = b'{"edus":%s,"origin":%s,"origin_server_ts":%d,"pdus":[%s]}' % (
             encode_canonical_json(list(edus)),
             orjson.dumps(self._server_name),
@@ -114,7 +114,8 @@ class FederationClient:
     # -- joining, knocking, leaving ------------------------------------------------------------------------------------
 
     async def make_join(self, destination: str, room_id: str, user_id: str, versions: Iterable[str]) -> JsonObject:
-        """A template for a join: ``{"event", "room_version"}``; ``versions`` are the room versions that we know.
+        """A template for a join: ``{"event", "room_version"}``; ``versions`` are the room versions that this server
+        supports.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid
         """
@@ -179,7 +180,7 @@ class FederationClient:
     ) -> JsonObject:
         """Invite a user of that server; returns the event, which that server has signed too.
 
-        The older endpoint, for room versions 1 and 2 only, is tried where the newer one is not there.
+        Falls back to the older endpoint, for room versions 1 and 2 only, if the server does not have the newer one.
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2inviteroomideventid
         """
@@ -221,7 +222,7 @@ class FederationClient:
     # -- events --------------------------------------------------------------------------------------------------------
 
     async def backfill(self, destination: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[JsonObject]:
-        """Up to ``limit`` events before and with these.
+        """Up to ``limit`` events: these and the ones before them.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
         """
@@ -240,7 +241,7 @@ class FederationClient:
         limit: int,
         min_depth: int = 0,
     ) -> list[JsonObject]:
-        """The events between those that we have and those that we got.
+        """The events between the earliest ones, which are stored here, and the latest, which were just received.
 
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid
         """
@@ -305,7 +306,7 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixpolicyv1sign
         """
         path = _path(_POLICY_V1, "sign")
-        # A policy server may share our name: another program that answers behind the same proxy.
+        # A policy server may have our own name: another program behind the same reverse proxy then answers.
         return await self._request("POST", destination, path, content=event, limits=SIGNATURE, may_be_ours=True)
 
     # -- queries -------------------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ class FederationClient:
         return await self._request("GET", destination, _path(_V1, "query", "profile", query=query))
 
     async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
-        """What an alias stands for: ``{"room_id", "servers"}``.
+        """The room that an alias points to: ``{"room_id", "servers"}``.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1querydirectory
         """
@@ -331,7 +332,7 @@ class FederationClient:
         return answer
 
     async def get_version(self, destination: str) -> JsonObject:
-        """Which software runs there: ``{"name", "version"}``, both optional.
+        """The software that the server runs: ``{"name", "version"}``, both optional.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1version
         """
@@ -349,7 +350,8 @@ class FederationClient:
         return await self._request("GET", destination, "/_matrix/key/v2/server", is_signed=False, limits=KEYS)
 
     async def query_server_keys(self, notary: str, wanted: Mapping[str, Mapping[str, int]]) -> list[JsonObject]:
-        """What a notary knows of the keys of servers: server name to key ID to the time until which it must be valid.
+        """What a notary knows of the keys of servers. ``wanted`` maps server name to key ID to the time until which it
+        must be valid.
 
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixkeyv2query
         """
@@ -376,7 +378,9 @@ class FederationClient:
         check: Callable[[Any], Any] = lambda answer: answer,
         may_be_ours: bool = False,
     ) -> JsonObject:
-        """The JSON object that is answered; ``content`` is canonical JSON, ``check`` unwraps what is wrapped."""
+        """Send a request and return the JSON object of the answer. ``content`` is canonical JSON; ``check`` unwraps the
+        answer.
+        """
         if destination == self._server_name and not may_be_ours:
             raise RemoteUnreachable(destination, "this is our own server")
         if not self._permitted.permits(destination):
@@ -427,8 +431,8 @@ async def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
     except ValueError as error:
         if limits not in (EVENTS, STATE) or len(body) > LARGE_BYTES_MIN:
             raise RemoteUnreachable(destination, "the answer is not JSON") from error
-    # One event among thousands may hold what only Python's parser takes, such as half of a surrogate pair: it is for
-    # the event's own checks to drop that one.
+    # One event among thousands may hold something that only Python's parser accepts, such as half of a surrogate pair:
+    # the checks of that event then drop it, and the others are kept.
     try:
         return parse_json(body)
     except ValueError as error:
@@ -436,7 +440,7 @@ async def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
 
 
 def _refuse(destination: str, answer: Answer) -> NoReturn:
-    """Raise what an answer with an error status stands for."""
+    """Raise the error for an answer with an error status."""
     try:
         body = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
@@ -456,11 +460,11 @@ def _refuse(destination: str, answer: Answer) -> NoReturn:
 
 
 def _is_unknown_endpoint(error: RemoteRefused) -> bool:
-    """Whether an older server says that it does not have an endpoint.
+    """Whether the error means that an older server does not have the endpoint.
 
     https://spec.matrix.org/v1.19/server-server-api/#unsupported-endpoints
     """
-    # Before the specification asked for M_UNRECOGNIZED, it was any 400 or 404 without a code of Matrix.
+    # Before the specification required M_UNRECOGNIZED, it was any 400 or 404 without a Matrix error code.
     return error.status in {400, 404, 405} and error.errcode in {"M_UNRECOGNIZED", "M_UNKNOWN"}
 
 

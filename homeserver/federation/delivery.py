@@ -1,11 +1,11 @@
-"""Sending what happens here to the servers that it concerns.
+"""Sends events of this server to the other servers in their rooms.
 
-A reader follows the event stream. What leaves at once, which is nearly everything, costs no write: only the position up
-to which all is delivered is stored, now and then. What a server does not take within ``PATIENCE_S`` becomes a row of
-``outbound_pdus``. After a crash the reader starts from the stored position, so some events are sent once more, which is
-harmless, and none is lost.
+A reader follows the event stream. What can be sent at once, which is nearly everything, needs no database write: only
+the position up to which everything is delivered is stored from time to time. An event that a server has not accepted
+within ``PATIENCE_S`` becomes a row of ``outbound_pdus``. After a crash the reader starts from the stored position: some
+events are sent once more, which is harmless, and none is lost.
 
-One process of all on a database delivers: the one that holds the lease.
+Of all processes on a database, one delivers: the one that holds the lease.
 
 https://spec.matrix.org/v1.19/server-server-api/#transactions
 """
@@ -31,17 +31,17 @@ logger = structlog.get_logger(__name__)
 
 EVENTS_PER_READ_MAX = 500
 READ_INTERVAL_S = 0.025
-"""Two reads of the stream are this far apart at least: when much happens, each finds more."""
+"""The least time between two reads of the stream: when there are many events, each read finds more of them."""
 CHECKPOINT_INTERVAL_S = 1.0
 PATIENCE_S = 5.0
-"""How long an event may be under way before it is written down."""
+"""How long sending an event may take before it is stored as owed."""
 LEASE_RETRY_S = 5.0
 FAILURE_PAUSE_S = 1.0
 STOP_GRACE_S = 3.0
-"""How long a stop waits for transactions under way."""
+"""How long a stop waits for transactions in progress."""
 HOUSEKEEPING_INTERVAL_S = 3600.0
 GIVE_UP_AFTER_MS = 90 * 24 * 3600 * 1000
-"""What is owed to a server that has been gone for this long is forgotten."""
+"""After a server has been unreachable for this long, what is owed to it is deleted."""
 NOT_TO_SEND_MAX = 1000
 CATCH_UP_SECONDS_MAX = 5.0
 CATCH_UP_LOOK_S = 0.005
@@ -91,13 +91,13 @@ class Delivery:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to deliver, once the lease is ours: all that happens from now on, the first time."""
+        """Start delivering as soon as this process holds the lease: the first time, all that happens from then on."""
         if self._enabled:
             await self._database.write(store.start_position)
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Let transactions under way finish for a while, and write down what is left."""
+        """Give transactions in progress some time to finish, and store what is left."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -114,7 +114,7 @@ class Delivery:
                 except LeaseLost:
                     logger.warning("another process delivers now")
                 except Exception:
-                    logger.exception("delivery is interrupted")
+                    logger.exception("delivery failed")
                     await asyncio.sleep(FAILURE_PAUSE_S)
         finally:
             self._lease.release()
@@ -149,8 +149,8 @@ class Delivery:
         try:
             await self._checkpoint(patience_s=0)
         except Exception:
-            # The position that is stored is an earlier one: what is missing is sent again.
-            logger.exception("what is left to deliver could not be written down")
+            # The stored position is an earlier one, so what is missing is sent again.
+            logger.exception("cannot store what is left to deliver")
 
     async def _load(self) -> None:
         self._position = self._stored_position = await self._database.write(store.start_position)
@@ -171,14 +171,14 @@ class Delivery:
         while True:
             wake.clear()
             if self._nothing_for_others():
-                # What was read may be ahead of what has been made known: never go back.
+                # The read may have gone beyond the notifier's position: never go back.
                 self._position = max(self._position, self._notifier.position)
                 await wake.wait()
                 continue
             began = self._clock.monotonic()
-            at_hand = self._at_hand()
-            if at_hand is not None:
-                found, upto = at_hand
+            cached = self._from_memory()
+            if cached is not None:
+                found, upto = cached
             else:
                 found, upto = await self._database.read(store.events_after, self._position, EVENTS_PER_READ_MAX)
             if found:
@@ -190,12 +190,12 @@ class Delivery:
                     await asyncio.sleep(early_s)
 
     def _nothing_for_others(self) -> bool:
-        """Whether all that happened is known not to concern other servers, so that there is nothing to read."""
+        """Whether none of the new changes concerns other servers, so that there is nothing to read."""
         changes = self._notifier.changes_since(self._position)
         return changes is not None and not any(self._may_be_for_others(change) for change in changes)
 
-    def _at_hand(self) -> tuple[list[OutboundPdu], int] | None:
-        """What ``events_after`` would read, where memory holds all of it."""
+    def _from_memory(self) -> tuple[list[OutboundPdu], int] | None:
+        """The result of ``events_after`` if memory holds all of it, otherwise None."""
         changes = self._notifier.changes_since(self._position)
         if not changes or len(changes) >= EVENTS_PER_READ_MAX:
             return None
@@ -213,7 +213,7 @@ class Delivery:
         if change.stream is not Stream.EVENTS:
             return False
         if change.effect is not StateEffect.NONE or change.room_id is None:
-            return True  # a membership may be for a server that is in the room no longer
+            return True  # a membership may concern a server that is not in the room any more
         return self._destinations.may_have_some(change.room_id)
 
     async def _distribute(self, found: list[OutboundPdu]) -> None:
@@ -227,15 +227,15 @@ class Delivery:
             self._position = pdu.stream_position
 
     def do_not_send(self, event_id: str) -> None:
-        """An event of ours that is on its way already: the server through which we join sends our join on."""
+        """Do not send an event of ours: the server through which our user joins passes the join on to all others."""
         self._not_to_send[event_id] = None
         if len(self._not_to_send) > NOT_TO_SEND_MAX:
             del self._not_to_send[next(iter(self._not_to_send))]
 
     async def caught_up(self, server_name: str) -> None:
-        """Wait until a server has got what happened before now, for ``CATCH_UP_SECONDS_MAX`` at most.
+        """Wait until a server has got all that was queued for it so far, for at most ``CATCH_UP_SECONDS_MAX``.
 
-        For requests that go past its queue, and that would be undone by what is still in there.
+        For requests that bypass the queue, and that queued events would undo.
         """
         if not self._delivers:
             return
@@ -264,7 +264,7 @@ class Delivery:
 
     @property
     def delivers(self) -> bool:
-        """Whether it is this process of all on the database that delivers."""
+        """Whether this process is the one that delivers."""
         return self._delivers
 
     async def send_receipt(self, receipt: Receipt) -> None:
@@ -286,7 +286,7 @@ class Delivery:
         return [self._queue_for(server_name) for server_name in others] if self._delivers else []
 
     def sign_of_life(self, server_name: str) -> None:
-        """A server has made an authenticated request: if it was thought to be gone, try it again now."""
+        """A server has made an authenticated request: if it was unreachable before, try it again now."""
         if (queue := self._queues.get(server_name)) is not None:
             queue.sign_of_life()
 
@@ -300,7 +300,7 @@ class Delivery:
             await self._checkpoint(PATIENCE_S)
 
     async def _checkpoint(self, patience_s: float) -> None:
-        """Write down how far all is delivered, and what has been under way for too long."""
+        """Store how far everything is delivered, and the events whose sending takes too long."""
         async with self._means.checkpoint_lock:
             position, owed = self._survey(patience_s)
             changed = [queue for queue in self._queues.values() if not queue.is_reachability_stored]
@@ -320,7 +320,7 @@ class Delivery:
             self._drop_if_idle(queue)
 
     def _survey(self, patience_s: float) -> tuple[int, dict[str, list[OutboundPdu]]]:
-        """The position up to which all is delivered, if what is returned beside it is written down."""
+        """The position up to which all is delivered, and by server the events that must be stored for that to hold."""
         position = self._position
         owed: dict[str, list[OutboundPdu]] = {}
         too_old = self._clock.monotonic() - patience_s

@@ -1,4 +1,4 @@
-"""What waits for one server, and the sending of it: one transaction at a time, and patience where it does not answer.
+"""The queue of one server, and sending it: one transaction at a time, with backoff while the server does not answer.
 
 https://spec.matrix.org/v1.19/server-server-api/#transactions
 """
@@ -33,39 +33,39 @@ RETRY_INTERVAL_MS_MIN = 1_000
 RETRY_INTERVAL_MS_MAX = 3_600_000
 RETRY_FACTOR = 2
 EARLY_RETRY_INTERVAL_MS = 10_000
-"""How often a sign of life from a server cuts the waiting short."""
+"""How often a request from the server may cut the backoff short."""
 CATCH_UP_AFTER_MS = 15 * 60 * 1000
-"""After an outage of this length a server gets only the latest event of each room, and asks for what it wants."""
+"""After an outage of this length a server gets only the latest event of each room, and fetches what it misses."""
 OWED_PDUS_MAX = 1_000
-"""Events that are kept for a server; beyond it, only the latest of each room."""
+"""How many events are kept for a server; beyond that, only the latest of each room."""
 EDU_DELAY_S = 0.05
-"""How long receipts and typing wait for company, where no event takes them along."""
+"""How long receipts and typing notifications wait to be sent together, if no event takes them along."""
 _CANNOT_BE_READ = frozenset({400, 413})
-"""What a server answers to a transaction that it will not take however often it comes."""
+"""Statuses by which a server refuses a transaction for good, however often it is sent."""
 
 
 class EventSource(Protocol):
-    """Reads stored events."""
+    """Reads stored events; the event store implements it."""
 
     async def by_nid(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by numeric ID; missing ones are left out."""
 
     def cached_of(self, change: Change) -> StoredEvent | None:
-        """The event that a change tells of, if it is one and in the cache."""
+        """The event of a change, if it has one and that is cached."""
 
 
 class TransactionSender(Protocol):
-    """Sends a transaction to another server."""
+    """Sends a transaction to another server; the federation client implements it."""
 
     async def send_transaction(
         self, destination: str, transaction_id: str, *, pdus: Sequence[bytes], edus: Sequence[JsonObject]
     ) -> JsonObject:
-        """Send it, and return the answer. Raises ``RemoteError``."""
+        """Send a transaction and return the answer. Raises ``RemoteError``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What all queues work with."""
+    """The services that all queues share."""
 
     database: Database
     events: EventSource
@@ -73,15 +73,15 @@ class Means:
     clock: Clock
     next_transaction_id: Callable[[], str]
     checkpoint_lock: asyncio.Lock
-    """Held while rows of ``outbound_pdus`` are written: whoever reads or deletes some waits."""
+    """Held while rows of ``outbound_pdus`` are written, so that others neither read nor delete rows meanwhile."""
     on_idle: Callable[[DestinationQueue], None]
 
 
 class DestinationQueue:
-    """What waits for one server.
+    """The queue of one server.
 
-    ``fresh`` holds events in memory. Where they do not leave at once, the next checkpoint puts them into the database;
-    ``owed`` counts those, which are all older than the fresh ones.
+    ``fresh`` holds events in memory. The next checkpoint moves those that could not be sent at once into the database;
+    ``owed`` counts these, which are all older than the fresh ones.
     """
 
     def __init__(self, means: Means, reachability: Reachability, owed: int = 0) -> None:
@@ -99,29 +99,31 @@ class DestinationQueue:
 
     @property
     def server_name(self) -> str:
-        """Whom this is for."""
+        """The server that this queue is for."""
         return self.reachability.server_name
 
     @property
     def is_failing(self) -> bool:
-        """Whether the server did not take the last transaction."""
+        """Whether sending the last transaction failed."""
         return self.reachability.failing_since_ts is not None
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do and nothing to remember."""
+        """Whether there is nothing to send and no failure to remember."""
         is_empty = not self.fresh and not self.owed and not self._edus
         return is_empty and self._task is None and not self.is_failing and self.is_reachability_stored
 
     # -- filling -------------------------------------------------------------------------------------------------------
 
     def add(self, pdu: OutboundPdu) -> None:
-        """Send an event, as soon as the server takes it."""
+        """Queue an event for sending."""
         self.fresh.append((pdu, self._means.clock.monotonic()))
         self.wake()
 
     def edus(self) -> EduBuffer | None:
-        """Where to put EDUs for this server; None while it cannot be reached: they are not kept. Wakes it soon."""
+        """The buffer for EDUs to this server, and wake the queue soon; None while the server is unreachable, as EDUs
+        are not kept.
+        """
         if self.is_failing or self._is_stopped:
             return None
         if self._task is None and self._timer is None:
@@ -129,7 +131,7 @@ class DestinationQueue:
         return self._edus
 
     def wake(self) -> None:
-        """Send what there is, unless that happens already or the server is to be left alone."""
+        """Start sending, unless that is in progress already or the backoff has not ended."""
         if self._task is not None or self._is_stopped:
             return
         if self.is_failing:
@@ -138,7 +140,7 @@ class DestinationQueue:
         self._start()
 
     def sign_of_life(self) -> None:
-        """The server has spoken to us: try again now."""
+        """The server has sent a request: try it again now."""
         now = self._means.clock.now_ms()
         if not self.is_failing or self._task is not None or now - self._early_retry_ts < EARLY_RETRY_INTERVAL_MS:
             return
@@ -146,7 +148,7 @@ class DestinationQueue:
         self._start()
 
     async def stop(self, grace_s: float) -> None:
-        """Let the transaction under way finish, for a while."""
+        """Wait for the transaction in progress, for at most ``grace_s``."""
         self._is_stopped = True
         self._cancel_timer()
         if (task := self._task) is not None:
@@ -199,7 +201,7 @@ class DestinationQueue:
             self._means.on_idle(self)
 
     async def _send_one(self) -> bool:
-        """Send one transaction. False when the server did not take it."""
+        """Send one transaction. False if that failed."""
         batch = await self._next_batch()
         stored = await self._means.events.by_nid([pdu.event_nid for pdu in batch])
         pdus = [_wire_bytes(stored[pdu.event_nid]) for pdu in batch if pdu.event_nid in stored]
@@ -227,7 +229,7 @@ class DestinationQueue:
         return True
 
     def _can_send_less(self, error: RemoteError, pdus: int) -> bool:
-        """Whether it is one event, not the server, that stands in the way."""
+        """Whether the server refuses one of the events, and is not unreachable."""
         return isinstance(error, RemoteRefused) and error.status in _CANNOT_BE_READ and pdus > 0
 
     async def _next_batch(self) -> list[OutboundPdu]:
@@ -246,7 +248,7 @@ class DestinationQueue:
         return since is not None and self._means.clock.now_ms() - since > CATCH_UP_AFTER_MS
 
     async def limit_owed(self) -> None:
-        """Hold the bound on what is kept for the server. For who holds the checkpoint lock."""
+        """Enforce the bound on what is kept for the server. The caller must hold the checkpoint lock."""
         if self.owed > OWED_PDUS_MAX:
             await self._thin_out()
 
@@ -254,7 +256,7 @@ class DestinationQueue:
         self.owed = await self._means.database.write(store.thin_out, self.server_name, OWED_PDUS_MAX // 2)
 
     async def _forget(self, batch: Sequence[OutboundPdu]) -> None:
-        """The server has these events."""
+        """Remove events that the server has got."""
         if self.owed or self._means.checkpoint_lock.locked():
             async with self._means.checkpoint_lock:
                 self._drop_fresh(batch[-1].stream_position)
@@ -269,7 +271,7 @@ class DestinationQueue:
             self.fresh.popleft()
 
     def moved_to_database(self, upto: int, owed: int) -> None:
-        """A checkpoint has put the fresh events up to a position into the database."""
+        """Called when a checkpoint has stored the fresh events up to a position in the database."""
         self._drop_fresh(upto)
         self.owed += owed
 
@@ -282,14 +284,14 @@ class DestinationQueue:
             self.is_reachability_stored = False
 
     def _failed(self) -> None:
-        """Leave the server alone: at first for a second, then ever longer."""
+        """Begin or double the backoff, starting with a second."""
         now = self._means.clock.now_ms()
         longer = self.reachability.retry_interval_ms * RETRY_FACTOR
         interval = min(max(longer, RETRY_INTERVAL_MS_MIN), RETRY_INTERVAL_MS_MAX)
         self.reachability = replace(
             self.reachability,
             failing_since_ts=self.reachability.failing_since_ts or now,
-            # Not all who were cut off by the same outage come back in the same moment.
+            # Spread the retries, so that servers cut off by the same outage are not all retried at the same moment.
             retry_at_ts=now + int(interval * random.uniform(0.8, 1.2)),
             retry_interval_ms=interval,
         )
@@ -307,5 +309,5 @@ class DestinationQueue:
 
 
 def _wire_bytes(stored: StoredEvent) -> bytes:
-    """The PDU as it goes over the wire: what has been redacted goes redacted."""
+    """The PDU as it is sent: redacted if the event has been redacted."""
     return stored.event.json if stored.redacted_by is None else redact_event(stored.event).json

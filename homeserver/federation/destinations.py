@@ -1,7 +1,8 @@
-"""Which servers an event goes to: those that were in the room when it happened.
+"""The servers that an event is sent to: those that were in the room before it.
 
-The room may have moved on by the time an event is delivered. Who has been removed since must still get what came
-before, or else cannot place its removal; who has joined since must not get what it may not see.
+The room may have changed by the time an event is delivered. A server that has been removed since must still get the
+events before its removal, or else it cannot place the removal in the graph. A server that has joined since must not get
+events that it may not see.
 
 https://spec.matrix.org/v1.19/server-server-api/#pdus
 """
@@ -19,7 +20,7 @@ from homeserver.storage.event_graph import StoredEvent
 
 MEMBER = "m.room.member"
 GLANCE_ENTRIES_MAX = 100
-"""Entries of a state that are looked through for every event."""
+"""How many entries of a state are looked through for every event."""
 
 
 class Snapshot(Protocol):
@@ -54,10 +55,10 @@ class Rooms(Protocol):
     """Finds rooms."""
 
     async def find(self, room_id: str) -> Room | None:
-        """The room, or None where it is not known."""
+        """The room, or None if it is unknown."""
 
     def cached(self, room_id: str) -> Room | None:
-        """The room, if it is at hand."""
+        """The room, if it is cached."""
 
 
 class States(Protocol):
@@ -88,13 +89,13 @@ class Destinations:
         self._events = events
 
     async def of_event(self, stored: StoredEvent) -> set[str]:
-        """The servers that an event goes to, if it is for us to send it."""
+        """The servers to send an event to; empty if this server is not the one to send it."""
         event = stored.event
         if event.sender_domain != self._server_name and not self._was_accepted_for_others(event):
             return set()
         destinations = await self._servers_before(stored)
-        # Whoever is removed must hear of it, though its server need not have been in the room: it may have been
-        # invited only. (An invitation has been there already, to be signed.)
+        # A user who is removed must get the event, though its server may not be in the room: the user may only have
+        # been invited. (An invitation has been sent to the user's server already, to be signed.)
         if event.type == "m.room.member" and event.membership in ("leave", "ban"):
             destinations.add((event.state_key or "").partition(":")[2])
         return destinations - {self._server_name, event.sender_domain, ""}
@@ -105,12 +106,12 @@ class Destinations:
         return set(room.joined_servers) - {self._server_name} if room is not None else set()
 
     def may_have_some(self, room_id: str) -> bool:
-        """Whether a room that did not change its members may have other servers in it."""
+        """Whether other servers may be in a room; for events that changed no membership."""
         room = self._rooms.cached(room_id)
         return room is None or any(name != self._server_name for name in room.joined_servers)
 
     def _was_accepted_for_others(self, event: Event) -> bool:
-        """Whether we, as a resident server, took this into the room by send_join, send_leave or send_knock.
+        """Whether this server, as the resident server, accepted the event by send_join, send_leave or send_knock.
 
         "The resident server must also send the event to other servers participating in the room." Only such member
         events bear our signature beside that of the user's own server.
@@ -122,7 +123,9 @@ class Destinations:
         )
 
     async def _servers_before(self, stored: StoredEvent) -> set[str]:
-        """The servers with joined users in the state before an event: those of now, corrected by what changed since."""
+        """The servers with joined users in the state before an event: the current ones, corrected by the changes
+        since.
+        """
         event = stored.event
         room = await self._rooms.find(event.room_id)
         if room is None or self._has_only_been_ours(room):
@@ -135,7 +138,7 @@ class Destinations:
             changed = await self._database.read(
                 members_changed_since, stored.room_nid, stored.stream_position, self._server_name
             )
-        # An event never goes to ourselves, so our own members make no difference, however many there are.
+        # An event is never sent to ourselves, so our own members do not matter, however many there are.
         changed = {user_id for user_id in changed if user_id.partition(":")[2] != self._server_name}
         if not changed:
             return set(room.joined_servers)
@@ -148,9 +151,9 @@ class Destinations:
         return {name for name, count in counts.items() if count > 0}
 
     def _has_only_been_ours(self, room: Room) -> bool:
-        """Whether nobody of another server ever had a membership in a room, as far as that can be told at a glance.
+        """Whether no user of another server ever had a membership in a room, as far as a cheap check can tell.
 
-        Then there is no need to ask who has left since. Whoever once had a membership has one in the state for good.
+        Then no query for members who have left since is needed: a membership stays in the state for ever.
         """
         state = room.snapshot.state
         return len(state) <= GLANCE_ENTRIES_MAX and all(

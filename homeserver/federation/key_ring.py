@@ -1,10 +1,10 @@
-"""The keys of other servers, and checking events with them.
+"""The keys of other servers, and verifying events with them.
 
-A key is looked for in the memory, then the database, then at its server, then at the notaries that the administrator
-trusts. One fetch brings all keys of a server, so a batch of events costs one fetch for each server at most, and all who
-need a server's keys at the same time wait for the same fetch. A fetch that did not bring what was asked for is not
-tried again for a while that doubles each time: events that claim signatures by keys that do not exist must not make us
-hammer the servers that they name.
+A key is looked up in memory, then in the database, then at its server, then at the notaries that the administrator
+trusts. One fetch returns all keys of a server, so a batch of events needs at most one fetch for each server, and all
+callers that need a server's keys at the same time share one fetch. After a fetch that did not return what was needed,
+the server is not asked again for a time that doubles with each failure: events that name keys that do not exist must
+not make this server flood the servers that they name.
 
 https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys
 """
@@ -48,54 +48,54 @@ from homeserver.storage.server_keys import StoredKey, StoredResponse
 logger = structlog.get_logger(__name__)
 
 Wanted: TypeAlias = Mapping[str, Mapping[str, int]]
-"""Server name to key ID to the time, in milliseconds since the epoch, until which the key must be valid at least."""
+"""Server name to key ID to the time, in ms since the epoch, until which the key must at least be valid."""
 
 KEYS_BYTES_MAX = 16 * 2**20
-"""What the keys of other servers may take of memory; all of them are in the database."""
+"""The memory for keys of other servers; all of them are in the database too."""
 KEY_BYTES = 400
-"""About what one key takes."""
+"""The approximate size of one key."""
 FETCHES_MAX = 50
 """How many servers are asked for their keys at the same time."""
 KEY_IDS_PER_SERVER_MAX = 50
 """How many key IDs of one server one call may ask for."""
 RETRY_MS_MIN = 2_000
-"""How long a server is left alone after a fetch that did not help. Doubles each time."""
+"""How long a server is not asked again after a fetch that did not help. Doubles each time."""
 RETRY_MS_MAX = 60_000
 NOTARY_SERVERS_MAX = 100
-"""How many servers one question to us as a notary may be about."""
+"""How many servers one notary request to this server may be about."""
 ANY_KEY = ""
-"""In place of a key ID, in questions to us as a notary: all keys of the server."""
+"""In place of a key ID in notary requests: all keys of the server."""
 NOTARY_FETCHES_AT_ONCE = 3
-"""How often in a row a question to us as a notary makes us ask a server in vain, before the pauses begin."""
+"""How often in a row notary requests may make this server ask another one in vain before the backoff starts."""
 NOTARY_REFETCH_MS_MIN = 60_000
-"""How often questions to us as a notary can make us ask a server that answers."""
+"""The least time between two fetches from a server that answers, when notary requests cause them."""
 THREADED_EVENTS_MIN = 32
-"""A batch of events of this size is verified on threads."""
+"""Batches of at least this many events are verified on threads."""
 EVENTS_AT_A_STRETCH = 200
-"""Events whose signers are looked at before others get their turn."""
+"""How many events are checked for their signers before other tasks of the event loop may run."""
 EVENTS_PER_JOB = 64
 
 
 class KeySource(Protocol):
-    """Asks servers for keys: the federation client."""
+    """Requests keys from servers; the federation client implements it."""
 
     async def get_server_keys(self, destination: str) -> JsonObject:
-        """What ``GET /_matrix/key/v2/server`` answers. Raises ``RemoteError``."""
+        """The answer to ``GET /_matrix/key/v2/server``. Raises ``RemoteError``."""
 
     async def query_server_keys(self, notary: str, wanted: Wanted) -> list[JsonObject]:
-        """What ``POST /_matrix/key/v2/query`` answers. Raises ``RemoteError``."""
+        """The answer to ``POST /_matrix/key/v2/query``. Raises ``RemoteError``."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """What we know of one server's keys, and when it may be asked again."""
+    """The known keys of one server, and when it may be asked again."""
 
     keys: dict[str, VerifyKeyData] = field(default_factory=dict)
     fetch_after_ts: int = 0
     failures_in_row: int = 0
 
     def satisfies(self, wanted: Mapping[str, int]) -> bool:
-        """Whether every key is here, valid for long enough."""
+        """Whether every wanted key is known and valid for long enough."""
         for key_id, valid_until_ts in wanted.items():
             data = self.keys.get(key_id)
             if data is None or (data.valid_until_ts is not None and data.valid_until_ts < valid_until_ts):
@@ -104,12 +104,12 @@ class _Known:
 
 
 def _weigh_keys(known: _Known) -> int:
-    # A server may publish more keys later: count some that are not there yet.
+    # A server may publish more keys later: reserve room for some.
     return KEY_BYTES * (4 + len(known.keys))
 
 
 class KeyRing:
-    """Finds the keys of servers and checks events with them."""
+    """Finds the keys of servers and verifies events with them."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class KeyRing:
     # -- events --------------------------------------------------------------------------------------------------------
 
     async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
-        """Check 2 for a batch: for each event what is wrong with its signatures, or ``None``.
+        """Check 2 for a batch: for each event the error of its signatures, or ``None``.
 
         https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
         """
@@ -183,9 +183,11 @@ class KeyRing:
     # -- keys ----------------------------------------------------------------------------------------------------------
 
     async def keys_for(self, wanted: Wanted) -> dict[str, Mapping[str, VerifyKeyData]]:
-        """All known keys of the servers, after looking for those that are wanted. What is not found is not there.
+        """All known keys of the servers, after fetching the wanted ones that are missing. Keys that cannot be found are
+        left out.
 
-        Old keys are among them, valid until they were given up: compare ``valid_until_ts`` with what is checked.
+        The result includes old keys, which are valid until they expired: compare ``valid_until_ts`` with the time in
+        question.
         """
         known = {server: self._known.get(server) for server in wanted}
         strangers = [
@@ -212,11 +214,11 @@ class KeyRing:
         return keys
 
     async def _load(self, servers: Sequence[str]) -> dict[str, _Known]:
-        """Take servers into the memory, with what the database knows of them."""
+        """Load the keys of servers from the database into memory."""
         stored = await self._database.read(store.load, servers)
         loaded: dict[str, _Known] = {}
         for server in servers:
-            known = self._known.get(server)  # somebody may have been faster
+            known = self._known.get(server)  # another call may have loaded it meanwhile
             if known is None:
                 known = _Known({key.key_id: _from_stored(key) for key in stored.get(server, ())})
                 self._known.put(server, known)
@@ -230,9 +232,11 @@ class KeyRing:
             await self._flights.run(server, lambda: self._fetch_now(server, known, wanted))
 
     async def _fetch_now(self, server: str, known: _Known, wanted: Mapping[str, int]) -> None:
-        """Ask the server itself, then the notaries, until everything is there; remember what came, and if it helped."""
+        """Ask the server itself, then the notaries, until all wanted keys are known; store the keys, and whether it
+        helped.
+        """
         is_new = await self._ask_origin(server, known)
-        # A notary's own keys come from itself: two notaries that wait for each other's keys would wait for ever.
+        # Ask for a notary's own keys only at the notary itself: two notaries that ask each other would wait for ever.
         for notary in self._notaries if server not in self._notaries else ():
             if is_new and known.satisfies(wanted):
                 break
@@ -271,7 +275,8 @@ class KeyRing:
             return False
         for keys in sorted(found, key=lambda keys: keys.valid_until_ts):
             published = {**keys.old_verify_keys, **keys.verify_keys}
-            # A notary may hold an older document than we do: it adds keys and validity, and takes nothing back.
+            # A notary may have an older document than we do: it may add keys and extend validity, but not take back
+            # any.
             news = {key_id: data for key_id, data in published.items() if _is_newer(data, known.keys.get(key_id))}
             await self._remember(keys, known, news)
         return bool(found)
@@ -297,11 +302,11 @@ class KeyRing:
     # -- as a notary ---------------------------------------------------------------------------------------------------
 
     async def notary_response(self, wanted: Wanted) -> list[JsonObject]:
-        """What these servers published about their keys, each signed by us too. Servers nobody can reach are left out.
+        """What these servers published about their keys, each signed by us too; unreachable servers are left out.
 
         The times say until when the keys should be valid. Without key IDs, or with the key ID ``ANY_KEY`` among them,
-        all keys of the server are given that are known here. A key that the server publishes no more comes in an object
-        of its own: the last one that held it.
+        the result has all keys of the server that are known here. A key that the server no longer publishes comes in a
+        separate object: the last one that contained it.
 
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixkeyv2query
         """
@@ -334,7 +339,7 @@ class KeyRing:
         return [response.parsed() for response in named or stored[:1]]
 
     async def aclose(self) -> None:
-        """Cancel fetches and give the threads back."""
+        """Cancel fetches and stop the threads."""
         await self._flights.aclose()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -372,15 +377,15 @@ def _verify_one(
 
 
 def _needed_until(event: Event, now: int) -> int:
-    """Until when a key must be valid to count for the event."""
+    """The time until which a key must be valid to count for the event."""
     if not event.version.enforce_key_validity:
         return 0
-    # No key is valid for longer than that, so no fetch helps an event from a more distant future.
+    # No key is valid for longer than that, so fetching cannot help an event from the more distant future.
     return event.origin_server_ts if event.origin_server_ts <= now + VALIDITY_MS_MAX else 0
 
 
 def _askable(wanted: Mapping[str, int]) -> dict[str, int]:
-    """What of the wanted keys is worth asking for."""
+    """The wanted keys that are worth a request."""
     usable = {key_id: valid_until_ts for key_id, valid_until_ts in wanted.items() if is_key_id(key_id)}
     return dict(list(usable.items())[:KEY_IDS_PER_SERVER_MAX])
 
@@ -401,9 +406,10 @@ def _to_stored(key_id: str, data: VerifyKeyData, *, is_old: bool) -> StoredKey:
 
 
 def _lacks_one(stored: Sequence[StoredResponse], wanted: Mapping[str, int]) -> bool:
-    """Whether one of the keys that a notary is asked for is not here, or not valid for long enough, or nothing is.
+    """Whether one of the keys in a notary request is unknown here, or not valid for long enough, or no key is known at
+    all.
 
-    It may be a new key: whoever asks for it has seen something that was signed with it.
+    It may be a new key: the requester has seen something that was signed with it.
     """
     given = [(response.key_ids(), response.valid_until_ts) for response in stored]
     return not given or not all(
@@ -412,7 +418,7 @@ def _lacks_one(stored: Sequence[StoredResponse], wanted: Mapping[str, int]) -> b
 
 
 def _is_stale(latest: StoredResponse, wanted: Mapping[str, int], now: int) -> bool:
-    """Whether a server should be asked again before we vouch for its keys, all of which are here."""
+    """Whether a server should be asked again before this server signs its keys, all of which are known here."""
     if now - latest.fetched_ts < NOTARY_REFETCH_MS_MIN:
         return False
     needed = max([now, *(min(valid_until_ts, now + VALIDITY_MS_MAX) for valid_until_ts in wanted.values())])

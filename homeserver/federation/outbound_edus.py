@@ -1,6 +1,6 @@
-"""EDUs on their way to one server: the newest receipt and typing state of each user, and nothing twice.
+"""EDUs waiting for one server: only the newest receipt and typing state of each user.
 
-They are kept in memory only: a receipt or a typing notification that gets lost is made good by the next one.
+They are kept in memory only: the next receipt or typing notification makes up for a lost one.
 
 https://spec.matrix.org/v1.19/server-server-api/#edus
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from homeserver.protocol.json_types import JsonObject
 
 ENTRIES_MAX = 1000
-"""Receipts, and typing states, that wait for one server; the oldest go first."""
+"""How many receipts, and typing states, wait for one server; the oldest are dropped first."""
 RECEIPTS_PER_EDU_MAX = 200
 
 
@@ -29,7 +29,7 @@ class Receipt:
 
 
 class EduBuffer:
-    """What waits for one server."""
+    """The EDUs waiting for one server."""
 
     def __init__(self) -> None:
         self._receipts: dict[tuple[str, str, str | None], Receipt] = {}
@@ -39,7 +39,7 @@ class EduBuffer:
         return bool(self._receipts or self._typing)
 
     def add_receipt(self, receipt: Receipt) -> None:
-        """Send this receipt; it replaces what the user had read before."""
+        """Add a receipt; it replaces an earlier one of the same user and thread."""
         key = (receipt.room_id, receipt.user_id, receipt.thread_id)
         self._receipts.pop(key, None)
         self._receipts[key] = receipt
@@ -47,14 +47,14 @@ class EduBuffer:
             del self._receipts[next(iter(self._receipts))]
 
     def add_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Send that the user types, or has stopped."""
+        """Add that the user types, or has stopped."""
         self._typing.pop((room_id, user_id), None)
         self._typing[room_id, user_id] = typing
         if len(self._typing) > ENTRIES_MAX:
             del self._typing[next(iter(self._typing))]
 
     def take(self, limit: int) -> list[JsonObject]:
-        """At most ``limit`` EDUs, which are then no longer here."""
+        """Remove and return at most ``limit`` EDUs."""
         edus = self._take_receipts(limit)
         while self._typing and len(edus) < limit:
             (room_id, user_id), typing = next(iter(self._typing.items()))
@@ -64,12 +64,14 @@ class EduBuffer:
         return edus
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self._receipts.clear()
         self._typing.clear()
 
     def _take_receipts(self, limit: int) -> list[JsonObject]:
-        """One EDU has room for one receipt of each user in each room: threads need further ones."""
+        """Build the receipt EDUs. One EDU holds one receipt of each user in each room: other threads need further
+        EDUs.
+        """
         contents: list[JsonObject] = []
         sizes: list[int] = []
         for key, receipt in list(self._receipts.items()):

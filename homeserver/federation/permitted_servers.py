@@ -1,4 +1,4 @@
-"""Which servers the administrator lets us speak to, in both directions."""
+"""The servers that the administrator allows this server to talk to, in both directions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class PermittedServers:
         self._denied = frozenset(name.lower() for name in denied)
 
     def permits(self, server_name: str) -> bool:
-        """Whether we send requests to that server and take requests from it."""
+        """Whether this server sends requests to that server and accepts requests from it."""
         name = server_name.lower()
         return name not in self._denied and (not self._allowed or name in self._allowed)

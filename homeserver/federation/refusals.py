@@ -1,4 +1,4 @@
-"""What our users are told when other servers did not help."""
+"""What clients are told when a request to another server failed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ELSEWHERE_CODES = frozenset({UnableToAuthoriseJoin.errcode, UnableToGrantJoin.e
 
 
 def as_matrix_error(error: HomeserverError, what: str) -> MatrixError:
-    """The answer for a client whose request failed at another server; ``what`` was to be done."""
+    """The answer for a client whose request failed at another server; ``what`` names the intended action."""
     if isinstance(error, RemoteRefused):
         return _refusal(error, what)
     if isinstance(error, RemoteError):

@@ -1,4 +1,4 @@
-"""Signing the requests that we make, and finding out who makes the ones that we get.
+"""Signs outgoing requests, and authenticates incoming ones.
 
 https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 """
@@ -27,8 +27,8 @@ HEADERS_MAX = 10
 PARAMETERS_MAX = 20
 
 _SCHEME = re.compile(r"X-Matrix +", re.IGNORECASE)
-# One parameter: a name, and a value that is quoted, or bare. Bare values may hold what `token` forbids, colons above
-# all, as older servers send them. No character fits two branches, so matching takes linear time.
+# One parameter: a name, and a value that is quoted or bare. Bare values may contain characters that `token` forbids,
+# above all colons, as older servers send them. No character fits two branches, so matching takes linear time.
 _PARAMETER = re.compile(r'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))[ \t]*(?=,|\Z)')
 _SEPARATOR = re.compile(r"[ \t]*(?:,[ \t]*)*")
 _ESCAPED = re.compile(r"\\(.)")
@@ -36,17 +36,17 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class XMatrix:
-    """What an ``Authorization: X-Matrix`` header says."""
+    """The parameters of an ``Authorization: X-Matrix`` header."""
 
     origin: str
     destination: str | None
-    """``None`` where an older server does not say."""
+    """``None`` if an older server does not send it."""
     key_id: str
     signature: str
 
 
 class VerifyKeySource(Protocol):
-    """Knows the keys of other servers: the key ring."""
+    """Knows the keys of other servers; the key ring implements it."""
 
     async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
         """See ``KeyRing.keys_for``."""
@@ -55,8 +55,8 @@ class VerifyKeySource(Protocol):
 def sign_request(signer: Signer, method: str, uri: str, destination: str, content: JsonObject | bytes | None) -> str:
     """The ``Authorization`` header of a request of ours.
 
-    ``uri`` is the path with its query, as it goes over the wire; ``content`` is the body, as an object or as the
-    canonical JSON of one.
+    ``uri`` is the path with its query, exactly as it is sent; ``content`` is the body, as an object or as the canonical
+    JSON of one.
 
     https://spec.matrix.org/v1.19/server-server-api/#request-authentication
     """
@@ -67,7 +67,7 @@ def sign_request(signer: Signer, method: str, uri: str, destination: str, conten
 
 
 def parse_x_matrix(header: str) -> XMatrix:
-    """Take an ``Authorization`` header apart, as leniently as the specification asks. Raises ``Unauthorized``.
+    """Parse an ``Authorization`` header, as leniently as the specification requires. Raises ``Unauthorized``.
 
     https://datatracker.ietf.org/doc/html/rfc9110#section-11.4
     """
@@ -96,7 +96,7 @@ def _parse_parameters(header: str, position: int) -> dict[str, str]:
     parameters: dict[str, str] = {}
     while True:
         separator = _SEPARATOR.match(header, position)
-        assert separator is not None  # it matches the empty string
+        assert separator is not None  # the pattern matches the empty string too
         position = separator.end()
         if position >= len(header):
             return parameters
@@ -112,7 +112,7 @@ def _parse_parameters(header: str, position: int) -> dict[str, str]:
 
 
 class RequestAuthenticator:
-    """Says which server a request comes from."""
+    """Finds out which server a request comes from."""
 
     def __init__(
         self, server_name: str, key_ring: VerifyKeySource, clock: Clock, permitted: PermittedServers | None = None
@@ -127,11 +127,11 @@ class RequestAuthenticator:
     ) -> str:
         """The name of the server that made the request.
 
-        ``uri`` is the path with its query as it came over the wire; ``content`` is the body as parsed JSON, ``None``
-        where there is none.
+        ``uri`` is the path with its query exactly as received; ``content`` is the body as parsed JSON, ``None`` without
+        a body.
 
-        Raises ``InvalidParam`` where the origin is not a server name, ``Unauthorized`` where no valid signature says
-        who that is, and ``Forbidden`` for a server that the administrator does not let in.
+        Raises ``InvalidParam`` if the origin is not a server name, ``Unauthorized`` without a valid signature of it,
+        and ``Forbidden`` for a server that the administrator does not allow.
         """
         claims = self._claims(authorization_headers)
         origin = claims[0].origin
@@ -146,7 +146,7 @@ class RequestAuthenticator:
         except (InvalidEvent, TypeError) as error:  # orjson.JSONEncodeError is a TypeError
             raise Unauthorized("The request has no canonical form that could be signed") from error
         now = self._clock.now_ms()
-        # "old_verify_keys [...] are only valid for signing events": their validity is in the past.
+        # "old_verify_keys [...] are only valid for signing events": their validity has ended.
         keys = (await self._key_ring.keys_for({origin: {claim.key_id: now for claim in claims}})).get(origin, {})
         usable = [claim for claim in claims if (data := keys.get(claim.key_id)) is not None and _is_valid(data, now)]
         if not usable:
@@ -157,7 +157,7 @@ class RequestAuthenticator:
         raise Unauthorized("The signature of the request is wrong")
 
     def _claims(self, headers: Sequence[str]) -> list[XMatrix]:
-        """What the headers say, which must be one origin, and us as the destination."""
+        """The parsed headers, which must all name one origin, and this server as the destination."""
         if not headers:
             raise Unauthorized("Missing Authorization header")
         if len(headers) > HEADERS_MAX:
@@ -184,8 +184,8 @@ def _is_valid(data: VerifyKeyData, now: int) -> bool:
 
 
 def _signed_request(method: str, uri: str, origin: str, destination: str | None, content: bytes | None) -> bytes:
-    """What the signature of a request covers, as canonical JSON; ``content`` is canonical JSON already."""
-    # An older server that does not say the destination has not signed it either.
+    """The bytes that the signature of a request covers, as canonical JSON; ``content`` is canonical JSON already."""
+    # An older server that does not send the destination has not signed it either.
     parts = [b'"content":' + content] if content is not None else []
     if destination is not None:
         parts.append(b'"destination":' + orjson.dumps(destination))

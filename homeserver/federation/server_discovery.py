@@ -1,4 +1,4 @@
-"""From a server name to the place to connect to and the name that must answer there.
+"""Turns a server name into the address to connect to and the name that its certificate must have.
 
 https://spec.matrix.org/v1.19/server-server-api/#resolving-server-names
 """
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 PORT_DEFAULT = 8448
 SRV_SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
-"""The second is deprecated."""
+"""The second name is deprecated."""
 SRV_SECONDS_MAX = 3.0
-"""How long one SRV lookup may take; beyond it there is no record."""
+"""How long one SRV lookup may take; a slower one counts as no record."""
 SRV_RECORDS_MAX = 10
 SRV_LIFETIME_MS_MIN = 60 * 1000
 SRV_LIFETIME_MS_MAX = 3600 * 1000
 NO_SRV_LIFETIME_MS = 5 * 60 * 1000
-"""How long it is remembered that there is no record, or that nobody could say."""
+"""How long it is cached that there is no record or that the lookup failed."""
 SERVERS_MAX = 10_000
-"""How many servers are remembered."""
+"""How many servers are cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class SrvRecord:
     weight: int
     port: int
     target: str
-    """A host name without the dot at its end; empty where the service is declared not to exist."""
+    """A host name without the final dot; empty if the service is declared not to exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class SrvAnswer:
 
 
 SrvLookup: TypeAlias = Callable[[str], Awaitable[SrvAnswer]]
-"""Looks up the SRV records of an absolute DNS name. Raises nothing: failure is an answer without records."""
+"""Looks up the SRV records of an absolute DNS name. Never raises: a failure is an answer without records."""
 
 
 class ServerDiscovery:
-    """Resolves server names, and remembers what it found for as long as DNS and the well-known documents say."""
+    """Resolves server names, and caches the results for as long as DNS and the well-known documents allow."""
 
     def __init__(
         self,
@@ -77,9 +77,10 @@ class ServerDiscovery:
         self._flights: SingleFlight[str, Destination] = SingleFlight()
 
     async def resolve(self, server_name: str) -> Destination:
-        """Where to connect to for a server, and who must answer there. Host names resolve to addresses on connecting.
+        """Where to connect to for a server, and the name that the certificate must have. Host names are resolved when
+        connecting.
 
-        Raises ``RemoteUnreachable`` for what is no server name, and for a server that says that it does no federation.
+        Raises ``RemoteUnreachable`` if it is not a server name, or if the server declares that it does not federate.
         """
         remembered = self._resolved.get(server_name)
         if remembered is not None and remembered[1] > self._clock.now_ms():
@@ -118,7 +119,7 @@ class ServerDiscovery:
         return destination
 
     async def _srv_addresses(self, server_name: str, host: str) -> tuple[tuple[tuple[str, int], ...], int]:
-        """The hosts and ports that SRV records name, in the order to try them, and for how long that holds."""
+        """The hosts and ports of the SRV records, in the order to try them, and for how long they are valid."""
         for service in SRV_SERVICES:
             answer = await self._look_up_srv(f"{service}.{host}.")
             if not answer.records:
@@ -133,7 +134,7 @@ class ServerDiscovery:
         return (), NO_SRV_LIFETIME_MS
 
     async def aclose(self) -> None:
-        """Cancel what is under way."""
+        """Cancel lookups in progress."""
         await self._flights.aclose()
 
 
@@ -145,12 +146,12 @@ def _direct(name: ServerName) -> Destination:
 
 
 def in_srv_order(records: Sequence[SrvRecord], randomness: random.Random) -> list[SrvRecord]:
-    """Lowest priority first; within a priority at random, the heavier the likelier (RFC 2782)."""
+    """Lowest priority first; within a priority at random, weighted (RFC 2782)."""
     ordered: list[SrvRecord] = []
     left = sorted(records, key=lambda record: (record.priority, record.weight))
     while left:
         group = [record for record in left if record.priority == left[0].priority]
-        # A weight of 0 shall have "a very small chance of being selected", but one.
+        # A weight of 0 has "a very small chance of being selected", but not none.
         chosen = randomness.choices(group, [record.weight or 0.01 for record in group])[0]
         ordered.append(chosen)
         left.remove(chosen)
@@ -165,8 +166,8 @@ class DnsSrvLookup:
         self._resolver: Resolver | None = None
 
     async def __call__(self, name: str) -> SrvAnswer:
-        """The records of an absolute name; none when DNS has none, fails, or takes too long."""
-        # Here and not above: a tenth of a second that a start without federation saves.
+        """The records of an absolute name; none if DNS has none, fails, or takes too long."""
+        # Import it here: a start without federation then saves a tenth of a second.
         import dns.exception
         from dns.rdtypes.IN.SRV import SRV
 

@@ -1,4 +1,4 @@
-"""What a server publishes about its keys, checked.
+"""Parses and checks the keys that a server publishes.
 
 https://spec.matrix.org/v1.19/server-server-api/#publishing-keys
 """
@@ -21,7 +21,7 @@ from homeserver.protocol.signatures import (
 )
 
 VALIDITY_MS_MAX = 7 * 24 * 3600 * 1000
-"""How far into the future a key can be valid, whatever its server says."""
+"""How far into the future a key can be valid, whatever its server claims."""
 VERIFY_KEYS_MAX = 50
 OLD_VERIFY_KEYS_MAX = 500
 
@@ -34,24 +34,24 @@ class ServerKeys:
 
     server_name: str
     verify_keys: Mapping[str, VerifyKeyData]
-    """Key ID to key, with the validity that counts here."""
+    """Key ID to key, with the validity to use."""
     old_verify_keys: Mapping[str, VerifyKeyData]
-    """Valid for events only, until they were given up."""
+    """Keys that are valid for events only, until they expired."""
     valid_until_ts: int
     published: JsonObject
-    """The object itself, with the server's own signatures and no others."""
+    """The object itself, with only the server's own signatures."""
 
 
 def is_key_id(text: str) -> bool:
-    """Whether the text is the ID of a key that can be used here: ``ed25519:version``."""
+    """Whether the text is the ID of a key of a supported algorithm: ``ed25519:version``."""
     return _KEY_ID.match(text) is not None
 
 
 def parse_server_keys(response: Any, server_name: str, now_ms: int) -> ServerKeys:
-    """Check what is said to be the published keys of a server.
+    """Parse and check an object that is said to be the published keys of a server.
 
-    A key counts when the object is signed with it. Raises ``InvalidSignature`` when none does, when a signature is
-    wrong, or when the object is not of that shape.
+    A key counts only if the object is signed with it. Raises ``InvalidSignature`` if no key counts, a signature is
+    wrong, or the object is malformed.
     """
     if not isinstance(response, dict) or response.get("server_name") != server_name:
         raise InvalidSignature(f"not the keys of {server_name}")
@@ -88,7 +88,7 @@ def _signing_keys(
     for key_id, entry in published.items():
         data = _parse_entry(key_id, entry, valid_until_ts)
         if data is None or key_id not in signatures:
-            continue  # who does not sign with a key does not show that it has it
+            continue  # without a signature, the server does not prove that it has the key
         if not is_signature_of(message, signatures[key_id], data.key):
             raise InvalidSignature(f"the keys of {server_name}: wrong signature with {key_id}")
         keys[key_id] = data

@@ -1,4 +1,5 @@
-"""Where a server delegates its federation to: ``https://<hostname>/.well-known/matrix/server``, and its caching.
+"""The server that a host delegates its federation to: fetches and caches
+``https://<hostname>/.well-known/matrix/server``.
 
 https://spec.matrix.org/v1.19/server-server-api/#getwell-knownmatrixserver
 """
@@ -23,7 +24,7 @@ _HOUR_MS = 60 * _MINUTE_MS
 
 LIFETIME_MS_DEFAULT = 24 * _HOUR_MS
 LIFETIME_MS_MIN = 5 * _MINUTE_MS
-"""Even an answer that is not to be cached is used for so long: federation asks all the time."""
+"""Even an answer that forbids caching is used for this long, since every request needs it."""
 LIFETIME_MS_MAX = 48 * _HOUR_MS
 ERROR_LIFETIME_MS_MIN = _MINUTE_MS
 """Doubles with each error in a row."""
@@ -32,7 +33,7 @@ BYTES_MAX = 50 * 1024
 REDIRECTS_MAX = 10
 TIMEOUTS = Timeouts(connect=5.0, read=5.0, total=10.0)
 HOSTS_MAX = 10_000
-"""How many hosts are remembered."""
+"""How many hosts are cached."""
 
 _MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,10})", re.IGNORECASE)
 _NO_CACHE = re.compile(r"\bno-(?:store|cache)\b", re.IGNORECASE)
@@ -40,16 +41,16 @@ _NO_CACHE = re.compile(r"\bno-(?:store|cache)\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """What the well-known document of a host said, or that it said nothing of use."""
+    """The delegation in the well-known document of a host, or that there is no valid one."""
 
     delegate: str | None
-    """A server name; ``None`` where there is no valid document."""
+    """A server name; ``None`` without a valid document."""
     expires_ts: int
     errors_in_row: int = 0
 
 
 class WellKnown:
-    """Fetches and remembers delegations."""
+    """Fetches and caches delegations."""
 
     def __init__(self, http: OutboundHttp, clock: Clock) -> None:
         self._http = http
@@ -57,7 +58,7 @@ class WellKnown:
         self._remembered: LruDict[str, Delegation] = LruDict(HOSTS_MAX, "well-known files")
 
     async def delegation_of(self, host: str) -> Delegation:
-        """The delegation of a host name. Whatever goes wrong means that there is none."""
+        """The delegation of a host name. Every failure counts as no delegation."""
         remembered = self._remembered.get(host)
         if remembered is not None and remembered.expires_ts > self._clock.now_ms():
             return remembered

@@ -1,4 +1,4 @@
-"""Canonical JSON: the one way in which JSON becomes bytes that are hashed, signed and stored.
+"""Canonical JSON: the one encoding of JSON that is hashed, signed and stored.
 
 https://spec.matrix.org/v1.19/appendices/#canonical-json
 """
@@ -18,7 +18,7 @@ INTEGER_MIN = -(2**53) + 1
 NESTING_MAX = 200
 """Levels of nesting that an event may have. The specification has no limit; parsers do (orjson's is 254)."""
 _EXPONENT_MAX = 400
-"""Beyond the largest double: a literal with a larger exponent is no number that any server writes."""
+"""Beyond the largest double: no server writes a number with a larger exponent."""
 
 _PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _STRICT = _PLAIN | orjson.OPT_STRICT_INTEGER
@@ -27,10 +27,10 @@ _STRICT = _PLAIN | orjson.OPT_STRICT_INTEGER
 def encode_canonical_json(value: Any) -> bytes:
     """The canonical bytes of a JSON value: sorted keys, no white space, UTF-8.
 
-    Room versions 1 to 5 let floats and integers of any size through, which only ``canonicaljson`` writes as other
-    servers do; everything else takes the fast road.
+    Room versions 1 to 5 allow floats and integers of any size, which only ``canonicaljson`` writes as other servers do;
+    all other values are encoded by orjson, which is faster.
 
-    Raises ``NotCanonical`` for what cannot be written at all (lone surrogates, too much nesting, not JSON).
+    Raises ``NotCanonical`` for values that cannot be encoded at all (lone surrogates, too much nesting, not JSON).
     """
     if not _has_floats(value):
         try:
@@ -48,7 +48,7 @@ def encode_strict_json(value: Any) -> bytes:
 
     Room version 6 and later enforce this: https://spec.matrix.org/v1.19/rooms/v6/#canonical-json
 
-    Raises ``NotCanonical`` where it is not.
+    Raises ``NotCanonical`` if it is not.
     """
     if _has_floats(value):
         raise NotCanonical("floating point numbers are not allowed")
@@ -56,7 +56,9 @@ def encode_strict_json(value: Any) -> bytes:
 
 
 def encode_checked_json(value: Any) -> bytes:
-    """As ``encode_strict_json``, for parts of a value that it has already been through: floats are not looked for."""
+    """The same as ``encode_strict_json``, for parts of a value that it has checked already: skips the search for
+    floats.
+    """
     try:
         return orjson.dumps(value, option=_STRICT)
     except orjson.JSONEncodeError as error:
@@ -69,11 +71,11 @@ def check_strict(value: Any) -> None:
 
 
 def canonicalize(text: str | bytes) -> bytes:
-    """The canonical form of JSON text. It sees how numbers are spelled, which parsed JSON no longer shows.
+    """The canonical form of JSON text. It sees how numbers are written, which parsed JSON no longer shows.
 
     Integers written with an exponent become plain ones, as the specification's examples have it.
 
-    Raises ``ValueError`` for what is not JSON, and ``NotCanonical`` for what has no canonical form.
+    Raises ``ValueError`` for text that is not JSON, and ``NotCanonical`` for values without a canonical form.
     """
     try:
         value = json.loads(text, parse_float=_parse_non_integer, parse_constant=_refuse_constant)
@@ -94,9 +96,9 @@ def _refuse_constant(literal: str) -> Any:
 
 
 def _has_floats(value: Any) -> bool:
-    """Whether a float is anywhere in the value. Raises ``NotCanonical`` where it is nested too deeply.
+    """Whether there is a float anywhere in the value. Raises ``NotCanonical`` if it is nested too deeply.
 
-    Walks level by level: no recursion that hostile nesting could exhaust.
+    Walks level by level, so that hostile nesting cannot exhaust the stack.
     """
     level = [value]
     for _ in range(NESTING_MAX + 1):

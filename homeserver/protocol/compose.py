@@ -1,4 +1,4 @@
-"""From what a sender wants to say to a hashed and signed event.
+"""Makes hashed and signed events out of drafts and templates.
 
 https://spec.matrix.org/v1.19/server-server-api/#adding-hashes-and-signatures-to-outgoing-events
 """
@@ -28,7 +28,7 @@ from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 from homeserver.protocol.signatures import with_signature
 
 _TEMPLATE_FIELDS = ("auth_events", "content", "depth", "prev_events", "room_id", "sender", "state_key", "type")
-"""What a template may bring along; everything else in it is not for us to sign."""
+"""The fields that are taken from a template; this server does not sign any others."""
 
 
 def compose_event(
@@ -43,13 +43,13 @@ def compose_event(
     signer: Signer,
     event_id_localpart: str | None = None,
 ) -> Event:
-    """The draft as an event at its place in the graph: with its references, hashed and signed.
+    """The event for a draft at a place in the graph: with its references, hashed and signed.
 
     ``prev_events`` and ``auth_events`` are pairs of event ID and reference hash; the hash matters in room versions 1
     and 2 only, and so does ``event_id_localpart``, from which those make the event ID. ``room_id`` is ``None`` for the
-    create event of room version 12. ``origin_server_ts`` is what the clock says, where the draft leaves it open.
+    create event of room version 12. ``origin_server_ts`` is the current time, for drafts that set none.
 
-    Raises ``BadJson`` where the content is not strictly canonical, ``TooLarge`` where a size limit is broken, and
+    Raises ``BadJson`` if the content is not strictly canonical, ``TooLarge`` if a size limit is exceeded, and
     ``ValueError`` for a place in the graph that no event may have.
     """
     if len(prev_events) > PREV_EVENTS_MAX or len(auth_events) > AUTH_EVENTS_MAX:
@@ -72,7 +72,7 @@ def compose_event(
     elif not (version.room_id_is_create_hash and draft.type == "m.room.create"):
         raise ValueError("only the create event of a room version with hashes as room IDs has no room ID yet")
     if draft.type == "m.room.member" and draft.content.get("membership") == "invite":
-        # /invite asks for it, though the event format does not.
+        # /invite requires it, though the event format does not.
         pdu["origin"] = signer.server_name
     if draft.redacts is not None:
         if version.redacts_in_content:
@@ -83,7 +83,7 @@ def compose_event(
 
 
 def add_signature(event: Event, signer: Signer) -> Event:
-    """The event with the signer's signature beside those that it has, as for an invitation that we co-sign."""
+    """The event with the signer's signature added, as for an invitation that this server co-signs."""
     signature = signer.sign(reference_bytes(event.pdu, event.version))
     signatures = with_signature(event.pdu["signatures"], signer, signature)
     pdu = {**event.pdu, "signatures": signatures}
@@ -97,23 +97,22 @@ def finish_template(
     origin_server_ts: int,
     event_id_localpart: str | None = None,
 ) -> Event:
-    """Another server's template (make_join, make_leave, make_knock) as our own signed event.
+    """Turn another server's template (make_join, make_leave, make_knock) into our own signed event.
 
-    The caller has checked that the template says what was asked for: room, type, sender, state key and membership.
-    Fields that no event has are left out; ``origin``, ``origin_server_ts``, ``event_id``, ``hashes`` and
-    ``signatures`` are our own.
+    The caller has checked that the template is what it requested: room, type, sender, state key and membership. Unknown
+    fields are left out; ``origin``, ``origin_server_ts``, ``event_id``, ``hashes`` and ``signatures`` are our own.
 
-    Raises ``InvalidEvent`` where no event of the room version can be made of it, or its sender is not one of ours.
+    Raises ``InvalidEvent`` if no event of the room version can be made of it, or its sender is not one of our users.
 
     https://spec.matrix.org/v1.19/server-server-api/#joining-rooms
     """
     if not isinstance(template, dict):
         raise InvalidEvent("the template is not a JSON object")
     pdu = {field: template[field] for field in _TEMPLATE_FIELDS if field in template}
-    # /send_join and /send_leave still ask for it, though the event format does not.
+    # /send_join and /send_leave still require it, though the event format does not.
     pdu["origin"] = signer.server_name
     pdu["origin_server_ts"] = origin_server_ts
-    # What the event will be is checked before it is signed, with stand-ins for what sealing it adds.
+    # Check the future event before signing it, with stand-ins for the fields that sealing adds.
     stand_in = {**pdu, "hashes": {"sha256": ""}, "signatures": {}}
     if version.event_id_format is EventIdFormat.IN_EVENT:
         stand_in["event_id"] = f"${event_id_localpart}:{signer.server_name}"
@@ -126,7 +125,7 @@ def finish_template(
 
 
 def _seal(pdu: JsonObject, version: RoomVersion, signer: Signer, event_id_localpart: str | None) -> Event:
-    """Hash and sign the PDU, which is ours to change, in as few encodings as there can be: three."""
+    """Hash and sign the PDU, modifying it, with as few encodings as possible: three."""
     if version.event_id_format is EventIdFormat.IN_EVENT:
         if not event_id_localpart:
             raise ValueError("this room version's event IDs are chosen by the sender's server")
@@ -135,7 +134,7 @@ def _seal(pdu: JsonObject, version: RoomVersion, signer: Signer, event_id_localp
         hashed = _encode_strictly(pdu, version)
     except InvalidEvent as error:
         raise BadJson(f"The event is not canonical JSON: {error}") from error
-    # Before anything is signed: hashes and signatures only add to this.
+    # Check before signing: hashes and signatures only add to the size.
     if len(hashed) > PDU_BYTES_MAX:
         raise TooLarge("The event is larger than 65536 bytes")
     pdu["hashes"] = {"sha256": unpadded_base64(sha256(hashed).digest())}
@@ -152,8 +151,8 @@ def _seal(pdu: JsonObject, version: RoomVersion, signer: Signer, event_id_localp
 
 
 def _encode_strictly(pdu: JsonObject, version: RoomVersion) -> bytes:
-    # What users say is strictly canonical in every room version, whether the version enforces it or not; the depth of
-    # an old room may be beyond it.
+    # The content of our users' events is strictly canonical in every room version, whether the version enforces it or
+    # not; the depth of an old room may be beyond that range.
     if version.strict_canonical_json:
         return encode_strict_json(pdu)
     check_strict(pdu["content"])

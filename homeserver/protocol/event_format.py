@@ -35,13 +35,13 @@ INT64_MAX = 2**63 - 1
 def parse_event(
     pdu: JsonObject, version: RoomVersion, *, room_id: str | None = None, is_history: bool = False
 ) -> Event:
-    """The event that the PDU holds, where it fits the event format of the room version.
+    """The event of a PDU that fits the event format of the room version.
 
-    ``unsigned``, which no signature covers, is not part of the event; nor is an ``event_id`` in the versions whose
-    PDUs have none. ``room_id`` is the room that the event must belong to, where that is known. The argument is not
-    changed. ``is_history`` leaves out the limits on references, which old events were made without.
+    ``unsigned``, which no signature covers, is not part of the event; nor is an ``event_id`` in the versions whose PDUs
+    have none. ``room_id`` is the room that the event must belong to, if that is known. The argument is not changed.
+    ``is_history`` skips the limits on references, because old events may exceed them.
 
-    Raises ``InvalidEvent``, of which ``NotCanonical`` is a kind.
+    Raises ``InvalidEvent``, of which ``NotCanonical`` is a subclass.
     """
     if not isinstance(pdu, dict):
         raise InvalidEvent("not a JSON object")
@@ -50,7 +50,7 @@ def parse_event(
     if version.event_id_format is not EventIdFormat.IN_EVENT:
         # "When events are sent over federation, the `event_id` field is no longer included."
         pdu.pop("event_id", None)
-    # First of all: what is not canonical is answered with an error code of its own.
+    # Check this first: an event that is not canonical is answered with its own error code.
     json = encode_strict_json(pdu) if version.strict_canonical_json else encode_canonical_json(pdu)
     if len(json) > PDU_BYTES_MAX:
         raise InvalidEvent(f"larger than {PDU_BYTES_MAX} bytes")
@@ -59,8 +59,8 @@ def parse_event(
     _check_references("prev_events", pdu, version, None if is_history else PREV_EVENTS_MAX)
     _check_references("auth_events", pdu, version, None if is_history else AUTH_EVENTS_MAX)
     if not pdu["prev_events"] and pdu["type"] != "m.room.create":
-        # The graph of a room begins with its create event alone: an event without a past has no state before it, and
-        # whoever was asked for one could give any.
+        # Only the create event begins the graph of a room: another event without prev_events has no state before it,
+        # and any server that is asked for one could invent it.
         raise InvalidEvent("prev_events is empty, which only a create event's may be")
     event_id = _event_id(pdu, version)
     event_room_id = room_id_of(pdu, version, event_id)
@@ -70,7 +70,9 @@ def parse_event(
 
 
 def room_id_of(pdu: JsonObject, version: RoomVersion, event_id: str) -> str:
-    """The room of an event: what its PDU says, or for the create event of room version 12 what follows from its ID."""
+    """The room of an event: the one in its PDU, or for the create event of room version 12 the one that its ID
+    gives.
+    """
     if version.room_id_is_create_hash and pdu["type"] == "m.room.create":
         # "room IDs are simply the event ID of the `m.room.create` event using `!` as the sigil instead of `$`"
         return "!" + event_id[1:]
@@ -79,7 +81,7 @@ def room_id_of(pdu: JsonObject, version: RoomVersion, event_id: str) -> str:
 
 
 def depth_max(version: RoomVersion) -> int:
-    """The largest depth of an event, 2^63 - 1 or since strict canonical JSON 2^53 - 1.
+    """The largest depth of an event: 2^63 - 1, or 2^53 - 1 in versions with strict canonical JSON.
 
     "If the room's depth is already at the limit, the depth must be set to the limit."
     """
@@ -89,7 +91,7 @@ def depth_max(version: RoomVersion) -> int:
 def depth_after(depths: Iterable[int], version: RoomVersion) -> int:
     """The depth of an event whose prev_events have these depths: one more than the greatest, or the limit.
 
-    Without the limit, a member who sends an event of the greatest depth would stop everybody else from sending.
+    Without the limit, a member could send an event of the greatest depth and so stop all others from sending.
     """
     return min(1 + max(depths, default=0), depth_max(version))
 
@@ -173,10 +175,11 @@ def _event_id(pdu: JsonObject, version: RoomVersion) -> str:
 
 
 def _fits(value: Any, maximum: int, version: RoomVersion) -> bool:
-    """Whether a value is a string within a limit: of bytes, or of code points in the versions where those counted.
+    """Whether a value is a string within a limit, counted in bytes, or in code points in the versions that count those.
 
-    "`type` MUST NOT exceed 255 bytes", yet for years servers counted code points. Rooms of those versions hold such
-    events, and who refuses them splits off. Storage has room for them: a code point has four bytes at most.
+    "`type` MUST NOT exceed 255 bytes", but for years servers counted code points. Rooms of those versions hold such
+    events, and a server that rejects them splits off from the room. Storage has room for them: a code point has at most
+    four bytes.
     """
     if not isinstance(value, str):
         return False

@@ -1,4 +1,4 @@
-"""``Event``, a parsed PDU, and ``EventDraft``, what a sender wants to say.
+"""``Event``, a parsed PDU, and ``EventDraft``, an event that is not in the graph yet.
 
 https://spec.matrix.org/v1.19/server-server-api/#pdus
 """
@@ -28,8 +28,8 @@ JOIN_RULES: StateKey = ("m.room.join_rules", "")
 class Event:
     """An event of a room: a PDU that fits its room version's format. Treat it, ``pdu`` included, as frozen.
 
-    ``pdu`` is the JSON object as signed (``unsigned`` is not part of it); ``event_id`` and ``room_id`` are what they
-    are in every version, whether the PDU spells them out or they follow from its hash.
+    ``pdu`` is the JSON object as signed (``unsigned`` is not part of it); ``event_id`` and ``room_id`` are set in every
+    version, whether the PDU contains them or they follow from its hash.
     """
 
     __slots__ = (
@@ -86,13 +86,13 @@ class Event:
 
     @property
     def key(self) -> StateKey:
-        """``(type, state_key)``. Ask only state events."""
+        """``(type, state_key)``. For state events only."""
         assert self.state_key is not None
         return (self.type, self.state_key)
 
     @property
     def membership(self) -> str | None:
-        """``content.membership`` where it is a string."""
+        """``content.membership`` if it is a string."""
         value = self.content.get("membership")
         return value if isinstance(value, str) else None
 
@@ -112,16 +112,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventDraft:
-    """What a local sender wants to say, before it has a place in the graph."""
+    """What a local sender wants to send, before it has a place in the graph."""
 
     type: str
     sender: str
     content: JsonObject
     state_key: str | None = None
     redacts: str | None = None
-    """The target of a redaction, wherever the room version puts it."""
+    """The target of a redaction, wherever the room version puts it in the event."""
     origin_server_ts: int | None = None
-    """Milliseconds since the epoch, where the sender may choose them; otherwise now."""
+    """Milliseconds since the epoch, if the sender may choose them; None for the current time."""
     unsigned: JsonObject = field(default_factory=dict)
 
 
@@ -130,7 +130,7 @@ class Signer(Protocol):
 
     @property
     def server_name(self) -> str:
-        """Whose signatures these are."""
+        """The server that it signs for."""
 
     @property
     def key_id(self) -> str:
@@ -141,7 +141,7 @@ class Signer(Protocol):
 
 
 def references(version: RoomVersion, events: Sequence[tuple[str, str]]) -> list[Any]:
-    """``(event_id, reference hash)`` pairs as prev_events and auth_events of that version spell them."""
+    """Pairs of ``(event_id, reference hash)`` in the form that prev_events and auth_events have in that version."""
     if version.references_with_hashes:
         return [[event_id, {"sha256": reference_hash}] for event_id, reference_hash in events]
     return [event_id for event_id, _ in events]

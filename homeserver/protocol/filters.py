@@ -1,4 +1,4 @@
-"""What a client wants to see of a sync, of a room's messages or its members: filters, parsed and applied.
+"""Filters: parsing and applying what a client wants to see of a sync, or of a room's messages or members.
 
 https://spec.matrix.org/v1.19/client-server-api/#filtering
 """
@@ -18,15 +18,15 @@ from homeserver.protocol.globs import compile_globs
 from homeserver.protocol.json_types import JsonObject
 
 LIST_ENTRIES_MAX = 5000
-"""Entries of any one list in a filter."""
+"""How many entries any one list in a filter may have."""
 LIMIT_MAX = 1000
-"""Events that one filter can ask for; a larger limit means this one."""
+"""How many events one filter can ask for; a larger limit counts as this one."""
 FILTER_CHARACTERS_MAX = 65_536
-"""Characters of a filter given as text."""
+"""How many characters a filter given as text may have."""
 
 
 class TypePattern:
-    """A list of event types, some of them with ``*`` for any characters."""
+    """A list of event types, in which ``*`` stands for any characters."""
 
     __slots__ = ("_exact", "_wild")
 
@@ -47,7 +47,7 @@ def _compile_wildcards(types: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class _TypesAndSenders:
-    """What all filters have. ``None`` for a list that is absent; an empty one lets nothing through."""
+    """The common parts of all filters. ``None`` for a list that is absent; an empty one lets nothing through."""
 
     limit: int | None = None
     types: TypePattern | None = None
@@ -55,9 +55,9 @@ class _TypesAndSenders:
     senders: frozenset[str] | None = None
     not_senders: frozenset[str] = frozenset()
     is_everything: bool = True
-    """Lets every event through: ``allows`` need not be asked."""
+    """Whether it lets every event through: ``allows`` need not be called."""
     is_nothing: bool = False
-    """Lets no event through: none need be looked for."""
+    """Whether it lets no event through: none need be read."""
 
     def _allows(self, event_type: str, sender: str | None) -> bool:
         # "A matching type will be excluded even if it is listed in the `types` filter"; senders likewise.
@@ -75,7 +75,7 @@ class EventFilter(_TypesAndSenders):
     """Which events outside of rooms are let through."""
 
     def allows(self, event_type: str, sender: str | None) -> bool:
-        """Whether an event of this type and sender is let through. ``None`` for what has no sender."""
+        """Whether an event of this type and sender is let through. ``None`` for an event without a sender."""
         return self.is_everything or self._allows(event_type, sender)
 
 
@@ -91,11 +91,13 @@ class RoomEventFilter(_TypesAndSenders):
     unread_thread_notifications: bool = False
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether events of this room are let through at all."""
+        """Whether any events of this room are let through."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
     def allows(self, event_type: str, sender: str | None, room_id: str, content: Mapping[str, Any]) -> bool:
-        """Whether an event of a room is let through. ``sender`` is ``None`` for what has none, such as typing."""
+        """Whether an event of a room is let through. ``sender`` is ``None`` for an event without one, such as
+        typing.
+        """
         if self.is_everything:
             return True
         if self.contains_url is not None and ("url" in content) is not self.contains_url:
@@ -104,12 +106,12 @@ class RoomEventFilter(_TypesAndSenders):
 
 
 StateFilter: TypeAlias = RoomEventFilter
-"""The filter of a room's state is that of its events."""
+"""The filter for a room's state has the same form as the one for its events."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoomFilter:
-    """Which rooms are let through, and what of them."""
+    """Which rooms are let through, and which of their events."""
 
     rooms: frozenset[str] | None = None
     not_rooms: frozenset[str] = frozenset()
@@ -120,7 +122,7 @@ class RoomFilter:
     account_data: RoomEventFilter = RoomEventFilter()
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether the room is let through: asked before the filters for its parts."""
+        """Whether the room is let through; checked before the filters for its parts."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
 
@@ -140,7 +142,7 @@ class Filter:
 
 
 EVERYTHING = Filter()
-"""What counts where no filter is given."""
+"""The filter of a request without one."""
 _ALL_EVENTS = EventFilter()
 _ALL_ROOM_EVENTS = RoomEventFilter()
 _ALL_ROOMS = RoomFilter()
@@ -149,7 +151,7 @@ _NO_NAMES: frozenset[str] = frozenset()
 
 @lru_cache(maxsize=256)
 def parse_filter_text(text: str) -> Filter:
-    """The filter that the JSON text in a query parameter holds. Clients send the same one over and over.
+    """The filter in the JSON text of a query parameter; cached, because clients send the same one again and again.
 
     Raises ``NotJson``, ``BadJson`` or ``InvalidParam``.
     """
@@ -160,16 +162,16 @@ def parse_filter_text(text: str) -> Filter:
 
 @lru_cache(maxsize=256)
 def parse_room_event_filter_text(text: str) -> RoomEventFilter:
-    """As ``parse_filter_text``, for the ``filter`` of /messages and /context, which is a RoomEventFilter."""
+    """The same as ``parse_filter_text``, for the ``filter`` of /messages and /context, which is a RoomEventFilter."""
     if len(text) > FILTER_CHARACTERS_MAX:
         raise BadJson("The filter is too long")
     return parse_room_event_filter(_load(text))
 
 
 def parse_filter(obj: object) -> Filter:
-    """The filter that a parsed JSON object holds. Properties that the specification does not know are ignored.
+    """The filter in a parsed JSON object. Unknown properties are ignored.
 
-    Raises ``BadJson`` for the wrong JSON types and ``InvalidParam`` for values that cannot be.
+    Raises ``BadJson`` for the wrong JSON types and ``InvalidParam`` for impossible values.
     """
     fields = _object(obj, "filter")
     if not fields:
@@ -190,7 +192,7 @@ def parse_filter(obj: object) -> Filter:
 
 
 def parse_room_event_filter(obj: object, where: str = "filter") -> RoomEventFilter:
-    """The RoomEventFilter that a parsed JSON object holds; raises as ``parse_filter``."""
+    """The RoomEventFilter in a parsed JSON object; raises as ``parse_filter`` does."""
     fields = _object(obj, where)
     if not fields:
         return _ALL_ROOM_EVENTS
@@ -249,7 +251,7 @@ def split_property_path(path: str) -> FieldPath:
 
 
 def select_fields(event: JsonObject, paths: tuple[FieldPath, ...]) -> JsonObject:
-    """The parts of the event that the paths lead to, as a new object; the argument stays as it is."""
+    """The parts of the event that the paths lead to, as a new object; the argument is not changed."""
     selected: JsonObject = {}
     for path in paths:
         _copy_path(event, selected, path)
@@ -266,7 +268,7 @@ def _copy_path(source: Any, target: JsonObject, path: FieldPath) -> None:
         return
     for name in parents:
         inner = target.get(name)
-        # A longer path into what a shorter one has copied adds nothing, and must not change the source.
+        # The shorter path has copied this object already; a longer one into it must not change the source.
         if inner is not None and not isinstance(inner, _Partial):
             return
         target = target.setdefault(name, _Partial())
@@ -274,7 +276,7 @@ def _copy_path(source: Any, target: JsonObject, path: FieldPath) -> None:
 
 
 class _Partial(dict[str, Any]):
-    """An object of which only selected properties are here."""
+    """An object that holds only the selected properties."""
 
 
 def _load(text: str) -> object:
@@ -337,7 +339,7 @@ def _limit(fields: JsonObject) -> int | None:
         raise BadJson("limit must be an integer")
     if limit < 0:
         raise InvalidParam("limit must not be negative")
-    # "must be an integer greater than 0": clients that send 0 all the same want no events, only to know of changes.
+    # "must be an integer greater than 0": clients that send 0 all the same want no events, only to know about changes.
     return min(limit, LIMIT_MAX)
 
 
@@ -368,7 +370,7 @@ def _strings(fields: JsonObject, name: str) -> tuple[str, ...] | None:
 
 
 def _names(fields: JsonObject, name: str, sigil: str) -> frozenset[str] | None:
-    """A list of user or room IDs. An entry that is none cannot match; it is refused so that the client hears of it."""
+    """A list of user or room IDs. A malformed entry could never match, so it raises an error that tells the client."""
     entries = _strings(fields, name)
     if entries is None:
         return None

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 def glob_pattern(glob: str, *, question_mark: bool = True) -> str:
     """A regular expression for ``fullmatch`` with ``re.DOTALL``, which never backtracks over an earlier ``*``.
 
-    The shortest match of each piece between two stars is final (an atomic group), which is enough: whatever matches
-    with a longer one matches with the shortest. So the time is bounded by the length of glob times that of the text.
+    The shortest match of each piece between two stars is final (an atomic group). That is enough: a text that matches
+    with a longer one also matches with the shortest. So the time is bounded by the length of the glob times that of the
+    text.
     """
     pieces = [_piece_pattern(piece, question_mark) for piece in glob.split("*")]
     if len(pieces) == 1:
@@ -23,7 +24,7 @@ def glob_pattern(glob: str, *, question_mark: bool = True) -> str:
 
 
 def compile_globs(globs: Iterable[str], *, ignore_case: bool = False, question_mark: bool = True) -> re.Pattern[str]:
-    """One regular expression that ``fullmatch``es what any of the globs matches; nothing where there are none."""
+    """One regular expression that ``fullmatch``es every text that any of the globs matches; without globs, no text."""
     patterns = [glob_pattern(glob, question_mark=question_mark) for glob in globs]
     flags = re.DOTALL | re.IGNORECASE if ignore_case else re.DOTALL
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)", flags)

@@ -17,7 +17,7 @@ from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 
 BASE64_CHARACTERS_MAX = 65_536
-"""No Base64 in Matrix is longer than the event that holds it."""
+"""The longest Base64 that is decoded: none in Matrix is longer than the event that holds it."""
 
 _NOT_IN_CONTENT_HASH = frozenset({"unsigned", "signatures", "hashes"})
 _TO_STANDARD_ALPHABET = str.maketrans("-_", "+/")
@@ -34,18 +34,18 @@ def urlsafe_unpadded_base64(data: bytes) -> str:
 
 
 def decode_unpadded_base64(text: str, *, any_alphabet: bool = False) -> bytes:
-    """The bytes that the Base64 stands for, with or without padding ("SHOULD accept input with or without padding").
+    """Decode Base64 with or without padding ("SHOULD accept input with or without padding").
 
-    ``any_alphabet`` takes the URL-safe alphabet too, where the specification allows either, as for the keys of
+    ``any_alphabet`` accepts the URL-safe alphabet too, where the specification allows either, as for the keys of
     third-party invites.
 
-    Raises ``ValueError`` for what is not Base64 or longer than anything in Matrix.
+    Raises ``ValueError`` for text that is not Base64 or longer than any in Matrix.
     """
     if not isinstance(text, str) or len(text) > BASE64_CHARACTERS_MAX:
         raise ValueError("not Base64, or too long")
     if any_alphabet:
         text = text.translate(_TO_STANDARD_ALPHABET)
-    # a2b_base64 raises binascii.Error, a ValueError; strict, or it would skip characters it does not know.
+    # Strict mode, because otherwise unknown characters are skipped. It raises binascii.Error, a ValueError.
     return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
 
 
@@ -63,7 +63,7 @@ def reference_bytes(pdu: JsonObject, version: RoomVersion) -> bytes:
 
     https://spec.matrix.org/v1.19/server-server-api/#calculating-the-reference-hash-for-an-event
     """
-    redacted = redact(pdu, version)  # which drops `unsigned` in every version
+    redacted = redact(pdu, version)  # this drops `unsigned` in every version
     redacted.pop("signatures", None)
     return encode_checked(redacted, version)
 
@@ -74,9 +74,9 @@ def reference_hash(pdu: JsonObject, version: RoomVersion) -> bytes:
 
 
 def event_id_of(pdu: JsonObject, version: RoomVersion) -> str:
-    """The ID of an event: in the PDU itself, or its reference hash, as the room version has it.
+    """The ID of an event: from the PDU itself, or its reference hash, depending on the room version.
 
-    Raises ``InvalidEvent`` where the PDU should hold it and does not.
+    Raises ``InvalidEvent`` if the PDU must contain it and does not.
     """
     if version.event_id_format is EventIdFormat.IN_EVENT:
         event_id = pdu.get("event_id")
@@ -87,14 +87,14 @@ def event_id_of(pdu: JsonObject, version: RoomVersion) -> str:
 
 
 def event_id_from_reference_hash(digest: bytes, version: RoomVersion) -> str:
-    """The event ID that follows from a reference hash, in the versions where it does."""
+    """The event ID that follows from a reference hash, in the versions that derive it."""
     if version.event_id_format is EventIdFormat.HASH_BASE64:
         return "$" + unpadded_base64(digest)
     return "$" + urlsafe_unpadded_base64(digest)
 
 
 def has_intact_content(event: Event) -> bool:
-    """Whether the content hash in the event is that of the event; if not, it is to be redacted (check 3).
+    """Whether the content hash in the event is the right one; if not, the event must be redacted (check 3).
 
     https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
     """
@@ -110,6 +110,6 @@ def has_intact_content(event: Event) -> bool:
 
 
 def encode_checked(value: JsonObject, version: RoomVersion) -> bytes:
-    """The canonical JSON of an event, or part of one, that is known to fit its room version."""
-    # Events of the strict versions have been through the strict check once, in `parse_event` or `compose_event`.
+    """The canonical JSON of an event, or part of one, that is known to be valid in its room version."""
+    # Events of the strict versions have passed the strict check before, in `parse_event` or `compose_event`.
     return encode_checked_json(value) if version.strict_canonical_json else encode_canonical_json(value)

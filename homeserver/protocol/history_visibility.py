@@ -10,20 +10,20 @@ from collections.abc import Iterable
 from homeserver.protocol.events import Event
 
 DEFAULT = "shared"
-"""What counts "if no history_visibility is set, or if the value is not understood"."""
+"""The default "if no history_visibility is set, or if the value is not understood"."""
 _KNOWN = frozenset({"world_readable", "shared", "invited", "joined"})
 
 
 def effective_visibility(value: object) -> str:
-    """The history visibility that a ``content.history_visibility`` stands for, whatever it holds."""
+    """The history visibility for any value of ``content.history_visibility``."""
     return value if isinstance(value, str) and value in _KNOWN else DEFAULT
 
 
 def may_see(visibility: str | None, membership_at_event: str | None, *, joined_later: bool) -> bool:
     """Whether a user may see an event, by the state at the event.
 
-    ``joined_later`` says whether the user joined the room at any point after the event was sent. For events that
-    change what is asked for here, use ``may_see_event``.
+    ``joined_later`` says whether the user joined the room at any point after the event was sent. For events that change
+    the visibility or the membership, use ``may_see_event``.
 
     https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
     """
@@ -48,7 +48,7 @@ def may_see_event(
 ) -> bool:
     """Whether a user may see an event, by the history visibility and the user's membership in the state before it.
 
-    What the event itself changes of those two counts as well as what was before.
+    If the event itself changes one of the two, the value after it counts as well as the one before it.
     """
     return any(
         may_see(visibility_then, membership_then, joined_later=joined_later)
@@ -60,7 +60,7 @@ def may_see_event(
 def server_may_see(visibility: str | None, memberships_at_event: Iterable[str | None]) -> bool:
     """Whether a server that is in the room may see an event, by the memberships of its users in the state at the event.
 
-    ``shared`` shows all history to whoever joins, so to the server of whoever is joined now.
+    ``shared`` shows all history to every user who joins, and so to the server of any user who is joined now.
 
     https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
     """
@@ -74,9 +74,9 @@ def server_may_see(visibility: str | None, memberships_at_event: Iterable[str | 
 def server_may_see_event(
     event: Event, server_name: str, visibility: str | None, memberships: Iterable[str | None]
 ) -> bool:
-    """As ``server_may_see``, by the state before the event and what the event itself changes of it.
+    """The same as ``server_may_see``, by the state before the event and what the event itself changes of it.
 
-    A server always sees its own users' member events, and of course what its users have sent.
+    A server always sees its own users' member events, and the events that its users have sent.
     """
     if event.sender_domain == server_name:
         return True

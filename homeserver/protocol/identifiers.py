@@ -1,4 +1,4 @@
-"""The names of servers, users, rooms, aliases and events: their grammar, and how they are taken apart.
+"""The names of servers, users, rooms, aliases and events: their grammar, and parsing them.
 
 https://spec.matrix.org/v1.19/appendices/#identifier-grammar
 """
@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 IDENTIFIER_BYTES_MAX = 255
-"""User IDs, room IDs, aliases and event IDs, with sigil and domain."""
+"""The limit for user IDs, room IDs, aliases and event IDs, with sigil and domain."""
 SERVER_NAME_CHARACTERS_MAX = 230
 DNS_LABEL_CHARACTERS_MAX = 63
 OPAQUE_ID_CHARACTERS_MAX = 255
@@ -27,7 +27,7 @@ _HASH_ROOM_ID = re.compile(r"![A-Za-z0-9_-]{43}\Z")
 
 
 class ServerName(NamedTuple):
-    """A server name taken apart."""
+    """A parsed server name."""
 
     host: str
     """A DNS name or an IP address; an IPv6 address keeps its brackets."""
@@ -40,18 +40,18 @@ class ServerName(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The host as a socket takes it: without brackets."""
+        """The host in the form for a socket: without brackets."""
         return self.host[1:-1] if self.host.startswith("[") else self.host
 
 
 def parse_server_name(text: str) -> ServerName:
-    """Take a server name apart: ``example.org``, ``example.org:8448``, ``10.0.0.1``, ``[::1]:8448``.
+    """Parse a server name: ``example.org``, ``example.org:8448``, ``10.0.0.1``, ``[::1]:8448``.
 
-    Raises ``ValueError`` for what is not one.
+    Raises ``ValueError`` for any other text.
 
     https://spec.matrix.org/v1.19/appendices/#server-name
     """
-    # Bounded before it can become a key of the cache.
+    # Check the length before the text can become a key of the cache.
     if not isinstance(text, str) or not 1 <= len(text) <= SERVER_NAME_CHARACTERS_MAX:
         raise ValueError("a server name has 1 to 230 characters")
     parsed = _parse_server_name(text)
@@ -112,7 +112,7 @@ def _is_ipv6_address(text: str) -> bool:
 def server_of(identifier: str) -> str:
     """The domain of a user ID, an alias, or a room or event ID that has one. It is not validated here.
 
-    Raises ``ValueError`` where there is none, as in the room IDs of room version 12.
+    Raises ``ValueError`` if there is none, as in the room IDs of room version 12.
     """
     domain = identifier.partition(":")[2]
     if not domain:
@@ -121,9 +121,9 @@ def server_of(identifier: str) -> str:
 
 
 def localpart_of(identifier: str) -> str:
-    """What stands between the sigil and the domain. It is not validated here.
+    """The part between the sigil and the domain. It is not validated here.
 
-    Raises ``ValueError`` where there is no domain.
+    Raises ``ValueError`` if there is no domain.
     """
     localpart, colon, _ = identifier.partition(":")
     if not colon or not localpart:
@@ -132,7 +132,7 @@ def localpart_of(identifier: str) -> str:
 
 
 def is_valid_user_id(text: str, historical: bool = True) -> bool:
-    """Whether the text is a user ID, by the historical grammar (what others may send us) or by the strict one.
+    """Whether the text is a user ID, by the historical grammar (for IDs of other servers) or by the strict one.
 
     A historical one may have 255 code points instead of bytes: such users are in rooms of old versions.
 
@@ -153,9 +153,9 @@ def _is_valid_user_id(text: str, historical: bool) -> bool:
 
 
 def is_valid_new_localpart(text: str) -> bool:
-    """Whether a user of ours may be created with this localpart: ``a-z 0-9 . _ = - / +`` and not empty.
+    """Whether a new user of this server may have this localpart: ``a-z 0-9 . _ = - / +`` and not empty.
 
-    That the whole user ID stays within 255 bytes is for the caller to check, who knows the server name.
+    The caller, who knows the server name, must check that the whole user ID stays within 255 bytes.
 
     https://spec.matrix.org/v1.19/appendices/#user-identifiers
     """
@@ -203,7 +203,7 @@ def is_opaque_id(text: str, characters_max: int = OPAQUE_ID_CHARACTERS_MAX) -> b
 
 
 def fits_in_bytes(text: str, bytes_max: int) -> bool:
-    """Whether the text has at most that many bytes in UTF-8; false for lone surrogates, which have no UTF-8."""
+    """Whether the text has at most that many bytes in UTF-8; false for lone surrogates, which UTF-8 cannot encode."""
     if len(text) > bytes_max:
         return False
     if text.isascii():

@@ -1,6 +1,6 @@
-"""Check 7: which policy server a room uses, what it is to sign, and whether it has.
+"""Check 7: which policy server a room uses, which events it must sign, and whether it has signed one.
 
-The rules are the same in all room versions. The key stands in the room's state, so nobody has to be asked for it.
+The rules are the same in all room versions. The key is in the room's state, so it need not be fetched.
 
 https://spec.matrix.org/v1.19/server-server-api/#policy-servers
 """
@@ -26,11 +26,11 @@ class PolicyServer:
 
     name: str
     public_key: str
-    """What the room says is its ed25519 key, which need not be one: then no signature is valid."""
+    """The ed25519 key in the room's state; if it is malformed, no signature is valid."""
 
 
 def policy_server_of(policy: JsonObject, joined_servers: Container[str]) -> PolicyServer | None:
-    """The policy server that a room uses whose current state has this ``m.room.policy`` content, or None.
+    """The policy server of a room with this ``m.room.policy`` content in its current state, or None.
 
     https://spec.matrix.org/v1.19/server-server-api/#determining-if-a-policy-server-is-enabled-in-a-room
     """
@@ -47,7 +47,7 @@ def policy_server_of(policy: JsonObject, joined_servers: Container[str]) -> Poli
 
 
 def is_for_policy_server(event: Event) -> bool:
-    """Whether a policy server is to sign the event: any but the one by which the room chooses its policy server."""
+    """Whether a policy server must sign the event: any but the one that sets the room's policy server."""
     # "This endpoint MUST NOT be called for events which have a type of m.room.policy and an empty string state_key."
     return event.state_key is None or event.key != POLICY
 
@@ -61,9 +61,9 @@ def is_recommended(event: Event, server: PolicyServer) -> bool:
 
 
 def with_recommendation(event: Event, server: PolicyServer, answer: JsonObject) -> Event:
-    """The event with the signature that the policy server answered with.
+    """The event with the signature from the policy server's answer added.
 
-    Raises ``InvalidSignature`` where the answer does not hold one by the key that the room names.
+    Raises ``InvalidSignature`` if the answer does not hold one by the key in the room's state.
 
     https://spec.matrix.org/v1.19/server-server-api/#post_matrixpolicyv1sign
     """

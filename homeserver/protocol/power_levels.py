@@ -1,4 +1,4 @@
-"""Power levels: who has which, and what each act takes.
+"""Power levels: the level of each user, and the one that each action requires.
 
 https://spec.matrix.org/v1.19/client-server-api/#mroompower_levels
 """
@@ -17,7 +17,7 @@ from homeserver.protocol.room_versions import RoomVersion
 Level: TypeAlias = int | float
 """A power level: an integer, or ``INFINITE``."""
 INFINITE: float = math.inf
-"""The level of a creator where the room version sets creators above everybody."""
+"""The level of a creator if the room version puts creators above everybody."""
 
 CREATOR_LEVEL_WITHOUT_EVENT = 100
 """The creator's level in a room that has no m.room.power_levels event (room versions 1 to 11)."""
@@ -31,10 +31,10 @@ NAMED_LEVELS = ("ban", "events_default", "invite", "kick", "redact", "state_defa
 
 
 def parse_level(value: Any, version: RoomVersion) -> int | None:
-    """The level that a JSON value stands for in this room version, ``None`` where it stands for none.
+    """The level of a JSON value in this room version, ``None`` if it is not a level.
 
-    Before version 10 a string that holds an integer is one; where canonical JSON is not enforced (before version 6),
-    a float is one as well, cut off at the decimal point.
+    Before version 10 a string that holds an integer is one; where canonical JSON is not enforced (before version 6), so
+    is a float, truncated to an integer.
     https://spec.matrix.org/v1.19/rooms/v1/#deprecated-event-content-schemas
     """
     if type(value) is int:
@@ -49,7 +49,7 @@ def parse_level(value: Any, version: RoomVersion) -> int | None:
 
 
 def _level_in_string(text: str) -> int | None:
-    """A base 10 integer with an optional sign, leading zeroes and white space around it."""
+    """Parse a base 10 integer with an optional sign, leading zeroes and white space around it."""
     text = text.strip()
     digits = text[1:] if text.startswith(("+", "-")) else text
     if not (digits.isascii() and digits.isdecimal()):
@@ -61,7 +61,7 @@ def _level_in_string(text: str) -> int | None:
 
 
 def check_levels(content: JsonObject) -> None:
-    """What a client may write into m.room.power_levels of any room version: integers, for users who can exist.
+    """Check m.room.power_levels from a client, for any room version: integers, for valid user IDs.
 
     The authorization rules of every version reject anything else, whoever sends it. Raises ``BadJson``.
 
@@ -79,7 +79,7 @@ def check_levels(content: JsonObject) -> None:
 
 
 def creators_of(version: RoomVersion, create: Event | None) -> frozenset[str]:
-    """The user IDs of the room's creators: one, or several where the version knows ``additional_creators``.
+    """The user IDs of the room's creators: one, or several in versions with ``additional_creators``.
 
     https://spec.matrix.org/v1.19/rooms/v12/#authorisation-rules
     """
@@ -97,7 +97,7 @@ def creators_of(version: RoomVersion, create: Event | None) -> frozenset[str]:
 
 
 class PowerLevels:
-    """The levels in one state of a room. Immutable, and read from the events only as far as it is asked."""
+    """The levels in one state of a room. Immutable; the events are read only as far as needed."""
 
     __slots__ = ("_content", "_create", "_creators", "_events", "_exists", "_users", "_version")
 
@@ -144,7 +144,7 @@ class PowerLevels:
         return self.state_default if is_state else self.events_default
 
     def notification(self, key: str) -> int:
-        """The level that it takes to notify by ``key``, such as ``room`` for @room."""
+        """The level required to notify by ``key``, such as ``room`` for @room."""
         level = parse_level(_object(self._content, "notifications").get(key), self._version)
         return NOTIFICATION_LEVEL_DEFAULT if level is None else level
 
@@ -192,9 +192,9 @@ class PowerLevels:
 
 
 def power_levels_of(version: RoomVersion, create: Event | None, power_levels: Event | None) -> PowerLevels:
-    """The levels that follow from a room's m.room.create and m.room.power_levels, if any.
+    """The levels that m.room.create and m.room.power_levels give, each if there is one.
 
-    Cheap to build; keep it if you ask often. A value that is no level in this room version counts as absent.
+    Cheap to build; keep it for repeated use. A value that is not a level in this room version counts as absent.
     """
     return PowerLevels(version, create, power_levels)
 

@@ -1,4 +1,4 @@
-"""What survives a redaction.
+"""Redaction: which parts of an event it keeps.
 
 https://spec.matrix.org/v1.19/client-server-api/#redactions, and the section "Redactions" of each room version, which is
 data in ``room_versions``.
@@ -16,7 +16,7 @@ _KEEP_NONE: frozenset[str] = frozenset()
 
 
 def redact(pdu: JsonObject, version: RoomVersion) -> JsonObject:
-    """The PDU stripped to what a redaction leaves. The argument stays as it is; what is kept is shared, not copied."""
+    """The PDU reduced to what a redaction keeps. The argument is not changed; kept values are shared, not copied."""
     rules = version.redaction
     top_level = rules.top_level
     redacted = {key: value for key, value in pdu.items() if key in top_level}
@@ -26,7 +26,7 @@ def redact(pdu: JsonObject, version: RoomVersion) -> JsonObject:
 
 
 def redact_event(event: Event) -> Event:
-    """The event stripped to what a redaction leaves; its ID stays the same."""
+    """The event reduced to what a redaction keeps; its ID stays the same."""
     return Event(redact(event.pdu, event.version), event.version, event.event_id, event.room_id)
 
 

@@ -1,6 +1,6 @@
-"""Room versions 1 to 12 as data: each is the one before plus what changed.
+"""Room versions 1 to 12 as data: each is the version before it with some changes.
 
-Code asks ``version.restricted_join_rule``, never which number a version has.
+Code checks ``version.restricted_join_rule``, never the version's number.
 
 https://spec.matrix.org/v1.19/rooms/
 """
@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 
 class EventIdFormat(Enum):
-    """Where the ID of an event comes from."""
+    """Where an event ID comes from."""
 
     IN_EVENT = "in the event, chosen by its sender's server"
     HASH_BASE64 = "the reference hash in unpadded base64"
@@ -22,7 +22,7 @@ class EventIdFormat(Enum):
 
 
 class StateResolution(Enum):
-    """Which algorithm settles the state where branches meet."""
+    """The algorithm that resolves the state where branches meet."""
 
     V1 = "1"
     V2 = "2"
@@ -30,18 +30,18 @@ class StateResolution(Enum):
 
 
 KEEP_ALL: frozenset[str] | None = None
-"""Stands in a redaction table for: every key of the content survives."""
+"""In a redaction table: every key of the content is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedactionRules:
-    """What survives a redaction."""
+    """Which parts of an event a redaction keeps."""
 
     top_level: frozenset[str]
     content: Mapping[str, frozenset[str] | None]
-    """Event type to the content keys that stay; ``None`` keeps all. A type that is not here keeps none."""
+    """Event type to the content keys that are kept; ``None`` keeps all. Of a type that is missing here none is kept."""
     keep_third_party_signed: bool = False
-    """``third_party_invite.signed`` of a membership stays."""
+    """Whether ``third_party_invite.signed`` of a membership is kept."""
 
     def changed(self, **content: frozenset[str] | None) -> RedactionRules:
         """These rules with other content keys for some types (``m_room_create`` stands for ``m.room.create``)."""
@@ -67,7 +67,7 @@ class RoomVersion:
     strict_canonical_json: bool = False
     """Floats and integers beyond 53 bits make an event invalid."""
     limits_in_bytes: bool = False
-    """Sender, type and state key have 255 bytes at most; before, other servers let 255 code points through."""
+    """Sender, type and state key have at most 255 bytes; in earlier versions, servers allowed 255 code points."""
     # -- signatures
     enforce_key_validity: bool = False
     """A key counts only for events not newer than its ``valid_until_ts``."""
@@ -77,9 +77,9 @@ class RoomVersion:
     redaction_rule: bool = False
     """m.room.redaction has an authorization rule of its own."""
     notifications_need_power: bool = False
-    """The ``notifications`` of m.room.power_levels are guarded like ``events``."""
+    """The ``notifications`` of m.room.power_levels are protected like ``events``."""
     integer_power_levels: bool = False
-    """Power levels must be integers; before, strings and floats are read as numbers."""
+    """Power levels must be integers; in earlier versions, strings and floats are read as numbers."""
     knock_join_rule: bool = False
     restricted_join_rule: bool = False
     knock_restricted_join_rule: bool = False
@@ -90,7 +90,7 @@ class RoomVersion:
 
     @property
     def knows_rooms_by_domain(self) -> bool:
-        """Whether a room ID ends in the server name of its creator."""
+        """Whether room IDs end in the server name of the creator."""
         return not self.room_id_is_create_hash
 
 

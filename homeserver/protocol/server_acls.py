@@ -1,4 +1,4 @@
-"""Which servers a room's m.room.server_acl lets take part.
+"""Which servers may take part in a room by its m.room.server_acl.
 
 https://spec.matrix.org/v1.19/client-server-api/#mroomserver_acl
 """
@@ -19,7 +19,7 @@ from homeserver.protocol.json_types import JsonObject
 def server_acl_allows(acl_content: JsonObject | None, server_name: str) -> bool:
     """Whether a server may take part, by the content of the room's m.room.server_acl (``None`` where it has none).
 
-    Malformed content counts as its defaults; what is not a server name is denied wherever there is an ACL.
+    Malformed content counts as its defaults; if there is an ACL, a malformed server name is denied.
 
     https://spec.matrix.org/v1.19/client-server-api/#mroomserver_acl
     """
@@ -81,5 +81,5 @@ def _has_wildcard(entry: str) -> bool:
 
 
 def _in_order(entries: Iterable[str]) -> list[str]:
-    # The shortest, such as "*", match most.
+    # Try the shortest first: they, such as "*", match most.
     return sorted(entries, key=lambda entry: (len(entry), entry))

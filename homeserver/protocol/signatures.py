@@ -1,4 +1,4 @@
-"""Who must have signed an event, signing and verifying (check 2).
+"""Which servers must sign an event, signing, and verifying signatures (check 2).
 
 https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
 https://spec.matrix.org/v1.19/appendices/#signing-json
@@ -24,14 +24,14 @@ from homeserver.protocol.room_versions import EventIdFormat
 
 ALGORITHM = "ed25519"
 POLICY_SERVER_KEY_ID = "ed25519:policy_server"
-"""The ID of every policy server's key. It stands in the room's state and is no key of the server itself."""
+"""The ID of every policy server's key. That key is in the room's state; the server itself does not publish it."""
 _KEY_ID_PREFIX = ALGORITHM + ":"
 _SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyKeyData:
-    """A server's public key, and until when it may sign."""
+    """A server's public key, and until when it is valid."""
 
     key: VerifyKey
     valid_until_ts: int | None = None
@@ -40,7 +40,7 @@ class VerifyKeyData:
 
 @lru_cache(maxsize=4096)
 def parse_verify_key(encoded: str) -> VerifyKey:
-    """The ed25519 public key that the unpadded Base64 stands for. Raises ``ValueError`` for what is none."""
+    """The ed25519 public key in unpadded Base64. Raises ``ValueError`` for any other text."""
     try:
         return VerifyKey(decode_unpadded_base64(encoded))
     except NaclValueError as error:
@@ -48,7 +48,7 @@ def parse_verify_key(encoded: str) -> VerifyKey:
 
 
 def sign_json(obj: JsonObject, signer: Signer) -> JsonObject:
-    """A copy of the object with the signer's signature added; other signatures and ``unsigned`` stay.
+    """A copy of the object with the signer's signature added; it keeps other signatures and ``unsigned``.
 
     https://spec.matrix.org/v1.19/appendices/#signing-details
     """
@@ -58,7 +58,7 @@ def sign_json(obj: JsonObject, signer: Signer) -> JsonObject:
 def verify_json(obj: JsonObject, server_name: str, key_id: str, verify_key: VerifyKey) -> None:
     """Check the signature that the object holds under that server name and key ID.
 
-    Raises ``InvalidSignature`` where it is missing or wrong.
+    Raises ``InvalidSignature`` if it is missing or wrong.
 
     https://spec.matrix.org/v1.19/appendices/#checking-for-a-signature
     """
@@ -70,12 +70,14 @@ def verify_json(obj: JsonObject, server_name: str, key_id: str, verify_key: Veri
 
 
 def signed_bytes(obj: JsonObject) -> bytes:
-    """What a signature of a JSON object covers: its canonical JSON without ``signatures`` and ``unsigned``."""
+    """The bytes that a signature of a JSON object covers: its canonical JSON without ``signatures`` and
+    ``unsigned``.
+    """
     return encode_canonical_json({key: value for key, value in obj.items() if key not in ("signatures", "unsigned")})
 
 
 def signatures_of(obj: JsonObject, server_name: str) -> dict[str, str]:
-    """Key ID to signature, of one server, for the algorithms that we know. Empty where there is none."""
+    """Key ID to signature, of one server, for the supported algorithms. Empty if there is none."""
     signatures = obj.get("signatures")
     of_server = signatures.get(server_name) if isinstance(signatures, dict) else None
     if not isinstance(of_server, dict):
@@ -88,7 +90,7 @@ def signatures_of(obj: JsonObject, server_name: str) -> dict[str, str]:
 
 
 def with_signature(signatures: JsonObject | None, signer: Signer, signature: str) -> JsonObject:
-    """The ``signatures`` object with one more in it, as a copy."""
+    """A copy of the ``signatures`` object with one signature added."""
     signatures = signatures or {}
     return {**signatures, signer.server_name: {**signatures.get(signer.server_name, {}), signer.key_id: signature}}
 
@@ -109,9 +111,9 @@ def is_signature_of(message: bytes, signature: str, verify_key: VerifyKey) -> bo
 
 
 def required_signers(event: Event) -> frozenset[str]:
-    """The servers without whose valid signature the event is dropped. None for third-party invites, as a rule.
+    """The servers that must have signed the event, or else it is dropped. Usually none for third-party invites.
 
-    Raises ``InvalidSignature`` where the event says that a user vouches for it who can have no server.
+    Raises ``InvalidSignature`` if the user who authorises the join, by the event, has no valid user ID.
 
     https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
     """
@@ -137,7 +139,7 @@ def required_signers(event: Event) -> frozenset[str]:
 
 
 def event_signatures(event: Event, server_name: str) -> dict[str, str]:
-    """Key ID to signature, of one server, for the algorithms that we know: what to fetch keys for."""
+    """Key ID to signature, of one server, for the supported algorithms: the keys to fetch."""
     signatures = signatures_of(event.pdu, server_name)
     # "the policy server key is not expected to be published and therefore should be skipped at this stage"
     signatures.pop(POLICY_SERVER_KEY_ID, None)
@@ -145,10 +147,10 @@ def event_signatures(event: Event, server_name: str) -> dict[str, str]:
 
 
 def verify_event_signature(event: Event, server_name: str, keys: Mapping[str, VerifyKeyData]) -> None:
-    """Check that the server has signed the event with one of these keys of it, by key ID.
+    """Check that the server has signed the event with one of its keys, given by key ID.
 
-    Signatures by keys that are not here, or no longer valid when the event was made, are skipped; of the others there
-    must be one, and none may be wrong.
+    Signatures by keys that are not given, or were not valid any more when the event was made, are skipped; there must
+    be at least one other, and none may be wrong.
 
     Raises ``InvalidSignature``.
 

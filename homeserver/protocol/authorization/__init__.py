@@ -1,8 +1,8 @@
-"""Whether an event is allowed: checks 4, 5 and 6 on receipt of a PDU, and the same for what our own users send.
+"""Whether an event is allowed: checks 4, 5 and 6 on receipt of a PDU, and the same for events of our own users.
 
 ``auth_event_keys`` says which part of the state an event must cite, ``check_auth_events`` judges what it did cite, and
 ``authorize`` judges the event against a state: that of its auth events (check 4), the state before it (check 5), or the
-current one (check 6). All raise ``NotAuthorized`` with the reason in plain words.
+current one (check 6). All raise ``NotAuthorized`` with the reason in its text.
 
 The rules differ between room versions by a few clauses; the clauses ask the version's flags. Comments quote the
 sentences of https://spec.matrix.org/v1.19/rooms/v12/#authorisation-rules (or of the last version that has the rule),

@@ -10,7 +10,7 @@ from homeserver.protocol.events import Event
 
 
 def check_aliases(event: Event) -> None:
-    """A server speaks for its own aliases, whoever sends the event. Raises ``NotAuthorized``."""
+    """A server may set only its own aliases, whoever the sender is. Raises ``NotAuthorized``."""
     # If event has no state_key, reject.
     if event.state_key is None:
         raise NotAuthorized("aliases must be a state event")

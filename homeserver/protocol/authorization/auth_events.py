@@ -1,4 +1,4 @@
-"""Which state events an event cites as its permission, and whether those it cites will do.
+"""Which state events an event must cite as its auth events, and whether those that it cites are valid.
 
 https://spec.matrix.org/v1.19/server-server-api/#auth-events-selection
 """
@@ -18,9 +18,9 @@ _MEMBERSHIPS_UNDER_JOIN_RULES = ("join", "invite", "knock")
 def auth_event_keys(
     event_type: str, sender: str, state_key: str | None, content: JsonObject, version: RoomVersion
 ) -> list[StateKey]:
-    """The part of the state that gives the sender permission for such an event; what is not there is not cited.
+    """The state keys of the auth events of such an event; keys without an entry in the state are not cited.
 
-    No key comes twice. Whatever the content holds, this does not fail.
+    No key occurs twice. Accepts any content without raising.
     """
     # The auth_events for the m.room.create event in a room is empty; for other events, it should be …
     if event_type == "m.room.create":
@@ -79,7 +79,7 @@ def check_auth_events(
     Raises ``NotAuthorized``.
     """
     if event.type == "m.room.create":
-        return  # rule 1 alone speaks on it
+        return  # only rule 1 applies to it
     version = event.version
     if version.room_id_is_create_hash:
         _check_room_id(event, create, rejected)

@@ -12,7 +12,7 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 
 
 def check_create(event: Event) -> None:
-    """Rule 1: a room can begin with this event. Raises ``NotAuthorized``."""
+    """Rule 1: whether a room can begin with this event. Raises ``NotAuthorized``."""
     version = event.version
     # If it has any prev_events, reject.
     if event.prev_events:

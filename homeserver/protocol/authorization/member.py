@@ -12,7 +12,7 @@ from homeserver.protocol.power_levels import PowerLevels, creators_of
 
 
 def membership_of(state: StateEvents, user_id: str) -> str | None:
-    """The user's membership in this state; ``None`` for somebody who never had one."""
+    """The user's membership in this state; ``None`` for a user who never had one."""
     member = state.get(("m.room.member", user_id))
     return None if member is None else member.membership
 
@@ -44,7 +44,7 @@ def check_member(event: Event, state: StateEvents, create: Event, levels: PowerL
 
 
 def _join_rule(state: StateEvents) -> str | None:
-    """The join rule; ``invite`` where the state does not say."""
+    """The join rule; ``invite`` if the state has none."""
     event = state.get(JOIN_RULES)
     rule = "invite" if event is None else event.content.get("join_rule", "invite")
     return rule if isinstance(rule, str) else None

@@ -1,4 +1,4 @@
-"""The rule for m.room.power_levels: nobody gives or takes more than he has.
+"""The rule for m.room.power_levels: no sender gives or takes away more power than its own.
 
 https://spec.matrix.org/v1.19/rooms/v12/#authorisation-rules
 """
@@ -111,7 +111,7 @@ def _level(value: Any, name: str, version: RoomVersion) -> int:
 
 
 def _readable(content: JsonObject, names: tuple[str, ...], version: RoomVersion) -> dict[str, int]:
-    """The levels of an event that was accepted, however it came to be; what cannot be read counts as absent."""
+    """The levels of an event that was accepted, in whatever way; an unreadable level counts as absent."""
     read = ((name, parse_level(content.get(name), version)) for name in names)
     return {name: level for name, level in read if level is not None}
 

@@ -24,8 +24,8 @@ def check_redaction(event: Event, levels: PowerLevels) -> None:
 def redaction_applies(redaction: Event, target: Event, levels: PowerLevels) -> bool:
     """Whether an accepted redaction takes effect on its target, given the power levels before the redaction.
 
-    In room versions 1 and 2 the authorization rules have settled that; in later ones it is asked once both events are
-    here. https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions
+    In room versions 1 and 2 the authorization rules have decided this; in later ones it is decided once both events are
+    known. https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions
     """
     if redaction.room_id != target.room_id:
         return False

@@ -20,8 +20,9 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import PowerLevels
 
 SIGNATURE_CHECKS_MAX = 1000
-"""Pairs of a key and a signature that are tried for one invitation, some 60 ms of work. Identity servers give two keys
-and one signature; an event of 64 KiB could ask for 600,000."""
+"""How many pairs of a key and a signature are tried for one invitation, some 60 ms of work. Identity servers give two
+keys and one signature; an event of 64 KiB could hold 600,000 pairs.
+"""
 _ED25519_BYTES = 32
 
 
@@ -33,7 +34,8 @@ def check_third_party_invite(event: Event, levels: PowerLevels) -> None:
 
 
 def check_third_party_invitation(event: Event, state: StateEvents, target_membership: str | None) -> None:
-    """A membership ``invite`` with a ``third_party_invite``: a promise to an e-mail address that is now redeemed.
+    """The rule for a membership ``invite`` with a ``third_party_invite``: the owner of an invited e-mail address is now
+    known.
 
     Raises ``NotAuthorized``.
     """
@@ -84,7 +86,7 @@ def _signed_by_any(signed: JsonObject, keys: list[VerifyKey]) -> bool:
         message = encode_canonical_json({k: v for k, v in signed.items() if k not in ("signatures", "unsigned")})
     except InvalidEvent:
         return False
-    # NOTSPEC: only so many are tried, or one small event would keep us busy for half a minute.
+    # NOTSPEC: the number of checks is bounded, or one small event would take half a minute of CPU.
     pairs = ((key, signature) for signature in _signatures(signed.get("signatures")) for key in keys)
     for (key, signature), _ in zip(pairs, range(SIGNATURE_CHECKS_MAX), strict=False):
         try:

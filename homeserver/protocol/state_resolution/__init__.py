@@ -1,9 +1,9 @@
-"""What the state is where branches of the event graph meet.
+"""State resolution: computes the state where branches of the event graph meet.
 
 https://spec.matrix.org/v1.19/rooms/v2/#state-resolution (v1.py: room version 1; v2.py: 2.0 for versions 2 to 11, and
 2.1 for version 12, which differ by data; ordering.py: the two orders in which v2 goes through events)
 
-Nothing here reads a store. The caller gathers the events that a resolution touches, and where one was missed,
+Nothing here reads a store. The caller gathers the events that a resolution needs, and if one is missing,
 ``MissingEvents`` names it: load it, add it, call again.
 
 What ``events`` must hold:
@@ -51,10 +51,10 @@ def resolve(
     conflicted_subgraph: AbstractSet[str] = frozenset(),
     rejected: Container[str] = frozenset(),
 ) -> dict[StateKey, str]:
-    """Resolve states of one room to the one state that every server comes to, whatever order they are given in.
+    """Resolve states of one room to one state, the same on every server and for any order of the states.
 
-    ``auth_difference`` is that of the states, ``conflicted_subgraph`` that of the conflicted events (asked by 2.1
-    alone); version 1 asks neither. ``rejected`` holds the IDs of rejected events: as auth events they do not count.
+    ``auth_difference`` is that of the states, ``conflicted_subgraph`` that of the conflicted events (called by 2.1
+    only); version 1 calls neither. ``rejected`` holds the IDs of rejected events: as auth events they do not count.
     Note that a rejected event which is itself part of a state is handled as usual and may come out.
 
     Raises ``MissingEvents`` if ``events`` lacks some that are needed; the module's docstring lists them.
@@ -71,7 +71,7 @@ def resolve_with_events(
     *,
     rejected: Container[str] = frozenset(),
 ) -> dict[StateKey, str]:
-    """Resolve with everything in hand: ``events`` holds the states' events and their whole auth chains.
+    """Resolve with complete data: ``events`` holds the states' events and their whole auth chains.
 
     It walks the chains to find the auth difference, so it is for small rooms, imports and tests.
 

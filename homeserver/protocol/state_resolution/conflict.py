@@ -1,4 +1,4 @@
-"""Where states agree and where they do not, and what to do when an event is not at hand."""
+"""Where states agree and where they do not, and the error for a missing event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from homeserver.protocol.events import Event, StateKey, StateMap
 
 
 class MissingEvents(HomeserverError):
-    """A resolution needs events that it was not given. Load ``event_ids``, add them, and call again."""
+    """A resolution needs events that it was not given. Load ``event_ids``, add them, and call it again."""
 
     def __init__(self, event_ids: Iterable[str]) -> None:
         self.event_ids = frozenset(event_ids)
@@ -25,12 +25,12 @@ def require(events: Mapping[str, Event], event_ids: Iterable[str]) -> None:
 
 
 class Conflict(NamedTuple):
-    """States of a room, divided."""
+    """States of a room, divided into what they agree on and the rest."""
 
     unconflicted: dict[StateKey, str]
-    """What every state has, with the same event."""
+    """The entries that every state has, with the same event."""
     conflicted: dict[StateKey, set[str]]
-    """Everything else: all the events that some state has under the key."""
+    """All others: for each key, all the events that some state has."""
 
     @property
     def conflicted_ids(self) -> set[str]:
@@ -43,7 +43,7 @@ def split_states(state_sets: Sequence[StateMap]) -> Conflict:
 
     https://spec.matrix.org/v1.19/rooms/v2/#definitions
 
-    Room version 1 sees fewer conflicts (a key that is missing in some states is none), never more.
+    Room version 1 has fewer conflicts (a key that is missing in some states is not one), never more.
     """
     if not state_sets:
         return Conflict({}, {})

@@ -1,6 +1,6 @@
 """Walks over auth chains that are wholly in memory: for small rooms, imports and tests.
 
-The store answers the same questions for large rooms from an index.
+For large rooms, the store computes the same from an index.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ def auth_difference_of(state_sets: Sequence[StateMap], events: Mapping[str, Even
 
     https://spec.matrix.org/v1.19/rooms/v2/#definitions
 
-    NOTSPEC: an event counts as part of its own auth chain. To the letter it does not, and a rare state comes out
-    differently for that; but other servers count it so, and to agree with them is what resolution is for.
+    NOTSPEC: an event counts as part of its own auth chain. By the letter it does not, and in rare cases that gives
+    another state. But other servers count it so, and resolution must give the same result on all servers.
 
     ``events`` must hold the states' events and their auth chains, otherwise it raises ``MissingEvents``.
     """
     conflict = split_states(state_sets)
     if not conflict.conflicted:
         return set()
-    # The chain of what all states share is in every Cᵢ, so it can add nothing and no walk need enter it.
+    # The chain of what all states share is in every Cᵢ, so it adds nothing and the walks skip it.
     unconflicted = set(conflict.unconflicted.values())
     shared = _auth_chain(unconflicted, events, frozenset()) | unconflicted
     chains = []
@@ -49,7 +49,7 @@ def conflicted_subgraph_of(conflicted_ids: AbstractSet[str], events: Mapping[str
     for event_id in reachable:
         for cited in events[event_id].auth_events:
             citing[cited].append(event_id)
-    # Of what can be reached from a conflicted event, that from which one can be reached.
+    # Of the events that can be reached from a conflicted event, those from which one can be reached.
     subgraph = set(conflicted_ids)
     waiting = list(conflicted_ids)
     while waiting:
@@ -61,7 +61,7 @@ def conflicted_subgraph_of(conflicted_ids: AbstractSet[str], events: Mapping[str
 
 
 def _auth_chain(event_ids: Iterable[str], events: Mapping[str, Event], closed: AbstractSet[str]) -> set[str]:
-    """The union of the events' auth chains, without the chain ``closed`` and what lies behind it."""
+    """The union of the events' auth chains; the walk stops at events in ``closed``, which it leaves out."""
     chain: set[str] = set()
     frontier = set(event_ids)
     while frontier:

@@ -1,7 +1,7 @@
 """The two orders of state resolution v2: by power, and by the mainline of power levels events.
 
-Both are iterative: an auth chain may be tens of thousands of events deep, and in room versions 1 and 2, where event
-IDs are freely chosen, a hostile one may even be a circle. https://spec.matrix.org/v1.19/rooms/v2/#definitions
+Both are iterative: an auth chain may be tens of thousands of events deep, and in room versions 1 and 2, where servers
+choose event IDs freely, a hostile one may even contain a cycle. https://spec.matrix.org/v1.19/rooms/v2/#definitions
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def auth_event_under(event: Event, key: StateKey, events: Mapping[str, Event]) -
 def reverse_topological_power_ordering(
     event_ids: AbstractSet[str], events: Mapping[str, Event], create: Event | None
 ) -> list[str]:
-    """The *reverse topological power ordering*: an event comes after its auth events, otherwise the mightier first.
+    """The *reverse topological power ordering*: an event comes after its auth events; otherwise higher power levels
+    come first.
 
-    ``create`` is the room's create event where events do not cite it (version 12). Raises ``MissingEvents``.
+    ``create`` is the room's create event if events do not cite it (version 12). Raises ``MissingEvents``.
     """
     cited_by: dict[str, list[str]] = {event_id: [] for event_id in event_ids}
     open_citations: dict[str, int] = {}
@@ -69,7 +70,7 @@ def _level_of_sender(event: Event, events: Mapping[str, Event], create: Event | 
 
 
 def mainline_ordering(event_ids: Iterable[str], events: Mapping[str, Event], power_levels: Event | None) -> list[str]:
-    """The *mainline ordering based on* ``power_levels``: what rests on older power levels comes first.
+    """The *mainline ordering based on* ``power_levels``: events that cite older power levels come first.
 
     Raises ``MissingEvents``.
     """
@@ -86,15 +87,15 @@ def mainline_ordering(event_ids: Iterable[str], events: Mapping[str, Event], pow
 
 
 class _Mainline:
-    """The mainline of P₀, walked back only as far as positions are asked for."""
+    """The mainline of P₀, walked back only as far as needed."""
 
     def __init__(self, power_levels: Event | None, events: Mapping[str, Event]) -> None:
         self._events = events
         self._end = power_levels
-        """The last known event of the mainline; ``None`` once it is known to its beginning."""
+        """The last known event of the mainline; ``None`` once its beginning is reached."""
         self._length = 0 if power_levels is None else 1
         self._positions: dict[str, float] = {} if power_levels is None else {power_levels.event_id: 0}
-        """Of power levels events: those of the mainline, and those whose way to it is known."""
+        """The positions of power levels events: those on the mainline, and those that are known to lead to it."""
 
     def position(self, event: Event) -> float:
         """The *mainline position* of an event: of the first event on the mainline that its power levels lead to."""
@@ -114,12 +115,12 @@ class _Mainline:
         return found
 
     def _known(self, event_id: str) -> float | None:
-        """The position of a power levels event, if it is on the mainline or was met before."""
+        """The position of a power levels event, if it is on the mainline or was found before."""
         while event_id not in self._positions and self._end is not None:
             # Repeatedly fetch Pᵢ₊₁, the m.room.power_levels event in the auth_events of Pᵢ.
             self._end = auth_event_under(self._end, POWER_LEVELS, self._events)
             if self._end is not None and self._end.event_id in self._positions:
-                self._end = None  # a circle
+                self._end = None  # a cycle
             elif self._end is not None:
                 self._positions[self._end.event_id] = self._length
                 self._length += 1

@@ -87,7 +87,7 @@ def _resolve_others(candidates: list[Event], resolved: StateMap, events: Mapping
     for event in ordered:
         if _allowed(event, resolved, events):
             return event.event_id
-    # NOTSPEC: where none passes, the specification is silent, and servers take the oldest.
+    # NOTSPEC: if none passes, the specification says nothing, and servers take the oldest.
     return ordered[-1].event_id
 
 

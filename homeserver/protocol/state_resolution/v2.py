@@ -20,7 +20,7 @@ from homeserver.protocol.state_resolution.ordering import mainline_ordering, rev
 
 @dataclass(frozen=True, slots=True)
 class _Algorithm:
-    """In what 2.0 and 2.1 differ."""
+    """The differences between 2.0 and 2.1."""
 
     starts_empty: bool
     """The iterative auth checks start from an empty state map, not from the unconflicted one."""
@@ -79,7 +79,9 @@ def resolve(
 
 
 def _require_gathered(full_conflicted: AbstractSet[str], start: StateMap, events: Mapping[str, Event]) -> None:
-    """Ask for as much as can be known to be needed at once, so that the caller need not come back for each."""
+    """Raise ``MissingEvents`` with as many of the needed events as are known now, so that the caller loads them all at
+    once.
+    """
     require(events, full_conflicted)
     needed: set[str] = set()
     for event_id in full_conflicted:
@@ -111,13 +113,13 @@ def is_power_event(event: Event) -> bool:
     # m.room.member where the membership is leave or ban and the sender does not match the state_key.
     if event.type == "m.room.member":
         return event.membership in ("leave", "ban") and event.sender != event.state_key
-    # NOTSPEC: under another state key than the empty one they have no power, and servers do not count them.
+    # NOTSPEC: with a state key other than the empty one they have no power, and servers do not count them.
     return event.key in (POWER_LEVELS, JOIN_RULES)
 
 
 def _power_events_and_their_chains(full_conflicted: AbstractSet[str], events: Mapping[str, Event]) -> set[str]:
-    # NOTSPEC: of the auth chain, only what is reached without leaving the full conflicted set. That is what servers do,
-    # and state must come out the same on all of them.
+    # NOTSPEC: of the auth chain, take only what is reached without leaving the full conflicted set. Other servers do
+    # so, and the result must be the same on all of them.
     chosen = {event_id for event_id in full_conflicted if is_power_event(events[event_id])}
     waiting = list(chosen)
     while waiting:
@@ -139,10 +141,10 @@ class _IterativeAuthChecks:
         self._rejected = rejected
         self._create = create
         self.decided: dict[StateKey, str] = {}
-        """What was allowed so far; it stands before the start state, which is never changed."""
+        """The entries allowed so far; they take precedence over the start state, which is never changed."""
 
     def event_under(self, key: StateKey) -> Event | None:
-        """The event that the state has so far."""
+        """The event that the state has under the key so far."""
         event_id = self.decided.get(key) or self._start.get(key)
         return None if event_id is None else self._events[event_id]
 
