@@ -1,4 +1,4 @@
-"""Makes an update out of news: applies filters, history visibility and limits. Does not care where the news are from.
+"""Makes an update from news: applies filters, history visibility and limits, whichever reader the news come from.
 
 https://spec.matrix.org/v1.19/client-server-api/#syncing
 """
@@ -30,7 +30,7 @@ from homeserver.sync.updates import SyncRequest, Update
 
 
 class Composer:
-    """Makes updates."""
+    """Makes updates from news."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Composer:
     ) -> Update:
         """The answer to a request, section by section.
 
-        ``known_members`` is what the device has been sent of members before; ``loaded`` has the events that the reader
-        of the news came upon.
+        ``known_members`` are the member events that the device has been sent before; ``loaded`` holds the events that
+        the reader of the news has already found.
         """
         update = Update(news.position)
         drafts = [RoomDraft(room) for room in news.rooms]
         await self._timelines.add(request, news, drafts, loaded)
-        # Most updates are those of a client that is told of a message, which has none of the following.
+        # Most updates only tell a client about a message; they skip what follows.
         changed = [draft for draft in drafts if draft.news.state is not None or draft.news.changes]
         left = [draft for draft in drafts if draft.news.has_left]
         if changed or left:
@@ -77,7 +77,7 @@ class Composer:
             _add_account_data(request, news, drafts, update)
         for draft in drafts:
             if draft.news.has_left:
-                update.left.append(draft.update)  # that it was left is to be told in any case
+                update.left.append(draft.update)  # a left room is always reported
             elif draft.update.says_something:
                 update.joined.append(draft.update)
         if news.invited or news.knocked:
@@ -96,7 +96,7 @@ class Composer:
                 changed = [*changed, draft]
         await loaded.load(nid for draft in changed for nid in draft.news.state or ())
         await loaded.load(c.event_nid for draft in changed for c in draft.news.changes if c.event_nid is not None)
-        # The state events that those in the timelines took the place of.
+        # The state events that state events in the timelines replaced.
         await loaded.load(
             seen.stored.replaces_nid
             for draft in changed
@@ -142,7 +142,7 @@ class Composer:
         if news.typing_position and _allows_ephemeral(request, "m.typing", room_id):
             if not self._typing.is_fresh(room_id, news.typing_position):
                 await self._typing.refresh(room_id, news.typing_position)
-            # Who knows nothing of the room need not be told that nobody types.
+            # A client that knows nothing of the room need not be told that nobody is typing.
             if not news.is_fresh or self._typing.users_in(room_id):
                 draft.update.ephemeral.append(self._typing.event_in(room_id))
         if news.receipts and self._receipts.enabled and _allows_ephemeral(request, "m.receipt", room_id):
@@ -152,7 +152,7 @@ class Composer:
 def _with_own_standing(
     request: SyncRequest, draft: RoomDraft, wanted: Mapping[int, None], loaded: LoadedEvents
 ) -> dict[int, None]:
-    """With ``state_after``, and where the timeline does not have it, the state says how the user stands to the room."""
+    """Add the user's own member event to the state: with ``state_after``, or if the timeline does not hold it."""
     standing = draft.news.standing_nid
     if standing in draft.timeline_nids and not request.state_after:
         return dict(wanted)
@@ -166,8 +166,8 @@ def _allows_ephemeral(request: SyncRequest, event_type: str, room_id: str) -> bo
 
 
 def _receipt_events(receipts: Sequence[StoredReceipt]) -> list[bytes]:
-    """The m.receipt events that tell of receipts, which are in the order of their positions."""
-    # Somebody may have read on within the window: only the newest receipt of each counts.
+    """The m.receipt events that hold these receipts, which come in the order of their positions."""
+    # A user may have sent several receipts in the window: only the newest counts.
     newest = {(receipt.receipt_type, receipt.user_id, receipt.thread_id): receipt for receipt in receipts}
     batches = split_by_thread(newest.values())
     return [event_bytes("m.receipt", orjson.dumps(receipt_content(batch))) for batch in batches]

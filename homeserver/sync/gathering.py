@@ -1,4 +1,4 @@
-"""News out of the database: for first syncs, for clients that were away, and when a user has joined or left a room."""
+"""Reads news from the database: for first syncs, clients that were away, and users who have joined or left a room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from homeserver.sync.views import Views
 
 
 class Gathering:
-    """Reads all that may have happened for a user."""
+    """Reads everything that may have happened for a user."""
 
     def __init__(self, database: Database, recent: RecentChanges, views: Views, *, with_receipts: bool) -> None:
         self._database = database
@@ -23,7 +23,7 @@ class Gathering:
         self._with_receipts = with_receipts
 
     async def read(self, request: SyncRequest) -> News:
-        """The news since ``request.since``, or all there is to tell of."""
+        """The news since ``request.since``, or everything for a first sync."""
         reading = await self._database.read(read, self._question(request))
         self._views.put(request.user_id, reading.news.position, reading.standings, reading.news.ignored)
         return reading.news
@@ -33,7 +33,7 @@ class Gathering:
         known_upto = self._recent.position
 
         def may_have_changed(room_ids: Iterable[str], position: int) -> Iterable[str]:
-            # What was committed by now may not have been told of yet.
+            # The notifier may not have reported yet what is committed already.
             if since is None or since < self._recent.floor or position > known_upto:
                 return room_ids
             return [room_id for room_id in room_ids if self._recent.last_in_room(room_id) > since]
@@ -54,7 +54,7 @@ def question_of(
     ignores_users: bool,
     with_receipts: bool,
 ) -> Question:
-    """What is to be read for a request. ``ignores_users`` says whether more events may have to be left out."""
+    """What to read for a request. ``ignores_users`` says whether events of ignored users may have to be left out."""
     return Question(
         user_id=request.user_id,
         since=request.since,

@@ -1,4 +1,4 @@
-"""What of a room's members is sent besides its changes: its summary, and what lazy loading adds.
+"""What is sent about a room's members besides state changes: its summary, and the members that lazy loading adds.
 
 https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members
 """
@@ -33,7 +33,7 @@ from homeserver.sync.updates import RoomUpdate, SyncRequest
 
 @dataclass(slots=True)
 class _Counted:
-    """A room whose summary is to be sent."""
+    """A room and the numbers of its summary, which is to be sent."""
 
     draft: RoomDraft
     joined: int
@@ -77,7 +77,7 @@ class MembersAndSummaries:
             room.draft.update.summary = summary(room.joined, room.invited, room.heroes)
 
     async def _count(self, news: News, draft: RoomDraft, loaded: LoadedEvents) -> list[_Counted]:
-        """The room, if its summary has changed; else nothing."""
+        """A list of the room if its summary has changed, otherwise an empty list."""
         is_whole = draft.news.state is not None
         changes = relevant_changes(draft.news.changes)
         if not is_whole and not changes:
@@ -153,7 +153,7 @@ def _wanted_members(request: SyncRequest, draft: RoomDraft, known: Members) -> s
         if request.state_after:
             wanted.update(member_events(seen.stored for seen in draft.update.timeline))
     elif known and not draft.news.is_fresh and not request.sends_redundant_members:
-        # What the client knows still holds, unless it has changed since.
+        # The member events that the client has are still right unless they have changed since.
         changed = {change.key[1] for change in draft.news.changes if change.key[0] == "m.room.member"}
         wanted = {user_id for user_id in wanted if user_id not in known or user_id in changed}
     return wanted
@@ -162,7 +162,7 @@ def _wanted_members(request: SyncRequest, draft: RoomDraft, known: Members) -> s
 async def _choose_members(
     request: SyncRequest, draft: RoomDraft, nids: Members, known: Members, loaded: LoadedEvents
 ) -> None:
-    """The member events of these users as of the start of the timeline, or its end, that the client needs."""
+    """Choose the member events of these users that the client needs, as of the start (or end) of the timeline."""
     timeline = frozenset[int]() if request.state_after else draft.timeline_nids
     for user_id, event_nid in nids.items():
         found: int | None = event_nid
@@ -187,7 +187,7 @@ def _read_members(
 
 
 def member_events(stored: Iterable[StoredEvent]) -> Members:
-    """The member events among some events: numeric IDs by user, of several the last."""
+    """The member events among some events: numeric IDs by user. Of several for one user, the last counts."""
     return {
         event.event.state_key: event.event_nid
         for event in stored
@@ -196,7 +196,7 @@ def member_events(stored: Iterable[StoredEvent]) -> Members:
 
 
 def members_in(update: RoomUpdate, *, state_after: bool) -> Members:
-    """What a client that gets this update knows of the members then."""
+    """The member events that a client knows after this update, by user."""
     in_timeline = member_events(seen.stored for seen in update.timeline)
     in_state = member_events(update.state)
     return {**in_timeline, **in_state} if state_after else {**in_state, **in_timeline}

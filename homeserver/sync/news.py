@@ -1,4 +1,4 @@
-"""What happened for a user since a position, as plain facts: what both readers give to ``composing``."""
+"""What happened for a user since a position, as plain facts. Both readers pass it to ``composing``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from homeserver.storage.receipts import StoredReceipt
 from homeserver.storage.sync_streams import Standing, StateChange
 
 BEFORE_ALL = 0
-"""Before the first position. (What was backfilled has positions below, and is no part of /sync.)"""
+"""Before the first position. (Backfilled events have lower positions and are never part of /sync.)"""
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class RoomNews:
     room_nid: int
     after: int
     upto: int
-    """The timeline is out of ``after`` < position ≤ ``upto``."""
+    """The timeline consists of events with ``after`` < position ≤ ``upto``."""
     is_fresh: bool = False
     """The client knows nothing of the room yet."""
     hole: int | None = None
@@ -30,23 +30,23 @@ class RoomNews:
     newest: list[tuple[int, int]] = field(default_factory=list)
     """``(event_nid, position)`` of the newest accepted events that the timeline may have, newest first."""
     is_whole: bool = True
-    """There are no more such events than ``newest`` says."""
+    """``newest`` holds all such events."""
     state: list[int] | None = None
-    """The whole state at ``upto``, where it is wanted; numeric IDs of events."""
+    """The whole state at ``upto`` if it is needed, as numeric IDs of events."""
     changes: list[StateChange] = field(default_factory=list)
     """How the current state changed in the span, oldest first."""
     counts: tuple[int, int] | None = None
-    """How many users have joined and are invited, where that was read."""
+    """How many users have joined and are invited, if the reader has read that."""
     names: Sequence[int] = ()
-    """Then also the events that may give the room a name."""
+    """If ``counts`` is set: the events that may give the room a name."""
     receipts: list[StoredReceipt] = field(default_factory=list)
     typing_position: int = 0
-    """The last change of who types that the client is to be told; 0 if there is none."""
+    """The position of the last change of typing users that the client is to be told about; 0 if there is none."""
     has_left: bool = False
     departure: StoredEvent | None = None
     """The event with which the user stopped being in the room, if the user was in it."""
     standing_nid: int = 0
-    """Of a room that was left: the membership event that says how the user stands to it now."""
+    """For a room that was left: the user's current member event."""
 
     @property
     def timeline_after(self) -> int:
@@ -63,11 +63,11 @@ class News:
     ignored: frozenset[str]
     """The users whom the user ignores."""
     account_data: list[AccountDataRow] = field(default_factory=list)
-    """That of the account, and that of rooms."""
+    """Account data of the user and of rooms."""
     rooms: list[RoomNews] = field(default_factory=list)
     invited: list[Standing] = field(default_factory=list)
     knocked: list[Standing] = field(default_factory=list)
     stripped: Mapping[int, bytes | None] = field(default_factory=dict)
-    """The stripped state that came with invitations and knocks from outside, by the room's numeric ID."""
+    """The stripped state that other servers sent with invitations and knocks, by the room's numeric ID."""
     heads_hold: bool = False
-    """Heads of rooms that are cached in this process are at least as new as ``position``."""
+    """Whether the room heads that this process caches are at least as new as ``position``."""

@@ -1,9 +1,9 @@
-"""News out of memory: for clients that are up to date but for what happened lately.
+"""Reads news from memory: for clients that know everything except what happened recently.
 
-``look`` says without waiting for anything what there may be to tell, so that a request that finds nothing can begin to
-wait at once. What memory does not hold is read from the database on its own: a room whose state changed in a way that
-only the database knows, the account data of a user for whom some was set. Only where the user has joined or left a room
-is everything left to ``gathering``.
+``look`` finds out, without awaiting anything, what there may be to tell, so that a request with no news can begin to
+wait at once. The parts that memory does not hold are read from the database one by one: a room whose state changed in
+a way that only the database knows, and new account data. Only when the user has joined or left a room, ``gathering``
+reads everything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from homeserver.sync.updates import SyncRequest
 from homeserver.sync.views import IGNORED_USERS_TYPE, View, Views, ignored_users
 
 
-class NotAtHand(Exception):
+class NotCached(Exception):
     """Everything has to be read from the database."""
 
 
@@ -42,9 +42,9 @@ class Window:
     upto: int
     view: View
     rooms: dict[str, list[Change]]
-    """What happened in rooms that the user is in, as it was told: oldest first, none of it after ``upto``."""
+    """The changes in rooms that the user is in, as the notifier reported them: oldest first, none after ``upto``."""
     streams: frozenset[Stream]
-    """The streams in which something of the user itself changed."""
+    """The streams in which the user's own data changed."""
 
     @property
     def is_empty(self) -> bool:
@@ -65,22 +65,22 @@ class Quick:
         self._views = views
 
     def look(self, user_id: str, since: int) -> Window | None:
-        """What may have happened after a position; None if only the database knows."""
+        """What may have happened after a position; None if only the database can tell."""
         recent = self._recent
         recent.advance()
         view = self._views.get(user_id)
-        # A position that was read from the database may be ahead of what this process has been told of.
+        # A position that was read from the database may be ahead of what this process has been notified of.
         if view is None or since < recent.floor or view.position < recent.floor:
             return None
         rooms = {room_id: recent.in_room(room_id, since) for room_id in recent.rooms_changed(view.joined, since)}
         streams = recent.streams_changed(user_id, min(since, view.position))
         if not streams and 2 * view.position < recent.floor + recent.position:
-            # Before the changes since then are forgotten, after which only the database could say that it holds.
+            # Keep the view current: once the changes since then are forgotten, only the database could confirm it.
             view = self._views.advance(user_id, view, recent.position, view.ignored)
         return Window(since, max(since, recent.position), view, rooms, streams)
 
     async def read(self, request: SyncRequest, window: Window, loaded: LoadedEvents) -> News:
-        """The news in a window. Raises ``NotAtHand``; ``loaded`` gets the events that were found."""
+        """The news in a window; adds the events that were found to ``loaded``. Raises ``NotCached``."""
         news = News(window.upto, window.view.ignored, heads_hold=True)
         elsewhere: list[RoomNews] = []
         for room_id, changes in window.rooms.items():
@@ -138,9 +138,9 @@ class Quick:
         view = window.view
         after = min(window.since, view.position)
         own = await self._database.read(read_own, request.user_id, after, window.upto)
-        # Who was invited again since the view was read has left the room in between.
+        # A user who was invited again since the view was read has left the room in between.
         if own.moved or any(s.membership != "join" and s.room_id in view.joined for s in own.standings):
-            raise NotAtHand
+            raise NotCached
         news.ignored = _ignored(own, view)
         self._views.advance(request.user_id, view, window.upto, news.ignored)
         news.account_data = [row for row in own.account_data if row[3] > window.since]
@@ -162,7 +162,7 @@ def _all(room_ids: Iterable[str], _: int) -> Iterable[str]:
 
 
 def _ignored(own: OwnChanges, view: View) -> frozenset[str]:
-    """Whom the user ignores now."""
+    """The users whom the user ignores now."""
     for room_id, event_type, content, _ in own.account_data:
         if room_id == GLOBAL and event_type == IGNORED_USERS_TYPE:
             return ignored_users(content)
@@ -170,7 +170,7 @@ def _ignored(own: OwnChanges, view: View) -> frozenset[str]:
 
 
 def _add_rooms_of_account_data(request: SyncRequest, window: Window, news: News) -> None:
-    """Account data of a room is told with the room, even if nothing else happened there."""
+    """Add the rooms that have new account data but no other news: account data of a room is sent within the room."""
     present = {room.room_id for room in news.rooms}
     for room_id in dict.fromkeys(row[0] for row in news.account_data):
         if room_id in window.view.joined and room_id not in present and request.filter.room.allows_room(room_id):

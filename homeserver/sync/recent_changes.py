@@ -1,4 +1,4 @@
-"""The changes that the notifier told of lately, by room and by user: what a waiting client wants to know."""
+"""The changes that the notifier reported recently, by room and by user, so that waiting requests find theirs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Collection
 from homeserver.notifier import Change, Notifier, Stream
 
 CHANGES_MAX = 20_000
-"""Changes that are kept here; at this many, the older half goes."""
+"""How many changes are kept; above that, the older half is dropped."""
 ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS, Stream.TYPING})
 """Streams of what happens in rooms, for everybody in them."""
 USER_STREAMS = frozenset({Stream.ACCOUNT_DATA, Stream.MEMBERSHIP})
-"""Streams of what is a user's own. (A member event in a room counts as a change in ``MEMBERSHIP`` of its user.)"""
+"""Streams of users' own data. (A member event in a room counts as a change in ``MEMBERSHIP`` of its user.)"""
 
 _NONE = frozenset[Stream]()
 
 
 class RecentChanges:
-    """An index of the recent changes. ``advance`` it before asking."""
+    """An index of the recent changes. Call ``advance`` before the other methods."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self.position = notifier.position
-        """The last change that is known here."""
+        """The position of the last change in the index."""
         self.floor = notifier.position
-        """Of changes up to here nothing is known."""
+        """The index holds no changes up to and including this position."""
         self._changes: list[Change] = []
         self._by_room: dict[str, list[Change]] = {}
         self._last_of_user: dict[str, dict[Stream, int]] = {}
 
     def advance(self) -> None:
-        """Take in what the notifier has heard of since the last time."""
+        """Add the changes that the notifier has received since the last call."""
         position = self._notifier.position
         if position == self.position:
             return
@@ -68,10 +68,10 @@ class RecentChanges:
             user_id: last for user_id, last in self._last_of_user.items() if max(last.values()) > self.floor
         }
 
-    # -- questions; about what came after the floor --------------------------------------------------------------------
+    # -- look-ups; they know only what came after the floor ------------------------------------------------------------
 
     def streams_changed(self, user_id: str, after: int) -> frozenset[Stream]:
-        """The ``USER_STREAMS`` in which something of a user changed after a position."""
+        """The ``USER_STREAMS`` in which data of a user changed after a position."""
         last = self._last_of_user.get(user_id)
         if last is None:
             return _NONE

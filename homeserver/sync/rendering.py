@@ -16,16 +16,16 @@ from homeserver.storage.event_graph import StoredEvent
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
 
 SHARED_TIMELINES_MAX = 256
-"""Timelines that are kept for all those who are woken by the same events."""
+"""How many serialised timelines are kept, to be shared by all clients that are sent the same events."""
 SHARED_FOR_MS = 1_000
-"""For so long; the ages of the events in them are that much off."""
+"""How long they are kept; the ages of their events are wrong by up to that much."""
 
 _DEVICE_KEYS = b'"device_one_time_keys_count":{},"device_unused_fallback_key_types":[]}'
-"""Required even where there are none: https://spec.matrix.org/v1.19/client-server-api/#e2e-extensions-to-sync"""
+"""Required even if there are none: https://spec.matrix.org/v1.19/client-server-api/#e2e-extensions-to-sync"""
 
 
 class SyncRendering:
-    """Renders answers."""
+    """Serialises answers."""
 
     def __init__(self, client_events: ClientEvents, clock: Clock) -> None:
         self._client_events = client_events
@@ -33,13 +33,13 @@ class SyncRendering:
         self._shared: dict[tuple[int, ...], tuple[int, bytes]] = {}
 
     async def prepare(self, update: Update) -> None:
-        """Read what rendering needs."""
+        """Read from the database what ``render`` needs."""
         for room in (*update.joined, *update.left):
             await self._client_events.prepare([seen.stored for seen in room.timeline])
             await self._client_events.prepare(room.state)
 
     def render(self, request: SyncRequest, update: Update) -> bytes:
-        """The response body. ``prepare`` comes first."""
+        """The response body. Call ``prepare`` first."""
         now = self._clock.now_ms()
         parts = [b'{"next_batch":"%b",' % str(SyncToken.at(update.next_batch)).encode()]
         sections: list[bytes] = []
@@ -109,12 +109,12 @@ class SyncRendering:
 
 
 def event_bytes(event_type: str, content: bytes) -> bytes:
-    """An event of which there is only a type and a content, such as account data."""
+    """An event that has only a type and content, such as account data."""
     return b'{"type":%b,"content":%b}' % (orjson.dumps(event_type), content)
 
 
 def _is_same_for_all(request: SyncRequest, timeline: Sequence[SeenEvent]) -> bool:
-    """Whether every member of the room is given the same bytes for these events."""
+    """Whether every member of the room gets the same bytes for these events."""
     if request.filter.event_format != "client" or request.filter.event_fields is not None:
         return False
     for seen in timeline:
@@ -132,7 +132,7 @@ def _with_fields(request: SyncRequest, rendered: bytes) -> bytes:
 
 
 def _federation_format(stored: StoredEvent) -> bytes:
-    """ "federation will return the raw event as received over federation"; a redacted one as what is left of it."""
+    """ "federation will return the raw event as received over federation"; a redacted event is sent redacted."""
     return redact_event(stored.event).json if stored.redacted_by is not None else stored.event.json
 
 

@@ -22,21 +22,21 @@ GONE = frozenset({"leave", "ban"})
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be read."""
+    """What to read."""
 
     user_id: str
     since: int | None
     full_state: bool
     include_left: bool
-    """Rooms that the user left before ``since`` or before the first sync, too."""
+    """Also read rooms that the user left before ``since`` or before the first sync."""
     with_members: bool
-    """Whole states are to hold all members."""
+    """Whole states include all members."""
     count: int
     """How many events of each room to read, at least one more than a timeline may have."""
     with_receipts: bool
     allows_room: Callable[[str], bool]
     may_have_changed: Callable[[Iterable[str], int], Iterable[str]]
-    """Of rooms that the user is in all the time, those that may have changed by a position."""
+    """Takes rooms that the user was in all the time and a position; returns those that may have changed by then."""
 
 
 @dataclass(slots=True)
@@ -45,11 +45,11 @@ class Reading:
 
     news: News
     standings: list[Standing]
-    """How the user stands to every room that it has to do with."""
+    """The user's membership in every room that has one."""
 
 
 def read(connection: Connection, question: Question) -> Reading:
-    """Read everything that a request may be told."""
+    """Read everything that may be part of the answer to a request."""
     reading = _read_account(connection, question)
     for standing in reading.standings:
         if question.allows_room(standing.room_id):
@@ -67,7 +67,7 @@ def read(connection: Connection, question: Question) -> Reading:
 
 
 def read_ongoing(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> Sequence[RoomNews]:
-    """Read what happened in rooms that the user is in, and of which the client knows what was before."""
+    """Read what happened in rooms that the user is in and that the client already knows."""
     _read_timelines(connection, rooms, question.count)
     _read_states(connection, question, rooms)
     _read_ephemeral(connection, question, rooms)
@@ -76,7 +76,7 @@ def read_ongoing(connection: Connection, question: Question, rooms: Sequence[Roo
 
 @dataclass(frozen=True, slots=True)
 class OwnChanges:
-    """What changed of a user itself between two positions: account data, and how the user stands to rooms."""
+    """What changed in a user's own data between two positions: account data, and memberships in rooms."""
 
     account_data: list[AccountDataRow]
     standings: list[Standing]
@@ -86,12 +86,12 @@ class OwnChanges:
 
 
 def read_own(connection: Connection, user_id: str, after: int, upto: int) -> OwnChanges:
-    """Read what changed of a user with ``after`` < position ≤ ``upto``."""
+    """Read what changed in a user's own data with ``after`` < position ≤ ``upto``."""
     rows = account_data.account_data_since(connection, user_id, after, upto)
     standings = sync_streams.standings_since(connection, user_id, after, upto)
     moved: set[str] = set()
     for standing in standings:
-        # Who was in a room all the time has only changed its name or picture.
+        # A user who was in the room all the time has only changed their name or picture.
         if standing.membership in GONE or (
             standing.membership == "join"
             and not sync_streams.was_joined_all_the_time(connection, standing, user_id, after, upto)
@@ -115,7 +115,7 @@ def _read_account(connection: Connection, question: Question) -> Reading:
 
 
 def _read_data_of_fresh_rooms(connection: Connection, question: Question, news: News) -> None:
-    """Of rooms that the client knows nothing of yet it gets all account data, however old."""
+    """Read all account data, however old, of rooms that the client does not know yet."""
     since = question.since
     fresh = {room.room_id for room in news.rooms if room.is_fresh}
     if since is not None and fresh:
@@ -124,7 +124,7 @@ def _read_data_of_fresh_rooms(connection: Connection, question: Question, news: 
 
 
 def _sort_in(connection: Connection, question: Question, news: News, standing: Standing) -> None:
-    """Find out what of a room the client is to be told."""
+    """Add a room to the news, as joined, left, invited or knocked, if the client is to be told about it."""
     since = question.since
     is_new = since is None or standing.position > since
     membership = standing.membership
@@ -135,8 +135,8 @@ def _sort_in(connection: Connection, question: Question, news: News, standing: S
         after = BEFORE_ALL if since is None or not was_joined else since
         news.rooms.append(RoomNews(standing.room_id, standing.room_nid, after, news.position, not was_joined))
     elif membership in GONE:
-        # A room that was left and forgotten before this device heard of it is told to be left, once. It is archived no
-        # longer: "include_leave" does not bring it back.
+        # A device that has not heard yet that a room was left is told once, even if the room is forgotten already. On
+        # later first syncs, "include_leave" does not include forgotten rooms.
         if is_new and (since is not None or (question.include_left and not standing.forgotten)):
             news.rooms.append(_left_room(connection, question, standing))
     elif is_new and standing.sender not in news.ignored:
@@ -153,7 +153,7 @@ def _left_room(connection: Connection, question: Question, standing: Standing) -
     )
     room = RoomNews(standing.room_id, standing.room_nid, standing.position, standing.position, has_left=True)
     room.standing_nid = standing.event_nid
-    # Of who was invited, or had left before, all there is to tell is how it stands to the room now.
+    # If the user was never in the room, or had left before, only the current member event is sent.
     if departure is not None and departure.stream_position is not None:
         room.departure = departure
         room.is_fresh = not was_joined
@@ -172,7 +172,7 @@ def _departure(history: list[StoredEvent]) -> StoredEvent | None:
 
 
 def _drop_quiet_rooms(question: Question, news: News) -> None:
-    """Leave out the rooms in which nothing can have happened."""
+    """Remove the rooms in which nothing can have happened."""
     if question.since is None or question.full_state:
         return
     ongoing = {room.room_id for room in news.rooms if not room.is_fresh and not room.has_left}

@@ -1,6 +1,6 @@
-"""Which state events belong to a timeline: those that lead to its start, or those that hold at its end.
+"""Which state events are sent with a timeline: the state at its start, or the state at its end.
 
-All by numeric IDs, and without asking anybody.
+Pure functions over numeric event IDs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from homeserver.storage.sync_streams import StateChange
 
 Predecessor = Callable[[int], "int | None"]
-"""The state event that one took the place of."""
+"""Takes a state event and returns the one that it replaced."""
 
 
 def whole_before(state: Iterable[int], timeline: Collection[int], predecessor: Predecessor) -> list[int]:
-    """The whole state at the start of a timeline, from that at its end.
+    """The whole state at the start of a timeline, computed from the state at its end.
 
-    What came since without being in the timeline (it was filtered out, or branches met) counts as being there at the
-    start: a client that goes through the timeline from here ends with the right state.
+    State that changed within the timeline's span without being in the timeline (it was filtered out, or branches
+    merged) counts as part of the start, so that a client that applies the timeline to it ends with the right state.
     """
     found: list[int] = []
     for event_nid in state:
@@ -28,7 +28,7 @@ def whole_before(state: Iterable[int], timeline: Collection[int], predecessor: P
 
 
 def before_timeline(event_nid: int, timeline: Collection[int], predecessor: Predecessor) -> int | None:
-    """What a state event's place was taken by before the timeline."""
+    """The state event with the same key as ``event_nid`` before the timeline, or None."""
     earlier: int | None = event_nid
     while earlier is not None and earlier in timeline:
         earlier = predecessor(earlier)
@@ -36,7 +36,7 @@ def before_timeline(event_nid: int, timeline: Collection[int], predecessor: Pred
 
 
 def changes_before(changes: Sequence[StateChange], timeline: Collection[int], start: int) -> list[int]:
-    """What changed of the state between the last sync and the start of a timeline, which is right after ``start``.
+    """What changed in the state between the last sync and the start of a timeline, which is right after ``start``.
 
     "a delta between the state of the room at the since parameter and that at the start of the returned timeline."
     """
@@ -52,6 +52,6 @@ def changes_before(changes: Sequence[StateChange], timeline: Collection[int], st
 
 
 def changes_after(changes: Sequence[StateChange]) -> list[int]:
-    """What changed of the state between the last sync and the end of a timeline."""
+    """What changed in the state between the last sync and the end of a timeline."""
     newest = {change.key: change.event_nid for change in changes}
     return [event_nid for event_nid in newest.values() if event_nid is not None]

@@ -1,7 +1,7 @@
 """Which member events a device has been sent, so that lazily loaded members need not be sent again.
 
-A response may get lost on its way, and the client then asks again from where it was. So what a response holds counts
-only once the client comes back with the token that was in it. Whatever is forgotten is sent once more.
+A response may get lost on its way; the client then repeats its request. So a response counts only once the client uses
+the token that was in it. If entries are dropped here, the member events are sent again.
 
 https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 ENTRIES_MAX = 500_000
-"""Member events that are remembered of all devices together."""
+"""How many member events are remembered, of all devices together."""
 DEVICES_MAX = 20_000
 
 Members = dict[str, int]
@@ -24,19 +24,19 @@ NOTHING: Mapping[str, Members] = {}
 @dataclass(slots=True)
 class _Device:
     position: int = -1
-    """The token that the client last came with."""
+    """The token that the client last used."""
     known: dict[str, Members] = field(default_factory=dict)
-    """What it knows then, by room."""
+    """The members that it knows at ``position``, by room."""
     next_position: int = -1
     sent: Mapping[str, Members] = field(default_factory=dict)
-    """What it knows besides if it comes with ``next_position``."""
+    """The members that it knows in addition once it uses ``next_position``."""
     afresh: Collection[str] = ()
-    """The rooms of which it then knows nothing else."""
+    """The rooms of which it then knows only ``sent``."""
     weight: int = 0
 
 
 class SentMembers:
-    """What each device knows of the members of rooms."""
+    """Remembers which members of rooms each device knows."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
@@ -44,7 +44,7 @@ class SentMembers:
         self._weight = 0
 
     def known_to(self, user_id: str, device_id: str, since: int | None) -> Mapping[str, Members]:
-        """What a device that comes with this token knows, by room."""
+        """The members that a device with this token knows, by room."""
         device = self._devices.get((user_id, device_id))
         if device is None:
             return NOTHING
@@ -72,9 +72,9 @@ class SentMembers:
         sent: Mapping[str, Members],
         afresh: Collection[str] = (),
     ) -> None:
-        """A response to the token ``since``, with ``next_position``, holds these member events.
+        """Note that the response to the token ``since`` holds these member events and the token ``next_position``.
 
-        Of the rooms in ``afresh``, which were joined or left, what was sent before no longer counts.
+        For the rooms in ``afresh``, which were joined or left, earlier member events no longer count.
         """
         key = (user_id, device_id)
         device = self._devices.get(key)

@@ -9,32 +9,25 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 from homeserver.clock import Clock
-from homeserver.ephemeral.receipts import Receipts
-from homeserver.ephemeral.typing import Typing
 from homeserver.errors import UnknownPos
 from homeserver.graph.events import Events
-from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.notifier import Notifier
-from homeserver.reading.client_events import ClientEvents
-from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
 from homeserver.storage.database import Database
 from homeserver.sync.composing import Composer
 from homeserver.sync.gathering import Gathering
 from homeserver.sync.loaded_events import LoadedEvents
 from homeserver.sync.members import members_in
-from homeserver.sync.quick import NotAtHand, Quick, Window
-from homeserver.sync.recent_changes import RecentChanges
+from homeserver.sync.quick import NotCached, Quick, Window
 from homeserver.sync.rendering import SyncRendering
 from homeserver.sync.sent_members import NOTHING, Members, SentMembers
 from homeserver.sync.updates import SyncRequest, Update
-from homeserver.sync.views import Views
 
 TIMEOUT_MS_MAX = 120_000
-"""A request waits so long at most, whatever it asks for."""
+"""The longest that a request waits, whatever it asks for."""
 
 CheckRequester = Callable[[], Awaitable[object]]
-"""Raises if the request may no longer be answered: the device was logged out."""
+"""Raises if the request may no longer be answered, because the device was logged out."""
 
 
 class Sync:
@@ -44,28 +37,25 @@ class Sync:
         self,
         database: Database,
         notifier: Notifier,
-        heads: RoomHeads,
-        events: Events,
-        states: StateReader,
-        client_events: ClientEvents,
-        visible: VisibleEvents,
-        typing: Typing,
-        receipts: Receipts,
         clock: Clock,
+        events: Events,
+        quick: Quick,
+        gathering: Gathering,
+        composer: Composer,
+        rendering: SyncRendering,
     ) -> None:
         self._database = database
         self._notifier = notifier
         self._clock = clock
         self._events = events
-        recent, views = RecentChanges(notifier), Views()
-        self._quick = Quick(database, events, receipts, recent, views)
-        self._gathering = Gathering(database, recent, views, with_receipts=receipts.enabled)
-        self._composer = Composer(database, heads, events, states, visible, typing, receipts)
-        self._rendering = SyncRendering(client_events, clock)
+        self._quick = quick
+        self._gathering = gathering
+        self._composer = composer
+        self._rendering = rendering
         self._sent_members = SentMembers()
 
     async def sync(self, request: SyncRequest, timeout_ms: int, check_requester: CheckRequester) -> bytes:
-        """The response body, when there is something to tell or the time has run out.
+        """The response body, once there is something to tell or the time has run out.
 
         Raises ``UnknownPos`` for a position that was never given out, and what ``check_requester`` raises.
         """
@@ -105,15 +95,15 @@ class Sync:
                 woken = False
                 await check_requester()
                 continue
-            # Nothing was awaited since the look that found nothing: what comes from now on wakes.
+            # Nothing was awaited since ``look`` found nothing, so no change can slip in between: later ones wake this.
             woken = await self._notifier.wait_for_user(request.user_id, remaining_s, rooms)
             if not woken:
-                deadline = float("-inf")  # one last look, to move on past what was of no interest
+                deadline = float("-inf")  # look once more, so that next_batch passes changes that do not matter here
 
     async def _news(self, request: SyncRequest, known: Mapping[str, Members]) -> tuple[Update, Collection[str]]:
-        """What happened since ``request.since``, and the rooms that the user is in, to wait for more.
+        """What happened since ``request.since``, and the rooms to wait for, which are those that the user is in.
 
-        When it answers that nothing happened, it has not awaited anything since it looked.
+        If the update is empty, nothing was awaited since ``look``.
         """
         assert request.since is not None
         while True:
@@ -130,7 +120,7 @@ class Sync:
             loaded = LoadedEvents(self._events)
             try:
                 news = await self._quick.read(request, window, loaded)
-            except NotAtHand:
+            except NotCached:
                 pass
             else:
                 return await self._composer.compose(request, news, known, loaded)
@@ -141,7 +131,7 @@ class Sync:
         return await self._composer.compose(request, news, known, LoadedEvents(self._events))
 
     async def _catch_up(self, since: int) -> None:
-        """Another process has answered this client before, and was ahead."""
+        """Wait until this process is as far as the process that gave the client its token. Raises ``UnknownPos``."""
         position = await self._database.read(streams.current_position)
         if since > position:
             raise UnknownPos("The since token was not given out by this server")

@@ -1,4 +1,4 @@
-"""What users are shown of rooms that they are not in yet.
+"""What users see of rooms that they are invited to or knock at.
 
 https://spec.matrix.org/v1.19/client-server-api/#stripped-state
 """
@@ -28,7 +28,7 @@ class StrippedRooms:
     ) -> dict[str, bytes]:
         """The stripped states of rooms that a user is invited to or knocks at, as JSON lists by room ID.
 
-        ``stripped`` is what came with the invitations from outside, by room.
+        ``stripped`` is the stripped state that other servers sent with invitations, by numeric room ID.
         """
         found: dict[str, bytes] = {}
         for standing in standings:
@@ -51,7 +51,7 @@ class StrippedRooms:
 
 
 def _pruned(stripped_state: bytes) -> list[JsonObject]:
-    """Stripped state as it may be passed on to clients: nothing but the four properties.
+    """Stripped state as it may be passed on to clients: only the four properties.
 
     "Servers cannot pass through what they receive over federation to clients as stripped state."
     """

@@ -16,24 +16,24 @@ NAME_TYPES = frozenset({"m.room.name", "m.room.canonical_alias"})
 SUMMARY_TYPES = frozenset({"m.room.member", *NAME_TYPES})
 """State that a room's summary depends on."""
 CHANGES_EXAMINED_MAX = 50
-"""With more changes of that state than this, the summary is sent without asking whether it changed."""
+"""With more changes of that state, the summary is sent without checking whether it changed."""
 
 HEROES = 5
-"""How many members a room without a name is shown by."""
+"""How many members a client needs in order to name a room that has no name."""
 
 GetEvent = Callable[[int], "StoredEvent | None"]
 
 
 def relevant_changes(changes: Iterable[StateChange]) -> list[StateChange]:
-    """Those changes of the state on which the summary depends."""
+    """The changes of the state on which the summary depends."""
     return [change for change in changes if change.key[0] in SUMMARY_TYPES]
 
 
 def has_changed(changes: Sequence[StateChange], get: GetEvent) -> bool:
-    """Whether the summary may be another one after ``changes``, which are oldest first and all relevant.
+    """Whether ``changes``, which are oldest first and all relevant, may have changed the summary.
 
-    ``get`` gives the events of the changes and those that they took the place of. Where it cannot be told for sure,
-    the summary counts as changed. A member who changes its name or picture does not count; see ``may_move_heroes``.
+    ``get`` returns the events of the changes and the events that they replaced. In doubt the summary counts as
+    changed. A member's new name or picture does not count; see ``may_move_heroes``.
     """
     if len(changes) > CHANGES_EXAMINED_MAX:
         return True
@@ -41,7 +41,7 @@ def has_changed(changes: Sequence[StateChange], get: GetEvent) -> bool:
         after = get(last.event_nid) if last.event_nid is not None else None
         started = get(first.event_nid) if first.event_nid is not None else None
         if after is None or started is None or started.stream_position != first.position:
-            return True  # branches met, or the whole state was replaced: what was there before is not known
+            return True  # branches merged, or the whole state was replaced: the state before is not known
         before = get(started.replaces_nid) if started.replaces_nid is not None else None
         if started.replaces_nid is not None and before is None:
             return True
@@ -51,7 +51,7 @@ def has_changed(changes: Sequence[StateChange], get: GetEvent) -> bool:
 
 
 def may_move_heroes(changes: Iterable[StateChange], others: int) -> bool:
-    """Whether other users may be the heroes of a room with so many members besides the user, though none came or left.
+    """Whether a room with ``others`` members besides the user may have new heroes, though nobody joined or left.
 
     The heroes are the first members by the order of their member events, and a new name is a new event.
     """
@@ -68,14 +68,14 @@ def _first_and_last(changes: Sequence[StateChange]) -> Iterable[tuple[StateChang
 
 
 def _role(event: Event | None, event_type: str) -> object:
-    """What counts of an event for the summary."""
+    """The part of an event that matters for the summary."""
     if event_type in NAME_TYPES:
         return event is not None and is_name(event)
     return event.membership if event is not None else None
 
 
 def is_name(event: Event) -> bool:
-    """Whether a state event gives its room a name, so that clients need not make up one from the members.
+    """Whether a state event gives its room a name, so that clients need not compose one from the members.
 
     Heroes are "required if the room's m.room.name or m.room.canonical_alias state events are unset or empty".
     """
@@ -83,7 +83,7 @@ def is_name(event: Event) -> bool:
 
 
 def summary(joined: int, invited: int, heroes: Sequence[str] | None) -> JsonObject:
-    """A room's summary, with heroes if it has no name."""
+    """A room's summary. ``heroes`` is None if the room has a name."""
     found: JsonObject = {"m.joined_member_count": joined, "m.invited_member_count": invited}
     if heroes is not None:
         found["m.heroes"] = list(heroes)

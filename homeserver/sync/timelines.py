@@ -1,4 +1,4 @@
-"""Which events the timeline of each room has."""
+"""Chooses the events of each room's timeline."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from homeserver.sync.news import News, RoomNews
 from homeserver.sync.updates import RoomUpdate, SyncRequest
 
 FILTERED_COUNT_MIN = 50
-"""Events that are looked at of a room at once where a filter may let few of them through."""
+"""How many events of a room are examined at once, at least, if a filter may let few of them through."""
 MORE_ROUNDS_MAX = 4
 MORE_COUNT = 200
-"""Events that are read at once when those were not enough, so many times at most."""
+"""If those were not enough, this many events are read at once, at most ``MORE_ROUNDS_MAX`` times."""
 
 
 def events_at_once(request: SyncRequest, *, ignores_users: bool) -> int:
-    """How many events of a room to look at at first: one more than fit into a timeline, to know whether there are any.
+    """How many events of a room to examine at first: one more than fit into a timeline, to know whether there are more.
 
     ``ignores_users`` says whether the user ignores others, whose events are left out.
     """
@@ -38,25 +38,25 @@ def events_at_once(request: SyncRequest, *, ignores_users: bool) -> int:
 
 @dataclass(slots=True)
 class RoomDraft:
-    """The update of a room while it is made."""
+    """The update of a room while it is being made."""
 
     news: RoomNews
     seen: list[SeenEvent] = field(default_factory=list)
-    """What of the timeline may be shown, newest first; maybe more than fit."""
+    """The events that may be shown, newest first; possibly more than fit into the timeline."""
     looked_at: int = 0
-    """How many of ``news.newest`` were looked at already."""
+    """How many of ``news.newest`` were examined already."""
     reaches_creation: bool = False
     has_hidden: bool = False
-    """Events were left out that the user may not see."""
+    """Whether events were left out that the user may not see."""
     is_cut: bool = False
-    """The timeline must not go on to older events."""
+    """Whether the timeline must not include older events."""
     hidden_keys: frozenset[StateKey] = frozenset()
-    """Entries of the state that were changed by hidden events, and not again by events that are shown."""
+    """State keys that hidden events changed, and that no later shown event changed again."""
     start: int = 0
     """The timeline's events come after this position."""
     update: RoomUpdate = field(init=False)
     state: Sequence[int] = ()
-    """The state events to be sent, without those that lazy loading adds."""
+    """Numeric IDs of the state events to be sent, without those that lazy loading adds."""
     members: dict[str, int] = field(default_factory=dict)
     """Member events that lazy loading adds, by user."""
 
@@ -72,7 +72,7 @@ class RoomDraft:
 
 
 class Timelines:
-    """Makes the timelines."""
+    """Makes timelines."""
 
     def __init__(self, database: Database, visible: VisibleEvents) -> None:
         self._database = database
@@ -99,7 +99,7 @@ class Timelines:
     async def _look_further(
         self, request: SyncRequest, news: News, drafts: Sequence[RoomDraft], loaded: LoadedEvents
     ) -> None:
-        """Read more events where those that were read were not enough."""
+        """Read more events for the rooms that do not have enough yet."""
         for _ in range(MORE_ROUNDS_MAX):
             short = [draft for draft in drafts if not draft.news.is_whole and _wants_more(request, draft)]
             if not short:
@@ -120,7 +120,7 @@ class Timelines:
     async def _look_at(
         self, request: SyncRequest, news: News, draft: RoomDraft, count: int, loaded: LoadedEvents
     ) -> None:
-        """Sort out which of the next ``count`` older events the client is to see."""
+        """Examine the next ``count`` older events, and add those that the client is to see to ``seen``."""
         nids = [nid for nid, _ in draft.news.newest[draft.looked_at : draft.looked_at + count]]
         draft.looked_at += len(nids)
         stored = loaded.all(nids)
@@ -147,10 +147,10 @@ class Timelines:
 def _skip_hidden(
     request: SyncRequest, draft: RoomDraft, wanted: Sequence[StoredEvent], seen: Sequence[SeenEvent]
 ) -> None:
-    """Take over what is seen, newest first, and end the timeline where going on would tell a wrong state.
+    """Add the visible events, newest first, and cut the timeline where an older event would lead to a wrong state.
 
-    A client that applies the timeline to the state at its start must end with the current state. Where a hidden event
-    has changed an entry of the state, an older event with the same entry would undo that, and is not shown.
+    A client that applies the timeline to the state at its start must end with the current state. If a hidden event
+    has changed the state for a key, an older event with the same key would undo that for the client: it is not shown.
     """
     shown = iter(seen)
     following = next(shown, None)
@@ -172,9 +172,9 @@ def _skip_hidden(
 
 
 async def _add_own_standing(request: SyncRequest, draft: RoomDraft, loaded: LoadedEvents) -> None:
-    """Let the timeline of a room that was left end with the event that says so, if the filter lets it through.
+    """End the timeline of a left room with the user's current member event, if the filter lets it through.
 
-    It may not be in the span: it is not for who was banned after leaving, or has rejected an invitation.
+    That event may be outside the timeline's span: after a ban that followed a leave, or a rejected invitation.
     """
     await loaded.load([draft.news.standing_nid])
     stored = loaded.get(draft.news.standing_nid)
@@ -194,11 +194,11 @@ def _cut(request: SyncRequest, draft: RoomDraft) -> None:
     if _is_silent(request, draft):
         limited = False
     elif news.is_fresh:
-        # What came before this server took part can be had from others; what is hidden is missing in any case.
+        # Events from before this server joined can be backfilled; hidden events are missing in any case.
         limited = limited or draft.has_hidden or not draft.reaches_creation
     first = kept[0].stored.stream_position if kept else None
     draft.start = news.upto if first is None else first - 1
-    # Not the place of the position before: what is backfilled below the first event comes between the two.
+    # Not the place of the position before: events that are backfilled below the first event come between the two.
     prev_batch = place_of(news.upto) if first is None else before_position(first)
     draft.update = RoomUpdate(draft.room_id, prev_batch, kept, limited, is_fresh=news.is_fresh)
 
@@ -218,12 +218,12 @@ def _is_silent(request: SyncRequest, draft: RoomDraft) -> bool:
 
 
 def _wants_more(request: SyncRequest, draft: RoomDraft) -> bool:
-    """Whether what was looked at is not enough for the timeline."""
+    """Whether the timeline needs more events than were examined."""
     return len(draft.seen) <= request.timeline_limit and not draft.is_cut and not _is_silent(request, draft)
 
 
 def _read_older(connection: Connection, spans: Iterable[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
-    """The next older events of rooms: ``(room_nid, after, before)`` each, neither included."""
+    """The next older events of each room; a span is ``(room_nid, after, before)``, both ends excluded."""
     return [
         sync_streams.newest_events(connection, [room_nid], after, before - 1, MORE_COUNT).get(room_nid, [])
         for room_nid, after, before in spans

@@ -16,16 +16,16 @@ TIMELINE_LIMIT_DEFAULT = 10
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """What a client asks."""
+    """The parameters of a request."""
 
     user_id: str
     device_id: str
     since: int | None = None
-    """The position that the client knows everything up to; None at first."""
+    """The position up to which the client knows everything; None on a first sync."""
     filter: Filter = EVERYTHING
     full_state: bool = False
     state_after: bool = False
-    """The state is to be that at the end of the timelines."""
+    """Whether to send the state at the end of the timelines instead of at their start."""
 
     @property
     def timeline_limit(self) -> int:
@@ -40,13 +40,13 @@ class SyncRequest:
 
     @property
     def sends_redundant_members(self) -> bool:
-        """Whether members are sent however often they were sent before."""
+        """Whether members are sent again though they were sent before."""
         return self.filter.room.state.include_redundant_members
 
 
 @dataclass(slots=True)
 class RoomUpdate:
-    """What a client is told of a room that its user is in, or was in."""
+    """What a client is sent of a room that its user is in, or was in."""
 
     room_id: str
     prev_batch: int
@@ -58,17 +58,17 @@ class RoomUpdate:
     ephemeral: list[bytes] = field(default_factory=list)
     account_data: list[bytes] = field(default_factory=list)
     is_fresh: bool = False
-    """The client knows nothing of the room but this."""
+    """Whether the client knows nothing of the room except this."""
 
     @property
     def says_something(self) -> bool:
-        """Whether there is anything in it."""
+        """Whether it holds anything."""
         return bool(self.timeline or self.state or self.ephemeral or self.account_data or self.limited or self.summary)
 
 
 @dataclass(slots=True)
 class Update:
-    """An answer."""
+    """The answer to a request."""
 
     next_batch: int
     joined: list[RoomUpdate] = field(default_factory=list)
@@ -80,5 +80,5 @@ class Update:
 
     @property
     def says_something(self) -> bool:
-        """Whether a client that waits for news would want to have it."""
+        """Whether it is worth answering a client that waits for news."""
         return bool(self.joined or self.left or self.invited or self.knocked or self.account_data)

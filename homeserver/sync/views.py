@@ -1,4 +1,4 @@
-"""How users stand to their rooms, and whom they ignore: kept, and brought up to date when something happens to it."""
+"""Caches which rooms users are in and whom they ignore."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import orjson
 from homeserver.storage.sync_streams import Standing
 
 STANDINGS_MAX = 200_000
-"""Standings of all users together that are kept."""
+"""How many memberships are kept, of all users together."""
 IGNORED_USERS_TYPE = "m.ignored_user_list"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which rooms a user is in and whom it ignores, at a position and until something changes it."""
+    """Which rooms a user is in and whom the user ignores; right from ``position`` on until one of them changes."""
 
     position: int
     joined: dict[str, Standing]
@@ -26,22 +26,24 @@ class View:
 
 
 class Views:
-    """The views of those who synced lately."""
+    """The views of users who synced recently."""
 
     def __init__(self) -> None:
         self._views: OrderedDict[str, View] = OrderedDict()
         self._weight = 0
 
     def get(self, user_id: str) -> View | None:
-        """The last view of a user. Whether it still holds is for the caller to see."""
+        """The last view of a user, or None. The caller checks whether it is still right."""
         view = self._views.get(user_id)
         if view is not None:
             self._views.move_to_end(user_id)
         return view
 
     def advance(self, user_id: str, view: View, position: int, ignored: frozenset[str]) -> View:
-        """A view, as it is at a later position: with these ignored users, and without the user having joined or left a
-        room. It is kept, unless another request has read a newer one meanwhile."""
+        """The view at a later position, if the user has not joined or left a room since, with these ignored users.
+
+        It is kept unless another request has stored a newer one meanwhile.
+        """
         advanced = View(position, view.joined, ignored, view.weight + len(ignored) - len(view.ignored))
         if self._views.get(user_id) is view:
             self._views[user_id] = advanced
@@ -49,7 +51,7 @@ class Views:
         return advanced
 
     def put(self, user_id: str, position: int, standings: Iterable[Standing], ignored: frozenset[str]) -> View:
-        """Keep what was read at a position."""
+        """Store and return the view that was read at a position, or return the stored one if it is newer."""
         joined = {standing.room_id: standing for standing in standings if standing.membership == "join"}
         view = View(position, joined, ignored, 1 + len(joined) + len(ignored))
         old = self._views.pop(user_id, None)

@@ -39,8 +39,14 @@ from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.history_lanes import Gap
+from homeserver.sync.composing import Composer
+from homeserver.sync.gathering import Gathering
+from homeserver.sync.quick import Quick
+from homeserver.sync.recent_changes import RecentChanges
+from homeserver.sync.rendering import SyncRendering
 from homeserver.sync.service import Sync
 from homeserver.sync.updates import SyncRequest
+from homeserver.sync.views import Views
 from tests.factories.rooms import server_key
 from tests.fakes.clock import FakeClock
 
@@ -113,17 +119,16 @@ class ReadingServer:
         self.receipts = Receipts(
             database, self.notifier, heads, events, self.delivery, self.clock, enabled=receipts_enabled
         )
+        recent, views = RecentChanges(self.notifier), Views()
         self.sync_service = Sync(
             database,
             self.notifier,
-            heads,
-            events,
-            self.states,
-            self.client_events,
-            self.visible,
-            self.typing,
-            self.receipts,
             self.clock,
+            events,
+            Quick(database, events, self.receipts, recent, views),
+            Gathering(database, recent, views, with_receipts=receipts_enabled),
+            Composer(database, heads, events, self.states, self.visible, self.typing, self.receipts),
+            SyncRendering(self.client_events, self.clock),
         )
         self._rooms = 0
 

@@ -13,7 +13,7 @@ import pytest
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from homeserver.sync.loaded_events import LoadedEvents
-from homeserver.sync.quick import NotAtHand
+from homeserver.sync.quick import NotCached
 from homeserver.sync.updates import SyncRequest
 from tests.fakes.clock import FakeClock
 from tests.fakes.reading_server import ReadingServer
@@ -46,7 +46,7 @@ async def rendered(server: ReadingServer, request: SyncRequest, *, from_memory: 
             return None
         try:
             news = await sync._quick.read(request, window, loaded)
-        except NotAtHand:
+        except NotCached:
             return None
     else:
         news = await sync._gathering.read(request)
