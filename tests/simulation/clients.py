@@ -20,6 +20,9 @@ TIMELINE = 6
 """Events of a timeline: few, so that there are gaps to page through."""
 FILTER = {"room": {"timeline": {"limit": TIMELINE}, "include_leave": True}}
 PAGES_MAX = 200
+TRIES_MAX = 3
+"""How often a client asks for a page that has turned out empty, though there may be more."""
+TRY_AGAIN_S = 30.0
 
 
 class Unanswered(Exception):
@@ -177,11 +180,15 @@ class Device:
     async def pages(self, room_id: str, token: str | None, direction: str = "b") -> list[dict[str, Any]]:
         """All events from a token on."""
         found: list[dict[str, Any]] = []
+        tries_left = TRIES_MAX
         for _ in range(PAGES_MAX):
             page = await self.page(room_id, token, direction, self._chance.choice([3, 10, 50]))
             found += page["chunk"]
+            if not page["chunk"] and page.get("end") == token:  # nobody had more: it can be tried again
+                tries_left -= 1
+                await asyncio.sleep(TRY_AGAIN_S)
             token = page.get("end")
-            if token is None or (direction == "f" and not page["chunk"]):
+            if token is None or tries_left == 0 or (direction == "f" and not page["chunk"]):
                 return found
         raise AssertionError(f"{room_id}: paging {direction} has no end for {self.user_id}")
 

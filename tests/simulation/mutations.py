@@ -70,6 +70,17 @@ def half_a_state_is_a_state() -> Iterator[None]:
 
 
 @contextmanager
+def history_is_ordered_by_depth() -> Iterator[None]:
+    """B1: tokens are positions in the stream, and the history that they point into has another order."""
+
+    def place(write: Any, position: int) -> int:
+        return (int(write.event.depth) << 24) + position
+
+    with mock.patch.object(graph_writes, "_place", place):
+        yield
+
+
+@contextmanager
 def who_comes_back_is_told_nothing() -> Iterator[None]:
     """B3: what changed in a room while the server was not in it is not told to devices that were there before."""
     with mock.patch.object(graph_writes, "record_replaced_state"):
@@ -79,6 +90,7 @@ def who_comes_back_is_told_nothing() -> Iterator[None]:
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "A1": one_server_is_believed,
     "A2": half_a_state_is_a_state,
+    "B1": history_is_ordered_by_depth,
     "B3": who_comes_back_is_told_nothing,
 }
 
