@@ -1,4 +1,4 @@
-"""Account data and filters: what a client keeps on the server for its user."""
+"""Account data and filters: what clients store on the server for their user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from homeserver.storage.database import insert, upsert
 from homeserver.storage.tables import account_data, filters
 
 GLOBAL = ""
-"""The room ID of what belongs to the whole account."""
+"""The room ID of account data that belongs to the whole account."""
 
 AccountDataRow = tuple[str, str, bytes, int]
 """Room ID (``GLOBAL`` for none), type, content as JSON, position."""
@@ -49,19 +49,19 @@ def get_account_data(connection: Connection, user_id: str, room_id: str, type_: 
 
 
 def account_data_since(connection: Connection, user_id: str, since: int, upto: int) -> list[AccountDataRow]:
-    """What changed after ``since`` up to and with ``upto``, in order."""
+    """The changes after ``since``, up to and including ``upto``, in order."""
     rows = connection.execute(_SINCE, {"user_id": user_id, "since": since, "upto": upto})
     return [(row.room_id, row.type, row.content, row.position) for row in rows]
 
 
 def all_account_data(connection: Connection, user_id: str) -> list[AccountDataRow]:
-    """Everything that a user has, in the order of its positions."""
+    """All account data of a user, ordered by position."""
     rows = connection.execute(_ALL, {"user_id": user_id})
     return [(row.room_id, row.type, row.content, row.position) for row in rows]
 
 
 def put_filter(connection: Connection, user_id: str, filter_id: str, json: bytes) -> None:
-    """Store a filter, unless it is there."""
+    """Store a filter, unless it is stored already."""
     row = {"user_id": user_id, "filter_id": filter_id, "json": json}
     connection.execute(insert(connection, filters).values(row).on_conflict_do_nothing())
 

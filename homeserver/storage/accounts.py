@@ -1,4 +1,4 @@
-"""Users, their profiles, and user-interactive authentication under way."""
+"""Users, their profiles, and sessions of user-interactive authentication."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class UiaSession:
-    """User-interactive authentication of one operation: what was completed, and by which request."""
+    """User-interactive authentication of one operation: the completed stages, and the request that it belongs to."""
 
     operation: str
     request: bytes
@@ -66,11 +66,11 @@ _PROFILE = select(users.c.display_name, users.c.avatar_url, users.c.profile).whe
 def create_user(
     connection: Connection, user_id: str, password_hash: str | None, *, is_admin: bool, now_ms: int
 ) -> bool:
-    """Create an account; False if the user ID is taken, be it by a deactivated one."""
+    """Create an account; False if the user ID is taken, even by a deactivated account."""
     statement = insert(connection, users).values(
         user_id=user_id, password_hash=password_hash, is_admin=is_admin, is_guest=False, created_ts=now_ms
     )
-    # The row count of an INSERT is not to be had from every driver.
+    # Not every driver returns the row count of an INSERT.
     return connection.scalar(statement.on_conflict_do_nothing().returning(users.c.user_id)) is not None
 
 
@@ -81,13 +81,13 @@ def find_user(connection: Connection, user_id: str) -> User | None:
 
 
 def list_users(connection: Connection, *, after: str = "", limit: int = 1000) -> list[User]:
-    """Accounts in the order of their user IDs, from the one that follows ``after``."""
+    """Accounts ordered by user ID, starting after ``after``."""
     statement = select(*_USER_COLUMNS).where(users.c.user_id > after).order_by(users.c.user_id).limit(limit)
     return [User(*row) for row in connection.execute(statement)]
 
 
 def existing_users(connection: Connection, user_ids: Sequence[str]) -> set[str]:
-    """Those of the user IDs that are active accounts here."""
+    """Those of the user IDs that have an active account here."""
     found: set[str] = set()
     for part in in_slices(user_ids):
         statement = select(users.c.user_id).where(users.c.user_id.in_(part), users.c.deactivated_ts.is_(None))
@@ -111,7 +111,7 @@ def set_password_hash(connection: Connection, user_id: str, password_hash: str) 
 
 
 def deactivate_user(connection: Connection, user_id: str, now_ms: int) -> bool:
-    """Close an account: without password, rights and profile; False if it is closed or was never there."""
+    """Close an account: remove its password, rights and profile; False if it is closed already or does not exist."""
     statement = update(users).where(users.c.user_id == user_id, users.c.deactivated_ts.is_(None))
     emptied = {"password_hash": None, "is_admin": False, "display_name": None, "avatar_url": None, "profile": None}
     return bool(connection.execute(statement.values(deactivated_ts=now_ms, **emptied)).rowcount)
@@ -166,7 +166,7 @@ def _profile_of(display_name: str | None, avatar_url: str | None, others: bytes 
 
 
 def put_uia_session(connection: Connection, session_id: str, session: UiaSession, now_ms: int) -> None:
-    """Store how far an authentication has come."""
+    """Store the progress of an authentication."""
     row = {
         "session_id": session_id,
         "operation": session.operation,
@@ -180,7 +180,7 @@ def put_uia_session(connection: Connection, session_id: str, session: UiaSession
 
 
 def find_uia_session(connection: Connection, session_id: str, not_before_ts: int) -> UiaSession | None:
-    """An authentication under way that began since ``not_before_ts``."""
+    """The session of an authentication that began since ``not_before_ts``."""
     table = uia_sessions.c
     statement = select(table.operation, table.request, table.completed, table.parameters, table.answer).where(
         table.session_id == session_id, table.created_ts >= not_before_ts
@@ -193,11 +193,11 @@ def find_uia_session(connection: Connection, session_id: str, not_before_ts: int
 
 
 def delete_uia_session(connection: Connection, session_id: str) -> bool:
-    """Forget an authentication; False if it was not there (any more)."""
+    """Delete the session of an authentication; False if it does not exist (any more)."""
     return bool(connection.execute(delete(uia_sessions).where(uia_sessions.c.session_id == session_id)).rowcount)
 
 
 def prune_uia_sessions(connection: Connection, before_ts: int) -> int:
-    """Forget what began before ``before_ts``; how many are left."""
+    """Delete sessions that began before ``before_ts``; returns how many remain."""
     connection.execute(delete(uia_sessions).where(uia_sessions.c.created_ts < before_ts))
     return connection.execute(select(func.count()).select_from(uia_sessions)).scalar_one()

@@ -20,12 +20,12 @@ def add_alias(connection: Connection, alias: str, room_id: str, creator: str) ->
 
 
 def remove_alias(connection: Connection, alias: str) -> bool:
-    """Take an alias away; False when there is none."""
+    """Remove an alias; False if it does not exist."""
     return bool(connection.execute(delete(room_aliases).where(room_aliases.c.alias == alias)).rowcount)
 
 
 def withdraw(connection: Connection, room_id: str) -> None:
-    """Take all aliases from a room, and its entry in the room directory."""
+    """Remove all aliases of a room, and its entry in the room directory."""
     connection.execute(delete(room_aliases).where(room_aliases.c.room_id == room_id))
     connection.execute(update(rooms).where(rooms.c.room_id == room_id).values(published=False))
 

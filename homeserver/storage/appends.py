@@ -1,4 +1,4 @@
-"""What is to be written to the event graph, decided already: the input of ``graph_writes``, and what comes of it."""
+"""What to write to the event graph, once it is decided: the input of ``graph_writes``, and its result."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from homeserver.storage.event_graph import Verdict
 
 
 class StaleHead(HomeserverError):
-    """The room went on since the append was composed; compose anew."""
+    """The room changed after the append was composed: compose it again."""
 
 
 class AliasTaken(HomeserverError):
-    """Another room has the alias that a new room was to take."""
+    """Another room has the alias that a new room was to get."""
 
 
 class AlreadySent(HomeserverError):
-    """A transaction ID was used before; ``sent`` maps the new event IDs to the numeric IDs of the old events."""
+    """A transaction ID has been used before; ``sent`` maps the new event IDs to the numeric IDs of the old events."""
 
     def __init__(self, sent: Mapping[str, int]) -> None:
         super().__init__("transaction ID used before")
@@ -28,7 +28,9 @@ class AlreadySent(HomeserverError):
 
 @dataclass(frozen=True, slots=True)
 class TransactionKey:
-    """What makes a client's request harmless to repeat. ``ts`` says when it was made, and does not tell it apart."""
+    """The key by which a client's repeated request is recognised. ``ts`` is the request's time, and not part of the
+    key.
+    """
 
     user_id: str
     device_id: str
@@ -39,7 +41,7 @@ class TransactionKey:
 
 @dataclass(frozen=True, slots=True)
 class GroupRef:
-    """A state group: one that is stored (``state_group``), or the ``index``-th new one of the append."""
+    """A state group: a stored one (``state_group``), or the ``index``-th new one of the append."""
 
     state_group: int | None = None
     index: int | None = None
@@ -47,7 +49,7 @@ class GroupRef:
 
 @dataclass(frozen=True, slots=True)
 class GroupWrite:
-    """A new state group: what it changes against its predecessor (None: it is a whole state)."""
+    """A new state group: its changes against its predecessor (or the whole state, if that is None)."""
 
     predecessor: GroupRef | None
     delta: Mapping[StateKey, str | None]
@@ -55,7 +57,7 @@ class GroupWrite:
 
 @dataclass(frozen=True, slots=True)
 class EventWrite:
-    """An event to be stored, judged already."""
+    """An event to store, with its verdict."""
 
     event: Event
     verdict: Verdict
@@ -66,9 +68,11 @@ class EventWrite:
     txn: TransactionKey | None = None
     backfilled: bool = False
     place: int | None = None
-    """The place in the room's history that was taken for a backfilled event (``history_lanes.take_places``)."""
+    """For a backfilled event, the place in the room's history that was reserved for it
+    (``history_lanes.take_places``).
+    """
     awaited: bool = False
-    """Events that stand in the graph may name this one as their missing prev_event."""
+    """Whether events in the graph may name this one as their missing prev_event."""
     redaction_applied: bool = False
 
 
@@ -83,7 +87,7 @@ class CurrentChange:
 
 @dataclass(frozen=True, slots=True)
 class NewAlias:
-    """An alias of this server for a new room, and who wants it."""
+    """An alias of this server for a new room, and the user who creates it."""
 
     alias: str
     creator: str
@@ -91,43 +95,43 @@ class NewAlias:
 
 @dataclass(frozen=True, slots=True)
 class NewRoom:
-    """A room that is to be added, unless it is there already."""
+    """A room to add, unless it exists."""
 
     room_id: str
     version: str
     created_ts: int
     published: bool = False
     alias: NewAlias | None = None
-    """What the room is to be called; it is not added where that is taken."""
+    """The alias of the new room; if it is taken, the room is not added."""
     replaces: str | None = None
-    """The room whose place it takes: it gets that room's aliases, and its entry in the room directory."""
+    """The room that it replaces: it gets that room's aliases, and its entry in the room directory."""
 
 
 @dataclass(slots=True)
 class RoomAppend:
-    """What one room gets in one transaction."""
+    """What is written to one room in one transaction."""
 
     room_nid: int
     """0 for a new room."""
     generation: int
-    """The generation that this was composed on."""
+    """The room's generation that this was composed on."""
     events: list[EventWrite] = field(default_factory=list)
     groups: list[GroupWrite] = field(default_factory=list)
     changes: list[CurrentChange] = field(default_factory=list)
     current: GroupRef | None = None
-    """The current state afterwards; None: as it was."""
+    """The current state afterwards; None: unchanged."""
     extremities: tuple[frozenset[str], frozenset[str]] | None = None
-    """Forward extremities before and after; None: as they were."""
+    """Forward extremities before and after; None: unchanged."""
     known: dict[str, int] = field(default_factory=dict)
-    """Numeric IDs of events that are named, as far as they are at hand; they stand in the graph."""
+    """Numeric IDs of referenced events, as far as they are cached; these are in the graph."""
     applied_redactions: list[tuple[str, str]] = field(default_factory=list)
-    """``(redacted, redaction)`` event IDs of redactions that came before their targets."""
+    """``(redacted, redaction)`` event IDs of redactions that arrived before their targets."""
     new_room: NewRoom | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an append was given: numeric IDs, positions and places by event ID, groups by index, state keys."""
+    """What an append was assigned: numeric IDs, positions and places by event ID, groups by index, state keys."""
 
     room_nid: int
     nids: Mapping[str, int]
@@ -136,4 +140,4 @@ class Appended:
     groups: Sequence[int]
     state_keys: Mapping[StateKey, int]
     after_gaps: frozenset[str] = frozenset()
-    """Those accepted events, by ID, that name prev_events which are not in the graph."""
+    """The IDs of those accepted events that name prev_events which are not in the graph."""

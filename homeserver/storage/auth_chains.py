@@ -1,8 +1,9 @@
-"""The chain cover of the auth graph: what an event's auth chain holds, without walking it.
+"""The chain cover of the auth graph: computes auth chains without walking the graph.
 
-Every state event has a place ``(chain, sequence)``; an event reaches all earlier ones of its own chain, and through
-the links of its chain (from it or from before it) what they lead to. A set of events is thus summed up as a *reach*:
-for each chain, the highest sequence that is reached. Auth chains, differences and subgraphs are ranges on chains.
+Every state event has a place ``(chain, sequence)``; an event reaches all earlier ones of its own chain, and whatever
+the links of its chain lead to (those from the event itself or an earlier one). A set of events is thus summed up as a
+*reach*: for each chain, the highest sequence that is reached. Auth chains, differences and subgraphs are ranges on
+chains.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Reach = dict[int, int]
 """Chain to the highest sequence reached on it."""
 
 _Links = dict[int, list[tuple[int, int, int]]]
-"""Chain to the links from it: own sequence, the other chain, the sequence on that."""
+"""Chain to the links from it: own sequence, the other chain, the sequence on that chain."""
 
 _RANGES_MAX = 200
-"""Ranges in one statement."""
+"""The most ranges in one statement."""
 _INSERT_POSITIONS = prepared_insert(auth_chain_positions)
 _INSERT_LINKS = prepared_insert(auth_chain_links)
 
@@ -32,7 +33,7 @@ _INSERT_LINKS = prepared_insert(auth_chain_links)
 def assign_positions(
     connection: Connection, new: Sequence[tuple[int, Sequence[int]]], new_chains: Iterator[int]
 ) -> None:
-    """Give state events their places. ``new`` holds ``(event_nid, auth event nids)``, auth events first."""
+    """Assign places to state events. ``new`` holds ``(event_nid, auth event nids)``, auth events first."""
     positions = positions_of(connection, {auth for _, auths in new for auth in auths})
     tips = _tips(connection, {chain for chain, _ in positions.values()})
     rows: list[dict[str, Any]] = []
@@ -85,7 +86,7 @@ def _tips(connection: Connection, chains: Iterable[int]) -> dict[int, int]:
 
 
 def reach_of(connection: Connection, nids: Iterable[int]) -> Reach:
-    """What a set of events reaches: themselves and their auth chains."""
+    """The reach of a set of events: themselves and their auth chains."""
     start: Reach = {}
     for chain, sequence in positions_of(connection, nids).values():
         start[chain] = max(sequence, start.get(chain, 0))
@@ -93,7 +94,7 @@ def reach_of(connection: Connection, nids: Iterable[int]) -> Reach:
 
 
 def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
-    """Follow the links from what has grown until nothing does."""
+    """Extend ``reach`` by the links from ``grown``, and by theirs, until nothing is added."""
     while grown:
         reach.update(grown)
         found: Reach = {}
@@ -105,7 +106,9 @@ def _close(connection: Connection, reach: Reach, grown: Reach) -> Reach:
 
 
 def links_from(connection: Connection, reach: Reach) -> Iterator[tuple[int, int]]:
-    """Where the links from the events of a reach lead: chains, each with the highest sequence, maybe several times."""
+    """Where the links from the events of a reach lead: chains, each with the highest sequence; a chain may come several
+    times.
+    """
     table = auth_chain_links.c
     for part in in_slices(list(reach.items()), _RANGES_MAX):
         condition = _within(((c, 1, s) for c, s in part), "origin_chain", "origin_sequence")
@@ -124,7 +127,7 @@ def auth_difference(connection: Connection, state_sets: Sequence[frozenset[int]]
 def difference_beyond(
     connection: Connection, shared: AbstractSet[int], own_sets: Sequence[AbstractSet[int]]
 ) -> set[int]:
-    """The auth difference of states of which each is made of what they share and some events of its own.
+    """The auth difference of states, given the events that they share and for each state the others.
 
     If ``shared`` is only a part of what they share, the result is the auth difference and perhaps more: events that the
     rest of it reaches.
@@ -143,7 +146,7 @@ def difference_beyond(
 
 
 def _beyond(common: Reach, places: Iterable[tuple[int, int]]) -> Reach:
-    """For each chain the highest of some sequences, where that is beyond what is common."""
+    """For each chain the highest of the sequences, if it is beyond ``common``."""
     highest: Reach = {}
     for chain, sequence in places:
         if sequence > highest.get(chain, common.get(chain, 0)):
@@ -152,7 +155,7 @@ def _beyond(common: Reach, places: Iterable[tuple[int, int]]) -> Reach:
 
 
 def _links_beyond(connection: Connection, common: Reach, start: Reach) -> _Links:
-    """The links that lead from some events on, as far as they lead beyond what is common."""
+    """The links from ``start``, and on from their ends, as far as they lead beyond ``common``."""
     links: _Links = {}
     table = auth_chain_links.c
     columns = (table.origin_chain, table.origin_sequence, table.target_chain, table.target_sequence)
@@ -173,7 +176,7 @@ def _links_beyond(connection: Connection, common: Reach, start: Reach) -> _Links
 
 
 def _reach_beyond(common: Reach, start: Reach, links: _Links) -> Reach:
-    """What is reached beyond what is common."""
+    """The reach of ``start`` as far as it is beyond ``common``."""
     reach: Reach = {}
     todo = list(start.items())
     while todo:
@@ -188,11 +191,11 @@ def _reach_beyond(common: Reach, start: Reach, links: _Links) -> Reach:
 def conflicted_subgraph(connection: Connection, conflicted: Iterable[int], starts: Iterable[int] = ()) -> set[int]:
     """All events on a path of auth events from one conflicted event to another, ends included.
 
-    ``starts`` are events that a path may come through from conflicted events that are not committed yet.
+    ``starts`` are events through which paths from conflicted events that are not committed yet may pass.
     """
     places = positions_of(connection, conflicted)
     reached = reach_of(connection, places.keys() | set(starts))
-    leads: Reach = {}  # chain to the lowest sequence from which on a conflicted event is reached
+    leads: Reach = {}  # chain to the lowest sequence from which a conflicted event is reached
     for chain, sequence in places.values():
         leads[chain] = min(sequence, leads.get(chain, sequence))
     inward = _links_between(connection, reached)
@@ -231,7 +234,7 @@ def auth_chain_nids(connection: Connection, nids: Iterable[int]) -> set[int]:
 
 
 def events_of_reach(connection: Connection, reach: Mapping[int, int]) -> set[int]:
-    """All events that a reach takes in."""
+    """All events in a reach."""
     return set(_events_in(connection, [(chain, 1, sequence) for chain, sequence in reach.items()]))
 
 
@@ -243,9 +246,9 @@ def _events_in(connection: Connection, ranges: Sequence[tuple[int, int, int]]) -
 
 
 def _within(ranges: Iterable[tuple[int, int, int]], chain: str, sequence: str) -> TextClause:
-    """The condition that columns are within one of some ranges, ends included.
+    """The condition that columns are within one of the ranges, ends included.
 
-    As text: to build hundreds of expressions takes longer than to look up what they ask for.
+    It is text, because building hundreds of expressions takes longer than the query itself.
     """
     return text(
         "("

@@ -1,7 +1,7 @@
-"""What was written to the streams between two positions, whichever process wrote it, and whom it concerns.
+"""What was written to the streams between two positions, by whichever process, and the users and rooms it concerns.
 
-A process knows what it writes itself. What others on the same database write it reads with ``load_changes``; on
-PostgreSQL it is told when there is something (``listening``). Nothing is read here for each member of a room.
+A process knows its own writes. It reads those of other processes on the same database with ``load_changes``; on
+PostgreSQL it is notified of them (``listening``). Nothing is read here for each member of a room.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from homeserver.storage.event_graph import Verdict
 from homeserver.storage.tables import account_data, events, receipts, redactions, rooms, state_keys, typing, user_rooms
 
 SILENCE_MAX_S = 30.0
-"""After so long without an announcement, whoever listens looks whether the connection still works."""
+"""After this long without an announcement, a listener checks whether its connection still works."""
 PRIVATE_RECEIPT = "m.read.private"
 
 
 @dataclass(slots=True)
 class WrittenChange:
-    """Something at a position. ``stream`` is the name of a ``notifier.Stream`` in lower case."""
+    """A change at a position. ``stream`` is the name of a ``notifier.Stream`` in lower case."""
 
     position: int
     stream: str
     room_id: str | None
     users: set[str] = field(default_factory=set)
-    """Our users whom it concerns themselves."""
+    """Our users whom it concerns directly."""
     wakes_room: bool = False
     """Whether it concerns everybody in the room."""
     event_id: str | None = None
     is_hidden: bool = False
-    """An event that was rejected or soft-failed."""
+    """Whether it is an event that was rejected or soft-failed."""
 
 
 @dataclass(slots=True)
@@ -47,24 +47,24 @@ class Written:
 
     changes: list[WrittenChange]
     generations: dict[str, int]
-    """The rooms that went on, and the generation that they have reached."""
+    """The rooms that changed, with their new generation."""
     redacted: set[str]
     """Events that were redacted."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """What is found so far, by position."""
+    """The changes found so far, by position."""
 
     changes: dict[int, WrittenChange] = field(default_factory=dict)
     touched: set[int] = field(default_factory=set)
-    """Rooms that went on."""
+    """Rooms that changed."""
 
 
 def load_changes(connection: Connection, after: int, upto: int) -> Written:
-    """What has ``after`` < position ≤ ``upto``, in the order of the positions.
+    """The changes with ``after`` < position ≤ ``upto``, ordered by position.
 
-    A position may be missing: what was written there was replaced by something later.
+    A position may be missing, if something later replaced what was written there.
     """
     found = _Found()
     _find_events(connection, after, upto, found)
@@ -107,7 +107,7 @@ def _find_events(connection: Connection, after: int, upto: int, found: _Found) -
             continue
         change.wakes_room = True
         if event_type == "m.room.member":
-            change.users.add(state_key)  # where that is no user of ours, no request waits under the name
+            change.users.add(state_key)  # if this is not a user of ours, no request waits under the name
 
 
 def _find_receipts(connection: Connection, after: int, upto: int, found: _Found) -> None:
@@ -141,7 +141,7 @@ def _find_account_data(connection: Connection, after: int, upto: int, found: _Fo
 
 
 def _find_standings(connection: Connection, after: int, upto: int, found: _Found) -> None:
-    """Memberships out of band; those that came with an event of the room share its position."""
+    """Memberships without an event in the graph; those with an event of the room share its position."""
     statement = (
         select(user_rooms.c.position, user_rooms.c.room_nid, rooms.c.room_id, user_rooms.c.user_id)
         .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
@@ -178,16 +178,17 @@ def _redacted(connection: Connection, after: int, upto: int) -> set[str]:
 
 @contextlib.asynccontextmanager
 async def listening(url: URL) -> AsyncIterator[AsyncIterator[tuple[int, str] | None]]:
-    """Hear what writers on a PostgreSQL database announce: the position, and the ``Database.name`` of the writer.
+    """Listen to announcements of writers on a PostgreSQL database: the position, and the ``Database.name`` of the
+    writer.
 
-    None comes now and then, when nothing else does. What was committed before this begins is not announced any more,
-    so look once when it has begun. Raises ``OSError`` when the connection is lost.
+    Yields None from time to time when there are none. What was committed before the listening begins is not announced,
+    so check once after it has begun. Raises ``OSError`` when the connection is lost.
     """
     conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
             await connection.execute(f"LISTEN {streams.CHANNEL}")
-            # Closed before the connection is, which they lock for as long as they are open.
+            # Close the announcements before the connection, because they lock it for as long as they are open.
             async with contextlib.aclosing(_announcements(connection)) as announcements:
                 yield announcements
     except psycopg.Error as error:
@@ -205,6 +206,6 @@ async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncGener
 
 
 def parse_announcement(payload: str) -> tuple[int, str] | None:
-    """The position and the writer's name in what ``streams.announce`` says; None for what others say there."""
+    """The position and the writer's name in a message of ``streams.announce``; None for any other message."""
     position, _, sender = payload.partition(" ")
     return (int(position), sender) if position.isdecimal() and position.isascii() and len(position) < 20 else None

@@ -1,15 +1,15 @@
-"""Transactions. Statements run synchronously on database threads: one hop to a thread for each transaction.
+"""Transactions. Statements run synchronously on database threads: one switch to a thread for each transaction.
 
-Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. What other
-servers ask is read on threads of its own (``reads_for_other_servers``): however much they ask, it cannot keep clients
-waiting for a free thread. Writes of the whole process run on one thread that takes all that wait at once into one
-commit, so that concurrent requests share its cost; nobody is told of success before the commit is durable.
+Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. Reads for
+other servers have their own threads (``reads_for_other_servers``): however many there are, they cannot keep clients
+waiting for a free thread. All writes of the process run on one thread, which puts all waiting ones into one commit, so
+that concurrent requests share its cost; no request succeeds before its commit is durable.
 
-SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before it is answered for.
+SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before its request is answered.
 
-Write transactions of several processes on one PostgreSQL go one after the other, as they do on SQLite: they hold one
-advisory lock, so that they cannot deadlock. (They would wait for each other in any case, for the row of ``counters``.)
-Before they commit they tell the other processes how far the streams have come; see ``changes``.
+Write transactions of several processes on one PostgreSQL database run one after the other, as they do on SQLite: each
+holds one advisory lock, so that they cannot deadlock. (They would wait for each other in any case, for the row of
+``counters``.) Before they commit they notify the other processes of the new stream position; see ``changes``.
 """
 
 from __future__ import annotations
@@ -55,34 +55,34 @@ Item = TypeVar("Item")
 
 READER_THREADS = 4
 FEDERATION_READER_THREADS = 2
-"""Further threads, for what is read on behalf of other servers."""
+"""How many further threads there are for reads on behalf of other servers."""
 GROUP_MAX = 64
-"""Write jobs that share one commit at most."""
+"""How many write jobs share one commit at most."""
 WRITE_ATTEMPTS = 5
-"""How often a transaction is tried that lost against another process (deadlock, serialization failure)."""
+"""How often a transaction is tried that failed because of another process (deadlock, serialization failure)."""
 BUSY_TIMEOUT_MS = 10_000
-"""How long SQLite waits for another process that holds the write lock."""
+"""How long SQLite waits while another process holds the write lock."""
 WRITE_LOCK = 7_206_852
-"""The advisory lock that a writing transaction holds on PostgreSQL; the number only has to differ from other locks."""
+"""The PostgreSQL advisory lock that write transactions hold; the number must only differ from those of other locks."""
 READ_SLICE_VARIABLES = 500
-"""How many values one ``IN (...)`` gets; longer lists are cut up by ``in_slices``."""
+"""How many values one ``IN (...)`` gets; ``in_slices`` splits longer lists."""
 PAIRS_AT_ONCE_MAX = 50
 """How many keys of two columns one ``among`` gets."""
 
 BatchHandler = Callable[[Connection, Sequence[Item]], "Sequence[T | BaseException]"]
-"""Does several jobs in one go; answers for each with its result or the exception that its caller shall get."""
+"""Handles several jobs at once; returns for each its result, or the exception for its caller."""
 
 
 _for_other_servers: contextvars.ContextVar[bool] = contextvars.ContextVar("for_other_servers", default=False)
 
 
 def reads_for_other_servers() -> None:
-    """Have all that the current task reads from now on be read on the threads for other servers."""
+    """Let all later reads of the current task run on the threads for other servers."""
     _for_other_servers.set(True)
 
 
 def context_for_everybody() -> contextvars.Context:
-    """The current context, for a task that does work for whoever comes: its reads count as reads for clients."""
+    """The current context, for a task that works for all callers: its reads run on the threads for clients."""
     context = contextvars.copy_context()
     context.run(_for_other_servers.set, False)
     return context
@@ -93,12 +93,12 @@ class DatabaseClosed(RuntimeError):
 
 
 UNAVAILABLE = (OperationalError, NoFreeConnection, DatabaseClosed)
-"""What is raised where it is not the statement that is wrong, but the database that is out of reach, full or closed."""
+"""The errors that mean that the database is unreachable, full or closed, not that a statement is wrong."""
 
 
 @dataclass(slots=True)
 class _Job(Generic[T]):
-    """One write that somebody waits for."""
+    """One write with a waiting caller."""
 
     run: Callable[[Connection], T] | None
     batch: BatchHandler[Any, T] | None
@@ -108,7 +108,7 @@ class _Job(Generic[T]):
 
 
 class Database:
-    """One database, SQLite or PostgreSQL, as ``database.url`` names it."""
+    """One database, SQLite or PostgreSQL, as named by ``database.url``."""
 
     def __init__(
         self, url: str, *, readers: int = READER_THREADS, federation_readers: int = FEDERATION_READER_THREADS
@@ -116,13 +116,13 @@ class Database:
         self.engine = _create_engine(url, readers + federation_readers)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self.name = secrets.token_hex(8)
-        """Tells what this object announces from what others do; see ``streams.announce``."""
+        """Marks this object's announcements, so that others can be told apart; see ``streams.announce``."""
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
         self._federation_readers = ThreadPoolExecutor(federation_readers, thread_name_prefix="db-read-federation")
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._writer_connection: Connection | None = None  # the writer thread's own
+        self._writer_connection: Connection | None = None  # used by the writer thread only
         self._announced = -1
         self._writer: threading.Thread | None = None
         self._closed = False
@@ -146,33 +146,36 @@ class Database:
         return await self._submit(lambda connection: function(connection, *args), None, None)
 
     async def write_batched(self, handler: BatchHandler[Item, T], item: Item) -> T:
-        """Hand ``item`` to ``handler``, together with the items of all others who wait to write with that handler."""
+        """Pass ``item`` to ``handler``, together with the items of all other callers that wait with the same
+        handler.
+        """
         return await self._submit(None, handler, item)
 
     @contextlib.asynccontextmanager
     async def no_other_writers(self) -> AsyncIterator[None]:
-        """Keep other processes from writing meanwhile; what this one writes goes through.
+        """Block the writes of other processes meanwhile; those of this process continue.
 
-        For who reads what another process changes again and again before it can be written. All of them wait, so it is
-        to take no longer than that.
+        For a writer whose data another process changes again and again before it can be written. All other processes
+        wait, so keep this as short as that write.
         """
         if self.is_sqlite:
-            yield  # the database belongs to this process
+            yield  # no other process uses the database
             return
         async with self._alone:
             try:
-                # On the writer's connection: its transactions take the same lock, and pass.
+                # Take it on the writer's connection: its transactions take the same lock, and PostgreSQL grants it
+                # again.
                 await self.write(_execute, _KEEP_WRITE_LOCK)
                 yield
             finally:
-                await asyncio.shield(self.write(_execute, _GIVE_BACK_WRITE_LOCK))
+                await asyncio.shield(self.write(_execute, _RELEASE_WRITE_LOCK))
 
     async def _submit(self, run: Callable[[Connection], T] | None, batch: BatchHandler[Item, T] | None, item: Any) -> T:
         self._check_open()
         loop = asyncio.get_running_loop()
         job = _Job(run, batch, item, loop.create_future(), loop)
         self._hand_over(job)
-        # A cancelled request must not take its write back halfway: the writer finishes what it was given.
+        # A cancelled request must not cancel a write in progress: the writer finishes it.
         return await asyncio.shield(job.future)
 
     def _check_open(self) -> None:
@@ -182,7 +185,7 @@ class Database:
     # -- for threads, the command line and tests -----------------------------------------------------------------------
 
     def read_now(self, function: Callable[..., T], *args: Any) -> T:
-        """``read`` for callers that are on a thread of their own."""
+        """The same as ``read``, for callers on their own thread."""
         for attempt in (1, 2):
             connection = self._reader_connection()
             try:
@@ -196,7 +199,7 @@ class Database:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A write transaction of one's own on the calling thread, for the command line and tests."""
+        """A separate write transaction on the calling thread, for the command line and tests."""
         with self.engine.connect() as connection:
             connection = connection.execution_options(homeserver_write=True)
             with self._writing(connection):
@@ -214,7 +217,7 @@ class Database:
         self._announced = max(self._announced, announced)
 
     def close(self) -> None:
-        """Finish what waits, then close all connections."""
+        """Finish the waiting writes, then close all connections."""
         if self._closed:
             return
         self._closed = True
@@ -228,7 +231,7 @@ class Database:
 
     # -- threads -------------------------------------------------------------------------------------------------------
 
-    # The next three are all that makes the writer a thread: the simulator replaces them (tests/simulation/machine.py).
+    # Only the next three methods make the writer a thread: the simulator replaces them (tests/simulation/machine.py).
 
     def _start_writer(self) -> None:
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
@@ -296,7 +299,7 @@ class Database:
                 return group, False
 
     def _run_group(self, group: list[_Job[Any]]) -> list[Any]:
-        """The outcome of each job: its result, or the exception that its caller gets."""
+        """The outcome of each job: its result, or the exception for its caller."""
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             all_done = False
             try:
@@ -308,21 +311,21 @@ class Database:
             except Exception as error:
                 lost = self._drop_writer_if_lost()
                 if lost and all_done:
-                    return [error] * len(group)  # whether it was committed is not known
-                if (lost or _worth_another_try(error)) and attempt < WRITE_ATTEMPTS:
+                    return [error] * len(group)  # whether it was committed is unknown
+                if (lost or _worth_a_retry(error)) and attempt < WRITE_ATTEMPTS:
                     time.sleep(random.uniform(0.001, 0.02) * attempt)
                     continue
                 if lost or len(group) == 1:
                     return [error] * len(group)
                 break
-        # One of them fails: each for itself, so that it takes nobody else with it.
+        # One of the jobs fails: run each on its own, so that the others succeed.
         return [outcome for job in group for outcome in self._run_group([job])]
 
 
 _TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 _KEEP_WRITE_LOCK = text(f"SELECT pg_advisory_lock({WRITE_LOCK})")
-_GIVE_BACK_WRITE_LOCK = text("SELECT pg_advisory_unlock_all()")
-"""However often it was taken: a transaction that is tried again takes it again."""
+_RELEASE_WRITE_LOCK = text("SELECT pg_advisory_unlock_all()")
+"""Release it completely: a transaction that is retried takes it several times."""
 
 
 def _execute(connection: Connection, statement: TextClause) -> None:
@@ -350,7 +353,7 @@ def _answer(group: list[_Job[Any]], outcomes: list[Any]) -> None:
     for job, outcome in zip(group, outcomes, strict=True):
         by_loop.setdefault(job.loop, []).append((job.future, outcome))
     for loop, answers in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the event loop was closed: no caller waits any more
             loop.call_soon_threadsafe(_resolve, answers)
 
 
@@ -360,13 +363,13 @@ def _resolve(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
             continue
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
-            # Whoever was cancelled in the meantime does not fetch it, which is no reason for a warning.
+            # A cancelled caller does not retrieve the exception, which is no reason for asyncio to log a warning.
             future.exception()
         else:
             future.set_result(outcome)
 
 
-def _worth_another_try(error: Exception) -> bool:
+def _worth_a_retry(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)
@@ -391,7 +394,7 @@ def _create_engine(url: str, readers: int) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are begun by _begin_sqlite
+    connection.isolation_level = None  # _begin_sqlite begins the transactions
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -401,23 +404,23 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock at once: a read that turns into a write could find it gone.
+    # A writer takes the lock at the beginning, because a read transaction that turns into a write may fail to get it.
     writes = connection.get_execution_options().get("homeserver_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def insert(connection: Connection, table: Table) -> Any:
-    """The dialect's own INSERT, which knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
+    """The dialect's own INSERT, which has ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
     if connection.dialect.name == "sqlite":
         return sqlite_insert(table)
-    # Here and not above: a server on SQLite starts without it.
+    # Import it here, because a server on SQLite does not need it.
     from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
     return postgresql_insert(table)
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Insert rows; where ``keys`` exist, replace all other columns that the rows name."""
+    """Insert rows; where ``keys`` exist, replace all other columns of the rows."""
     if not rows:
         return
     statement: Insert = insert(connection, table)
@@ -433,14 +436,14 @@ def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]],
 def among(columns: Sequence[Column[Any]], keys: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
     """The condition that the columns, which an index begins with, have the values of one of the keys.
 
-    For ``(a, b) IN (...)`` alone SQLite reads the whole table; what is said of each column shows it the index. Ask for
-    few keys at once (``PAIRS_AT_ONCE_MAX``): every value of one column is tried with every value of the others.
+    With ``(a, b) IN (...)`` alone, SQLite reads the whole table; the conditions on each column make it use the index.
+    Pass few keys at once (``PAIRS_AT_ONCE_MAX``): it tries every value of one column with every value of the others.
     """
     each = [column.in_({key[index] for key in keys}) for index, column in enumerate(columns)]
     return and_(*each, tuple_(*columns).in_(keys))
 
 
 def in_slices(values: Sequence[T], size: int = READ_SLICE_VARIABLES) -> Iterator[Sequence[T]]:
-    """``values`` in pieces that a statement's ``IN (...)`` can take."""
+    """Split ``values`` into pieces for ``IN (...)``."""
     for start in range(0, len(values), size):
         yield values[start : start + size]

@@ -1,4 +1,4 @@
-"""What other servers have still to get from us, how well they can be reached, and what they have sent us.
+"""What is still to be sent to other servers, whether they can be reached, and the transactions they have sent.
 
 Rows of ``outbound_pdus`` are only for servers that could not be reached at once; see ``federation.delivery``.
 """
@@ -30,12 +30,12 @@ from homeserver.storage.tables import (
 READER = "federation"
 """The name of the delivery among the readers of the event stream."""
 _LEASE_KEY = 0x6D6174726978
-"""The PostgreSQL advisory lock of whoever delivers."""
+"""The PostgreSQL advisory lock of the process that delivers."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboundPdu:
-    """An event that a server has still to get."""
+    """An event that is still to be sent to a server."""
 
     stream_position: int
     room_nid: int
@@ -44,7 +44,7 @@ class OutboundPdu:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """How well a server can be reached."""
+    """Whether a server can be reached, and when to try it again."""
 
     server_name: str
     failing_since_ts: int | None = None
@@ -55,12 +55,12 @@ class Reachability:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What the delivery writes down in one transaction."""
+    """What the delivery stores in one transaction."""
 
     position: int
-    """All events up to here are delivered, or in ``outbound_pdus``."""
+    """All events up to here are delivered or in ``outbound_pdus``."""
     owed: Sequence[tuple[str, OutboundPdu]] = ()
-    """``(server_name, event)`` for servers that did not take it at once."""
+    """``(server_name, event)`` for servers that have not accepted it yet."""
     reachability: Sequence[Reachability] = ()
 
 
@@ -68,7 +68,9 @@ class Checkpoint:
 
 
 def start_position(connection: Connection) -> int:
-    """How far the delivery has come; where it never ran, the present, which is written down for after a crash."""
+    """The position up to which events are delivered; if the delivery never ran, the current position, which is then
+    stored.
+    """
     stored = connection.execute(
         select(reader_positions.c.position).where(reader_positions.c.reader == READER)
     ).scalar_one_or_none()
@@ -81,7 +83,7 @@ def start_position(connection: Connection) -> int:
 
 
 def events_after(connection: Connection, position: int, limit: int) -> tuple[list[OutboundPdu], int]:
-    """Accepted events after a position, oldest first, and the position up to which that is all there is."""
+    """Accepted events after a position, oldest first, and the position up to which the list is complete."""
     upto = current_position(connection)
     columns = (events.c.stream_position, events.c.room_nid, events.c.event_nid)
     statement = (
@@ -95,7 +97,7 @@ def events_after(connection: Connection, position: int, limit: int) -> tuple[lis
 
 
 def members_changed_since(connection: Connection, room_nid: int, position: int, except_of: str) -> set[str]:
-    """The users of other servers than ``except_of`` whose member events in a room changed at a position or later."""
+    """The users of servers other than ``except_of`` whose member events in a room changed at a position or later."""
     table = current_state_changes.c
     statement = (
         select(state_keys.c.state_key)
@@ -115,7 +117,7 @@ def members_changed_since(connection: Connection, room_nid: int, position: int, 
 
 
 def write_checkpoint(connection: Connection, checkpoint: Checkpoint) -> None:
-    """Write down how far the delivery has come and what it still owes to whom."""
+    """Store the position of the delivery, and what it still owes to which server."""
     if checkpoint.owed:
         statement = insert_or(connection, outbound_pdus).on_conflict_do_nothing(
             index_elements=["server_name", "stream_position"]
@@ -136,14 +138,14 @@ def _owed_row(server_name: str, pdu: OutboundPdu) -> dict[str, Any]:
 
 
 def owed_counts(connection: Connection) -> dict[str, int]:
-    """How many events each server has still to get, for those that have any."""
+    """How many events each server is owed, for those that are owed any."""
     table = outbound_pdus.c
     rows = connection.execute(select(table.server_name, func.count()).group_by(table.server_name))
     return {row[0]: row[1] for row in rows}
 
 
 def owed_pdus(connection: Connection, server_name: str, limit: int) -> list[OutboundPdu]:
-    """The oldest events that a server has still to get."""
+    """The oldest events that a server is owed."""
     table = outbound_pdus.c
     statement = (
         select(table.stream_position, table.room_nid, table.event_nid)
@@ -155,7 +157,7 @@ def owed_pdus(connection: Connection, server_name: str, limit: int) -> list[Outb
 
 
 def remove_owed(connection: Connection, server_name: str, positions: Iterable[int]) -> int:
-    """Forget events that a server has got. Returns how many it has still to get."""
+    """Delete events that a server has got. Returns how many it is still owed."""
     table = outbound_pdus.c
     for part in in_slices(list(positions)):
         connection.execute(
@@ -166,10 +168,10 @@ def remove_owed(connection: Connection, server_name: str, positions: Iterable[in
 
 
 def thin_out(connection: Connection, server_name: str, keep_max: int) -> int:
-    """Keep, of what a server has still to get, the latest event of each room and what concerns its own users.
+    """Keep, of the events owed to a server, the latest of each room and those about its own users.
 
-    From the latest event it finds the others, if it is in the room; where a user of its own is kicked or banned it may
-    not be in the room. Beyond ``keep_max`` events the oldest go. Returns how many are left.
+    From the latest event it finds the others, if it is in the room; after a kick or ban of its own user it may not be.
+    Beyond ``keep_max`` events the oldest are deleted. Returns how many remain.
     """
     table = outbound_pdus.c
     statement = (
@@ -200,7 +202,7 @@ def thin_out(connection: Connection, server_name: str, keep_max: int) -> int:
 
 
 def unreachable_servers(connection: Connection) -> list[Reachability]:
-    """The servers that are to be left alone for a while."""
+    """The servers that are not to be tried for a while."""
     table = destinations.c
     statement = select(
         table.server_name,
@@ -213,7 +215,7 @@ def unreachable_servers(connection: Connection) -> list[Reachability]:
 
 
 def store_reachability(connection: Connection, reachability: Reachability) -> None:
-    """Write down how well a server can be reached."""
+    """Store whether a server can be reached."""
     row: dict[str, Any] = {
         "server_name": reachability.server_name,
         "failing_since_ts": reachability.failing_since_ts,
@@ -229,10 +231,10 @@ def store_reachability(connection: Connection, reachability: Reachability) -> No
 
 
 class DeliveryLease:
-    """The right to deliver: one process of all that share a database has it, as long as it is connected.
+    """The right to deliver: one of the processes that share a database holds it, for as long as it is connected.
 
-    On PostgreSQL an advisory lock, which the database takes back when the connection breaks. A SQLite database belongs
-    to one process anyway.
+    On PostgreSQL it is an advisory lock, which the database releases when the connection breaks. A SQLite database has
+    one process only.
     """
 
     def __init__(self, database: Database) -> None:
@@ -240,7 +242,7 @@ class DeliveryLease:
         self._connection: Connection | None = None
 
     def hold(self) -> bool:
-        """Take the lease, or make sure that it is still ours. Blocks for one question to the database."""
+        """Take the lease, or check that this process still holds it. Blocks for one query."""
         if self._database.is_sqlite:
             return True
         try:
@@ -262,9 +264,9 @@ class DeliveryLease:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with contextlib.suppress(DBAPIError):  # a broken connection holds nothing any longer
+        with contextlib.suppress(DBAPIError):  # a broken connection holds no lock any more
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LEASE_KEY})
-        connection.invalidate()  # with the connection itself the lock goes, whatever state it is in
+        connection.invalidate()  # closing the connection releases the lock, whatever state it is in
         connection.close()
 
 
@@ -273,16 +275,16 @@ class DeliveryLease:
 
 @dataclass(frozen=True, slots=True)
 class OwedRequest:
-    """A handshake with another server that is still owed, such as the rejection of an invitation."""
+    """A request to another server that is still to be made, such as the rejection of an invitation."""
 
     request_nid: int
     kind: str
     room_id: str
     user_id: str
     candidates: bytes
-    """A JSON list of the servers that may take it."""
+    """A JSON list of the servers that can be asked."""
     content: bytes
-    """A JSON object with what else there is to know, depending on the kind."""
+    """A JSON object with further data, depending on the kind."""
     attempts: int
     retry_at_ts: int
     created_ts: int
@@ -291,7 +293,7 @@ class OwedRequest:
 def owe_request(
     connection: Connection, kind: str, room_id: str, user_id: str, candidates: bytes, content: bytes, now_ms: int
 ) -> None:
-    """Owe a handshake; it replaces an earlier one for the same room and user."""
+    """Store a request to be made; it replaces an earlier one for the same room and user."""
     cancel_requests(connection, room_id, user_id)
     connection.execute(
         insert(outbound_requests).values(
@@ -308,7 +310,7 @@ def owe_request(
 
 
 def due_requests(connection: Connection, now_ms: int, limit: int) -> list[OwedRequest]:
-    """The handshakes whose time has come, the longest due first."""
+    """The requests that are due, the longest due first."""
     table = outbound_requests.c
     statement = (
         select(
@@ -330,14 +332,14 @@ def due_requests(connection: Connection, now_ms: int, limit: int) -> list[OwedRe
 
 
 def next_request_ts(connection: Connection, after_ts: int = 0) -> int | None:
-    """When the first handshake becomes due after a time."""
+    """When the first request becomes due after a time."""
     column = outbound_requests.c.retry_at_ts
     value = connection.execute(select(func.min(column)).where(column > after_ts)).scalar_one_or_none()
     return None if value is None else int(value)
 
 
 def postpone_request(connection: Connection, request_nid: int, attempts: int, retry_at_ts: int) -> None:
-    """Try a handshake again later."""
+    """Postpone a request."""
     connection.execute(
         update(outbound_requests)
         .where(outbound_requests.c.request_nid == request_nid)
@@ -346,12 +348,12 @@ def postpone_request(connection: Connection, request_nid: int, attempts: int, re
 
 
 def remove_request(connection: Connection, request_nid: int) -> None:
-    """A handshake is done, or given up."""
+    """Delete a request that is done or given up."""
     connection.execute(delete(outbound_requests).where(outbound_requests.c.request_nid == request_nid))
 
 
 def cancel_requests(connection: Connection, room_id: str, user_id: str) -> None:
-    """Whatever was owed for this room and user is out of date: the user was invited again, or joins."""
+    """Delete the requests for a room and user that are obsolete, because the user was invited again or joins."""
     table = outbound_requests.c
     connection.execute(delete(outbound_requests).where(table.room_id == room_id, table.user_id == user_id))
 
@@ -360,24 +362,24 @@ def cancel_requests(connection: Connection, room_id: str, user_id: str) -> None:
 
 
 def latest_responses(connection: Connection, limit: int) -> list[tuple[str, str, bytes]]:
-    """``(origin, txn_id, response)`` of the transactions that we answered last, oldest first."""
+    """``(origin, txn_id, response)`` of the transactions that were answered last, oldest first."""
     table = received_transactions.c
     statement = select(table.origin, table.txn_id, table.response).order_by(table.ts.desc()).limit(limit)
     return [(row[0], row[1], bytes(row[2])) for row in reversed(connection.execute(statement).all())]
 
 
 def store_responses(connection: Connection, answers: Sequence[tuple[str, str, bytes, int]]) -> None:
-    """Remember ``(origin, txn_id, response, ts)`` for transactions that come again."""
+    """Store ``(origin, txn_id, response, ts)``, to answer transactions that are sent again."""
     rows = [{"origin": a[0], "txn_id": a[1], "response": a[2], "ts": a[3]} for a in answers]
     upsert(connection, received_transactions, rows, ["origin", "txn_id"])
 
 
 def forget_responses(connection: Connection, before_ts: int) -> None:
-    """Forget the transactions that were answered before a time: nobody sends them again."""
+    """Delete the responses from before a time: those transactions are not sent again."""
     connection.execute(delete(received_transactions).where(received_transactions.c.ts < before_ts))
 
 
 def forget_destinations(connection: Connection, failing_before_ts: int) -> None:
-    """Forget what is owed to servers that have been gone for too long."""
+    """Delete what is owed to servers that have been unreachable for too long."""
     gone = select(destinations.c.server_name).where(destinations.c.failing_since_ts < failing_before_ts)
     connection.execute(delete(outbound_pdus).where(outbound_pdus.c.server_name.in_(gone)))

@@ -1,4 +1,4 @@
-"""Events as they are stored, and how they are read back. Writing is ``graph_writes``."""
+"""Stored events, and reading them. ``graph_writes`` writes them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from homeserver.storage.tables import (
 )
 
 SAME_ID_MAX = 10
-"""Rooms of which the events with one ID are looked at, where a question does not say which room it means."""
+"""In how many rooms an event ID is looked up, if the request does not say the room."""
 
 
 class Verdict(IntFlag):
-    """What the checks on receipt said of an event, and whether it stands in the graph."""
+    """The result of the checks on receipt of an event, and whether it is in the graph."""
 
     ACCEPTED = 0
     OUTLIER = 1
-    """Known, but not placed in the graph: an auth event, or an invitation from outside."""
+    """Stored, but not placed in the graph: an auth event, or an invitation from another server."""
     REJECTED = 2
     SOFT_FAILED = 4
 
@@ -51,11 +51,11 @@ class StoredEvent:
     place: int | None = None
     """The place in the room's history; None for outliers."""
     replaces_nid: int | None = None
-    """The state event that this one took the place of."""
+    """The state event that this one replaced."""
     redacted_by: Event | None = None
-    """A redaction of this event that was allowed."""
+    """A redaction of this event that is allowed."""
     txn: tuple[str, str, str] | None = None
-    """``(user_id, device_id, txn_id)`` of our own client that sent it."""
+    """``(user_id, device_id, txn_id)`` if a client of ours sent it."""
 
     @property
     def event_id(self) -> str:
@@ -64,7 +64,7 @@ class StoredEvent:
 
     @property
     def visible(self) -> bool:
-        """Whether clients may hear of it at all."""
+        """Whether clients may see it at all."""
         return self.verdict == Verdict.ACCEPTED
 
 
@@ -121,7 +121,7 @@ def events_by_nid(connection: Connection, nids: Iterable[int]) -> list[StoredEve
 
 
 def events_by_id(connection: Connection, room_id: str, event_ids: Iterable[str]) -> list[StoredEvent]:
-    """The events of a room with these IDs, as far as they are known. An event of another room is not known here."""
+    """The events of a room with these IDs, as far as they are stored. Events of other rooms are left out."""
     found: list[StoredEvent] = []
     for part in in_slices(list(event_ids)):
         rows = connection.execute(_BY_ID, {"room_id": room_id, "wanted": list(part)}).all()
@@ -130,7 +130,7 @@ def events_by_id(connection: Connection, room_id: str, event_ids: Iterable[str])
 
 
 def events_in_any_room(connection: Connection, event_id: str) -> list[StoredEvent]:
-    """The events with an ID, at most ``SAME_ID_MAX`` of them. Only for questions that do not say the room."""
+    """The events with an ID, at most ``SAME_ID_MAX`` of them. Only for requests that do not name the room."""
     return from_rows(connection, connection.execute(_IN_ANY_ROOM, {"event_id": event_id}).all())
 
 
@@ -168,7 +168,9 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
 
 
 def stored_events_select() -> Select[Any]:
-    """``SELECT`` of the columns that ``from_rows`` reads, from ``events`` joined with ``rooms``, to be narrowed."""
+    """A ``SELECT`` of the columns that ``from_rows`` reads, from ``events`` joined with ``rooms``; add a condition to
+    it.
+    """
     return _STORED
 
 
@@ -177,30 +179,30 @@ KnownEvents: TypeAlias = dict[str, tuple[int, Verdict]]
 
 
 def nids_of(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> dict[str, int]:
-    """Numeric IDs of the events of a room that are known, outliers included."""
+    """Numeric IDs of those of the events of a room that are stored, outliers included."""
     return {event_id: nid for event_id, (nid, _) in nids_and_verdicts(connection, room_nid, event_ids).items()}
 
 
 def nids_and_verdicts(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> KnownEvents:
-    """Numeric ID and verdict of the events of a room that are known."""
+    """Numeric ID and verdict of those of the events of a room that are stored."""
     return known_events(connection, {room_nid: list(event_ids)})[room_nid]
 
 
 def known_events(connection: Connection, wanted: Mapping[int, Collection[str]]) -> dict[int, KnownEvents]:
-    """What is known of events of several rooms: for each room, those of the IDs wanted in it that it has."""
+    """The stored events of several rooms; ``wanted`` maps each room to event IDs."""
     found: dict[int, KnownEvents] = {room_nid: {} for room_nid in wanted}
     all_ids = {event_id for event_ids in wanted.values() for event_id in event_ids}
     for part in in_slices(list(all_ids)):
         rows = connection.execute(_VERDICTS, {"wanted": list(part), "room_nids": list(wanted)})
         for event_id, nid, verdict, room_nid in rows:
-            # An ID that is wanted in one room may be that of an event of another one.
+            # The ID wanted in one room may belong to an event of another one.
             if event_id in wanted[room_nid]:
                 found[room_nid][event_id] = (nid, Verdict(verdict))
     return found
 
 
 def placed_ids(connection: Connection, room_id: str, event_ids: Iterable[str]) -> set[str]:
-    """Those of the events that stand in the graph of a room."""
+    """Those of the events that are in the graph of a room."""
     found: set[str] = set()
     for part in in_slices(list(event_ids)):
         statement = (
@@ -257,7 +259,7 @@ def rejection_reason(connection: Connection, event_nid: int) -> str | None:
 
 
 def pending_redactions(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> list[StoredEvent]:
-    """Redactions of these events of a room that came before them, and were not applied yet."""
+    """Redactions of these events of a room that arrived before them and have not been applied yet."""
     nids: list[int] = []
     for part in in_slices(list(event_ids)):
         nids.extend(

@@ -1,6 +1,6 @@
-"""What other servers ask of the event graph: walks back through it, auth chains, and events as stored bytes.
+"""Queries for requests of other servers: walks back through the event graph, auth chains, and events as stored bytes.
 
-Nothing here is parsed that need not be: a room's whole state goes from the database to the wire as it is.
+Events are not parsed without need: a room's whole state is sent as the bytes in the database.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from homeserver.storage.tables import (
 )
 
 WALK_STEPS_MAX = 500
-"""Events that one walk looks at, whatever comes of it."""
+"""How many events one walk visits at most."""
 JOINS_MAX = 20
-"""Joins that are looked at to find where our users came into a room."""
+"""How many joins are examined to find where our users came into a room."""
 
 
 # -- walks -------------------------------------------------------------------------------------------------------------
 
 
 def walk_back(connection: Connection, room_nid: int, start: Iterable[str], limit: int) -> list[int]:
-    """Numeric IDs of events and of what comes before them, deepest first; rejected events are passed over.
+    """Numeric IDs of events and of their ancestors, deepest first; rejected events are skipped.
 
     https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
     """
@@ -65,7 +65,7 @@ def walk_between(
     min_depth: int,
     limit: int,
 ) -> list[int]:
-    """Numeric IDs of what comes before the latest events and is not among the earliest, breadth first.
+    """Numeric IDs of the ancestors of the latest events, without the earliest ones, breadth first.
 
     https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid
     """
@@ -88,7 +88,7 @@ def walk_between(
 
 
 def _placed(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> list[tuple[int, int, int]]:
-    """``(nid, depth, verdict)`` of those events that stand in the graph of the room."""
+    """``(nid, depth, verdict)`` of those events that are in the graph of the room."""
     found: list[tuple[int, int, int]] = []
     for part in in_slices(list(event_ids)):
         statement = select(events.c.event_nid, events.c.depth, events.c.verdict).where(
@@ -112,10 +112,10 @@ def _previous(connection: Connection, room_nid: int, nids: Sequence[int]) -> Ite
 
 
 def is_followed_by_accepted(connection: Connection, room_nid: int, event_id: str) -> bool:
-    """Whether an accepted event that stands in the graph of the room names this one among its prev_events.
+    """Whether an accepted event in the graph of the room names this one among its prev_events.
 
-    Soft-failed and rejected ones do not count: otherwise who sends such an event could keep the one it names out of
-    the forward extremities.
+    Soft-failed and rejected events do not count: otherwise the sender of such an event could remove the event that it
+    names from the forward extremities.
     """
     waiting = (
         select(events.c.event_nid)
@@ -144,9 +144,9 @@ def is_followed_by_accepted(connection: Connection, room_nid: int, event_id: str
 
 
 def joins_before_gaps(connection: Connection, room_nid: int) -> list[int]:
-    """Numeric IDs of the oldest accepted member events of whose prev_events the graph lacks one.
+    """Numeric IDs of the oldest accepted member events that have prev_events missing in the graph.
 
-    Where a user of ours has joined through another server, their join is among them.
+    If a user of ours joined through another server, the join is among them.
     """
     statement = (
         select(events.c.event_nid)
@@ -163,12 +163,12 @@ def joins_before_gaps(connection: Connection, room_nid: int) -> list[int]:
 
 
 def pdus_by_id(connection: Connection, room_nid: int, version: RoomVersion, event_ids: Iterable[str]) -> list[bytes]:
-    """PDUs of a room as they go over the wire, redacted where they have been; in the order of the IDs."""
+    """PDUs of a room as they are sent, redacted if they have been; in the order of the IDs."""
     return _pdus(connection, room_nid, version, events.c.event_id, list(event_ids))
 
 
 def pdus_by_nid(connection: Connection, room_nid: int, version: RoomVersion, nids: Iterable[int]) -> list[bytes]:
-    """The same, by numeric ID, and in that order."""
+    """The same by numeric ID, in that order."""
     return _pdus(connection, room_nid, version, events.c.event_nid, list(nids))
 
 
@@ -213,7 +213,7 @@ def _redact_bytes(json: bytes, version: RoomVersion) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChainSummary:
-    """What the auth chains of a set of events reach, such as of the events of a state. See ``auth_chains``."""
+    """The reach of the auth chains of a set of events, such as the events of a state. See ``auth_chains``."""
 
     start: auth_chains.Reach
     """The events themselves: for each chain, the highest sequence of any of them."""
@@ -226,7 +226,7 @@ def auth_chain_of(
 ) -> list[int]:
     """Numeric IDs of all events in the auth chains of state events of a room, oldest first.
 
-    Of the events themselves it holds those that are in the auth chain of another; none, if ``besides`` is False.
+    The events themselves are included if they are in the auth chain of another; never, if ``besides`` is False.
     """
     nids = set(nids_of(connection, room_nid, event_ids).values())
     found = _events_of(connection, _summary(auth_chains.positions_of(connection, nids), connection))
@@ -234,7 +234,7 @@ def auth_chain_of(
 
 
 def chain_summary(connection: Connection, room_nid: int, event_ids: Collection[str]) -> ChainSummary:
-    """What the auth chains of events of a room reach."""
+    """Summarise the auth chains of events of a room."""
     nids = nids_of(connection, room_nid, event_ids).values()
     return _summary(auth_chains.positions_of(connection, nids), connection)
 
@@ -242,9 +242,9 @@ def chain_summary(connection: Connection, room_nid: int, event_ids: Collection[s
 def changed_summary(
     connection: Connection, room_nid: int, summary: ChainSummary, added: Collection[str], removed: Collection[str]
 ) -> ChainSummary | None:
-    """The summary of a set of events that differs a little from another one, without looking at the whole set.
+    """The summary of a set of events that differs a little from another one, without reading the whole set.
 
-    None where it has to be made anew: an event was removed on which the summary rests.
+    None if it must be computed from scratch, because an event was removed that the summary depends on.
     """
     if not added and not removed:
         return summary
@@ -261,7 +261,7 @@ def changed_summary(
 
 
 def chain_event_ids(connection: Connection, summary: ChainSummary) -> list[str]:
-    """The event IDs of all events in the auth chains that were summed up, oldest first; see ``auth_chain_of``."""
+    """The event IDs of all events in the summarised auth chains, oldest first; see ``auth_chain_of``."""
     return event_ids_in_order(connection, sorted(_events_of(connection, summary)))
 
 
@@ -273,7 +273,7 @@ def _summary(places: Mapping[int, tuple[int, int]], connection: Connection) -> C
 
 
 def _events_of(connection: Connection, summary: ChainSummary) -> set[int]:
-    # On each chain all that is linked to is reached, and all that comes before the events themselves.
+    # On each chain, everything that is linked to is reached, and everything before the events themselves.
     before = {
         chain: reached
         for chain, sequence in summary.start.items()
@@ -285,7 +285,7 @@ def _events_of(connection: Connection, summary: ChainSummary) -> set[int]:
 def _linked(
     connection: Connection, linked: auth_chains.Reach, start: auth_chains.Reach, grown: auth_chains.Reach
 ) -> auth_chains.Reach:
-    """What is reached through links alone, where that of ``start`` is ``linked`` and ``grown`` is added to it."""
+    """The reach through links alone of ``start`` and ``grown``, given that of ``start`` (``linked``)."""
     reached = {**start}
     for chain, sequence in linked.items():
         reached[chain] = max(sequence, reached.get(chain, 0))

@@ -112,7 +112,7 @@ class GraphRows:
         self.missing: list[dict[str, Any]] = []
         self.lanes: list[dict[str, Any]] = []
         self.seen_through: list[int] = []
-        """Events that clients do not see, which are followed by one that they do see."""
+        """Hidden events that are now followed by an event that clients see."""
         self.awaited: list[int] = []
         self.moved: list[dict[str, Any]] = []
         self.dropped_extremities: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ class GraphRows:
 
 
 def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int]) -> None:
-    """Write everything; ``new_chains`` gives out numbers for new auth chains."""
+    """Write everything; ``new_chains`` yields numbers for new auth chains."""
     _INSERT_EVENTS.run(connection, rows.events)
     _PLACE_OUTLIER.run(connection, rows.placed)
     if rows.auth:
@@ -145,7 +145,7 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
     _INSERT_MISSING.run(connection, rows.missing)
     _INSERT_LANES.run(connection, rows.lanes)
     _show_gaps_of(connection, rows.seen_through)
-    _link_those_who_waited(connection, rows.awaited)
+    _link_waiting_events(connection, rows.awaited)
     _MOVE_EXTREMITY.run(connection, rows.moved)
     _DROP_EXTREMITY.run(connection, rows.dropped_extremities)
     _INSERT_EXTREMITIES.run(connection, rows.new_extremities)
@@ -175,7 +175,7 @@ def write_rows(connection: Connection, rows: GraphRows, new_chains: Iterator[int
 
 
 def _show_gaps_of(connection: Connection, nids: Sequence[int]) -> None:
-    """Let what is missing before these hidden events count as missing history: visible events follow them by now."""
+    """Count what is missing before these hidden events as missing history, because visible events follow them now."""
     for part in in_slices(nids):
         statement = (
             select(events.c.room_nid, events.c.place, events.c.stream_position, events.c.event_nid)
@@ -191,7 +191,7 @@ def _show_gaps_of(connection: Connection, nids: Sequence[int]) -> None:
 
 
 def _redact_members(connection: Connection, room_nid: int, redacted: Sequence[str]) -> None:
-    """A redacted member event shows no name, no picture and no reason any longer."""
+    """Remove name, avatar and reason from the rows of redacted member events."""
     for part in in_slices(redacted):
         statement = (
             select(state_keys.c.state_key, events.c.event_nid, events.c.json)
@@ -206,8 +206,8 @@ def _redact_members(connection: Connection, room_nid: int, redacted: Sequence[st
             invitations.forget_reason(connection, room_nid, user_id, orjson.loads(json)["content"])
 
 
-def _link_those_who_waited(connection: Connection, new_nids: Sequence[int]) -> None:
-    """Add the edges from events of the same room that named a new event before it was here."""
+def _link_waiting_events(connection: Connection, new_nids: Sequence[int]) -> None:
+    """Add the edges from events of the same room that named a new event before it arrived."""
     for part in in_slices(new_nids):
         statement = (
             select(

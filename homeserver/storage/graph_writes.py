@@ -1,8 +1,8 @@
-"""Writing to the event graph: all that waits, of all rooms, in a few statements.
+"""Writing to the event graph: all waiting appends, of all rooms, in a few statements.
 
 ``GraphWriter.append`` is a batch handler (``Database.write_batched``): it gets the appends of several rooms at once and
-runs one statement per table for all of them. What it is given is decided already; it only gives out numbers, replaces
-event IDs by them, and writes.
+runs one statement per table for all of them. Everything is decided before; it only assigns numbers, replaces event IDs
+by them, and writes.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from homeserver.storage.tables import (
 
 STATE_KEYS_CACHED_MAX = 50_000
 SORT_NAME_CHARACTERS_MAX = 250
-"""As much of a display name as lists are sorted by. (An index of PostgreSQL holds entries of up to 2,704 bytes.)"""
+"""The length of the part of a display name that lists are sorted by. (PostgreSQL limits an index entry to 2,704
+bytes.)
+"""
 _OUTLIER = int(Verdict.OUTLIER)
 
 
 _CLAIM = prepared_insert(client_transactions, or_ignore=True)
-_GIVE_BACK = prepared(delete(client_transactions).where(client_transactions.c.event_nid == bindparam("b_event_nid")))
+_RELEASE = prepared(delete(client_transactions).where(client_transactions.c.event_nid == bindparam("b_event_nid")))
 _GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
     rooms.c.room_nid.in_(bindparam("wanted", expanding=True))
 )
@@ -63,12 +65,12 @@ _TAKE = (
     .returning(counters.c.event, counters.c.stream, counters.c.backfill, counters.c.state_group, counters.c.auth_chain)
 )
 _Numbered = list[tuple[int, RoomAppend]]
-"""Appends with their place among those that share the transaction."""
+"""Appends with their index among those that share the transaction."""
 
 
 @dataclass(slots=True)
 class _Numbers:
-    """Numbers that were taken for a transaction, handed out one by one."""
+    """Numbers reserved for a transaction, assigned one by one."""
 
     event: int
     stream: int
@@ -82,7 +84,7 @@ class _Numbers:
 
 
 class _Places:
-    """Where the events of one room stand that a transaction names: those ``known`` before, and those that it adds."""
+    """The events of one room that a transaction refers to: those that were ``known`` before, and those that it adds."""
 
     def __init__(self, known: KnownEvents) -> None:
         self.known = known
@@ -91,25 +93,27 @@ class _Places:
 
 
 def _is_outlier(verdict: int) -> bool:
-    # As plain integers: an operation on flags takes twenty times as long, and this is asked of every event.
+    # Compare plain integers: an operation on flags takes twenty times as long, and this runs for every event.
     return bool(int(verdict) & _OUTLIER)
 
 
 class GraphWriter:
-    """Writes appends. Remembers the numeric IDs of state keys, which never change once they are committed."""
+    """Writes appends. Caches the numeric IDs of state keys, which never change once they are committed."""
 
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         self._is_local = is_local
         self._state_keys: dict[StateKey, int] = {}
 
     def append(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended | BaseException]:
-        """Write appends of different rooms. A room that went on meanwhile gets ``StaleHead``, the rest is written."""
+        """Write appends of different rooms. If a room has changed, its append gets ``StaleHead``, and the others are
+        written.
+        """
         outcomes: list[Appended | BaseException] = [StaleHead() for _ in appends]
         todo = self._fresh(connection, _add_rooms(connection, appends, outcomes))
         known = self._known_events(connection, [append for _, append in todo])
         todo = [(i, a) for i, a in todo if not _has_placed(a, known[a.room_nid])]
         if todo and not self._write(connection, todo, known, outcomes):
-            # Only who repeats a request pays for the question which one it is.
+            # Look for the repeated request only now, so that other requests do not pay for the query.
             todo = _without_repeated(connection, todo, outcomes)
             if todo and not self._write(connection, todo, known, outcomes):
                 raise RuntimeError("transaction IDs are taken that nobody has used")
@@ -122,7 +126,7 @@ class GraphWriter:
         known: Mapping[int, KnownEvents],
         outcomes: list[Appended | BaseException],
     ) -> bool:
-        """Write all that is to be written; nothing, and False, where a transaction ID was used before."""
+        """Write all appends; if a transaction ID was used before, write nothing and return False."""
         appends = [append for _, append in todo]
         state_keys = self._intern(connection, appends)
         numbers = _take_numbers(connection, appends, known)
@@ -135,16 +139,16 @@ class GraphWriter:
         return True
 
     def append_together(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended]:
-        """Write appends of different rooms, all or none. Raises ``StaleHead`` where a room went on meanwhile."""
+        """Write appends of different rooms, all or none. Raises ``StaleHead`` if one of the rooms has changed."""
         done: list[Appended] = []
         for outcome in self.append(connection, appends):
             if isinstance(outcome, BaseException):
-                raise outcome  # which rolls the transaction back
+                raise outcome  # this rolls the transaction back
             done.append(outcome)
         return done
 
     def remember(self, state_keys: Mapping[StateKey, int]) -> None:
-        """Keep numeric IDs of state keys that were committed."""
+        """Cache numeric IDs of state keys after they were committed."""
         if len(self._state_keys) > STATE_KEYS_CACHED_MAX:
             self._state_keys.clear()
         self._state_keys.update(state_keys)
@@ -153,7 +157,7 @@ class GraphWriter:
 
     @staticmethod
     def _fresh(connection: Connection, appends: _Numbered) -> _Numbered:
-        """Those that were composed on the generation that their room is at."""
+        """The appends that were composed on the current generation of their room."""
         statement = _GENERATIONS if connection.dialect.name == "sqlite" else _LOCKED_GENERATIONS
         wanted = [append.room_nid for _, append in appends]
         current = {row[0]: row[1] for row in connection.execute(statement, {"wanted": wanted})}
@@ -161,12 +165,14 @@ class GraphWriter:
         for index, append in appends:
             if current.get(append.room_nid) == append.generation:
                 fresh.append((index, append))
-                current[append.room_nid] = -1  # one append of a room in a transaction
+                current[append.room_nid] = -1  # only one append of a room in a transaction
         return fresh
 
     @staticmethod
     def _known_events(connection: Connection, appends: Sequence[RoomAppend]) -> dict[int, KnownEvents]:
-        """For each room, numeric ID and verdict of every event that is named and was there before, in that room."""
+        """For each room, numeric ID and verdict of every event that is referred to and was stored in that room
+        before.
+        """
         known: dict[int, KnownEvents] = {}
         missing: dict[int, set[str]] = {}
         for append in appends:
@@ -179,7 +185,8 @@ class GraphWriter:
                 if write.txn is None:
                     wanted.add(event.event_id)
                 else:
-                    composed.add(event.event_id)  # a moment ago, for a client of ours: nobody can have it yet
+                    # composed a moment ago for a client of ours: it cannot have been stored before
+                    composed.add(event.event_id)
                 if not _is_outlier(write.verdict):
                     wanted.update(event.prev_events)
                 if event.is_state:
@@ -353,7 +360,7 @@ def _add_rooms(
                 continue
             append.room_nid, generation = add_room(connection, new)
             if generation != append.generation:
-                continue  # somebody else has made the same room: in version 12 that is the one with the same ID
+                continue  # another process has created the same room: in version 12, one with the same ID
             if new.alias is not None:
                 aliases.add_alias(connection, new.alias.alias, new.room_id, new.alias.creator)
             if new.replaces is not None:
@@ -363,7 +370,7 @@ def _add_rooms(
 
 
 def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
-    """Add a room where it is missing; returns its numeric ID and its generation."""
+    """Add a room unless it exists; returns its numeric ID and its generation."""
     connection.execute(
         insert_or(connection, rooms).on_conflict_do_nothing(index_elements=["room_id"]),
         {
@@ -379,7 +386,7 @@ def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
 
 
 def _has_placed(append: RoomAppend, known: KnownEvents) -> bool:
-    """Whether an event of the append stands in the graph already: another request was faster with the same one."""
+    """Whether an event of the append is in the graph already, because another request has written it first."""
     for write in append.events:
         place = known.get(write.event.event_id)
         if place and not _is_outlier(place[1]) and not _is_outlier(write.verdict):
@@ -388,17 +395,17 @@ def _has_placed(append: RoomAppend, known: KnownEvents) -> bool:
 
 
 def _claim_transactions(connection: Connection, rows: list[dict[str, Any]]) -> bool:
-    """Take transaction IDs into use: all, or none where one of them was used before."""
+    """Reserve transaction IDs: all, or none if one of them was used before."""
     if not rows or _CLAIM.run(connection, rows) == len(rows):
         return True
-    _GIVE_BACK.run(connection, [{"b_event_nid": row["event_nid"]} for row in rows])
+    _RELEASE.run(connection, [{"b_event_nid": row["event_nid"]} for row in rows])
     return False
 
 
 def _without_repeated(
     connection: Connection, appends: _Numbered, outcomes: list[Appended | BaseException]
 ) -> _Numbered:
-    """Those of the appends whose transaction IDs were not used before."""
+    """The appends whose transaction IDs were not used before."""
     new: _Numbered = []
     for index, append in appends:
         sent: dict[str, int] = {}
@@ -439,7 +446,7 @@ def _take_numbers(connection: Connection, appends: Sequence[RoomAppend], known: 
     return _Numbers(
         event - taken["events_taken"],
         stream - taken["positions_taken"],
-        # Events of a backfill come oldest first, and the oldest has the lowest position.
+        # Backfilled events come oldest first, and the oldest gets the lowest position.
         backfill - 1,
         group - taken["groups_taken"],
         chain - taken["chains_taken"],
@@ -459,7 +466,7 @@ def _position(write: EventWrite, numbers: _Numbers) -> int | None:
 def _place(write: EventWrite, position: int) -> int:
     if write.place is not None:
         return write.place
-    # Negative positions are places of their own, before everything that arrived live.
+    # Negative positions are places themselves, before all events that arrived live.
     return place_of(position) if position > 0 else position
 
 
@@ -487,7 +494,7 @@ def _collect_event(
     replaces = nids[write.replaces] if write.replaces else None
     if event.event_id in known:
         if position is None:
-            return  # an outlier that is there already
+            return  # an outlier that is stored already
         rows.placed.append(
             {
                 "b_event_nid": nid,
@@ -545,10 +552,11 @@ def _collect_event(
 
 
 def _collect_edges(room_nid: int, write: EventWrite, place: int, places: _Places, rows: GraphRows) -> bool:
-    """The edges of an event to its prev_events. Returns whether one of those is not in the graph."""
+    """Collect the edges of an event to its prev_events. Returns whether one of those is not in the graph."""
     event, nids = write.event, places.nids
     nid = nids[event.event_id]
-    # A live event that clients do not see leaves no gap in what they see. A backfilled one may lead to what they see.
+    # A live event that is hidden from clients leaves no gap in what they see. A backfilled one may lead to visible
+    # events.
     is_gap = write.verdict == Verdict.ACCEPTED or write.backfilled
     has_gap = False
     for prev in dict.fromkeys(event.prev_events):

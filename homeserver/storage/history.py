@@ -1,4 +1,4 @@
-"""Reading a room's history page by page, and its members then and now. See ``places`` for its order."""
+"""Reading a room's history page by page, and its members now and at earlier times. See ``places`` for the order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def entries_of_groups(
 
 @dataclass(frozen=True, slots=True)
 class JoinedMember:
-    """A joined user and how it is shown."""
+    """A joined user with its display name and avatar."""
 
     user_id: str
     display_name: str | None

@@ -1,4 +1,4 @@
-"""The lanes of a room's history: where events are missing before others, and the places for what is backfilled there.
+"""The lanes of a room's history: where prev_events are missing, and the places for events that are backfilled there.
 
 See ``places`` for what a lane is.
 """
@@ -20,7 +20,7 @@ _GAPS = backward_extremities.c
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """An event that the graph lacks, and the place of the event that names it."""
+    """An event that is missing in the graph, and the place of the event that names it."""
 
     missing_event_id: str
     event_nid: int
@@ -32,10 +32,10 @@ class Gap:
 
 
 def take_places(connection: Connection, room_nid: int, counts: Mapping[int, int]) -> dict[int, range]:
-    """Take so many places in each lane, by position of the live event at its top, below those taken before.
+    """Reserve this many places in each lane, by position of the live event at its top, below those reserved before.
 
-    Returns the places, ascending: the first is for the event that comes before all others. A lane that has not so many
-    left is left out. What is taken and not used stays empty.
+    Returns the places in ascending order: the first is for the oldest event. A lane without enough places is left out.
+    Reserved places that are not used stay empty.
     """
     taken: dict[int, range] = {}
     for position, count in counts.items():
@@ -55,7 +55,7 @@ def take_places(connection: Connection, room_nid: int, counts: Mapping[int, int]
 def last_lanes(connection: Connection, room_nids: Sequence[int], after: int, upto: int) -> dict[int, int]:
     """The greatest position with ``after`` < position ≤ ``upto`` before which history is or was missing, by room.
 
-    What is before it was not all here when the event arrived: a timeline that starts earlier would have a hole.
+    Not all of what is before it was stored when the event arrived: a timeline that starts earlier would have a hole.
     """
     found: dict[int, int] = {}
     for part in in_slices(room_nids):
@@ -73,7 +73,7 @@ def last_lanes(connection: Connection, room_nids: Sequence[int], after: int, upt
 
 
 def places_naming(connection: Connection, room_nid: int, event_ids: Collection[str]) -> dict[str, int]:
-    """Of events that the graph lacks, the lowest place of an event that names them; those nobody names are left out."""
+    """For each event that is missing in the graph, the lowest place of an event that names it; others are left out."""
     found: dict[str, int] = {}
     for part in in_slices(list(event_ids)):
         statement = (
@@ -89,7 +89,7 @@ def places_naming(connection: Connection, room_nid: int, event_ids: Collection[s
 def gaps_between(
     connection: Connection, room_nid: int, low: int, high: int, now_ms: int, limit: int, *, highest_first: bool
 ) -> list[Gap]:
-    """The gaps of a room with ``low`` < place ≤ ``high`` that somebody may be asked about by now."""
+    """The gaps of a room with ``low`` < place ≤ ``high`` that a server may be asked about now."""
     statement = (
         select(_GAPS.missing_event_id, _GAPS.event_nid, events.c.depth, _GAPS.place, _GAPS.fruitless)
         .join_from(backward_extremities, events, events.c.event_nid == _GAPS.event_nid)
@@ -101,9 +101,9 @@ def gaps_between(
 
 
 def least_asked(connection: Connection, room_nid: int, high: int) -> int | None:
-    """How many servers were asked in vain for that one of the events missing at or below ``high`` that had the fewest.
+    """The least number of servers that were asked in vain for one of the events missing at or below ``high``.
 
-    None where none is missing.
+    None if no event is missing.
     """
     statement = select(func.min(_GAPS.fruitless)).where(_GAPS.room_nid == room_nid, _GAPS.place <= high)
     found: int | None = connection.execute(statement).scalar_one()
@@ -111,7 +111,7 @@ def least_asked(connection: Connection, room_nid: int, high: int) -> int | None:
 
 
 def note_fruitless(connection: Connection, room_nid: int, retry_ts: Mapping[str, int], servers: int) -> None:
-    """Remember that so many more servers did not have these missing events, and until when not to ask for each."""
+    """Store that this many more servers did not have these missing events, and until when not to ask for each."""
     for event_id, ts in retry_ts.items():
         connection.execute(
             update(backward_extremities)
@@ -121,7 +121,7 @@ def note_fruitless(connection: Connection, room_nid: int, retry_ts: Mapping[str,
 
 
 def still_missing(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> set[str]:
-    """Which of these events the graph lacks."""
+    """Those of the events that are missing in the graph."""
     found: set[str] = set()
     for part in in_slices(list(event_ids)):
         statement = select(_GAPS.missing_event_id).where(_GAPS.room_nid == room_nid, _GAPS.missing_event_id.in_(part))
@@ -131,24 +131,24 @@ def still_missing(connection: Connection, room_nid: int, event_ids: Iterable[str
 
 @dataclass(frozen=True, slots=True)
 class GivenEvent:
-    """An event out of an answer to /backfill."""
+    """An event in an answer to /backfill."""
 
     event_id: str
     prev_events: Sequence[str]
     depth: int
     is_wanted: bool
-    """False for one that cannot be taken in, but shows what comes before it."""
+    """False for an event that is not to be stored, but shows which events come before it."""
 
 
 def place_history(
     connection: Connection, room_nid: int, given: Sequence[GivenEvent], asked: Sequence[Gap]
 ) -> dict[str, int]:
-    """Take places for those events out of an answer to /backfill that fill gaps, and for what comes before these.
+    """Reserve places for those events in an answer to /backfill that fill gaps, and for their ancestors in it.
 
-    ``given`` has ancestors first. An event comes into the lane of the event that names it as missing, or that follows
-    it in the answer: the lowest of them, so that it precedes all of those. Servers leave out what they have rejected,
-    so an event that nothing leads to is taken for an ancestor of what was asked for where its depth allows that. What
-    stands in the graph, or can be no ancestor of what was asked for, gets no place.
+    ``given`` has ancestors first. An event goes into the lane of the event that names it as missing or follows it in
+    the answer: the lowest of those, so that it precedes all of them. Servers leave out events that they have rejected.
+    So an event that no other leads to counts as an ancestor of the requested events if its depth allows that. An event
+    that is in the graph, or cannot be such an ancestor, gets no place.
     """
     event_ids = [event.event_id for event in given]
     named = places_naming(connection, room_nid, event_ids)

@@ -1,7 +1,7 @@
-"""``homeserver db check``: whether what is stored fits together.
+"""``homeserver db check``: whether the stored data is consistent.
 
-The tables say some things twice, for speed (the current state is a state group and a table) and refer to each other
-without foreign keys. Each check here is one such promise; what breaks it is a ``Problem``.
+The tables hold some facts twice, for speed (the current state is a state group and a table), and refer to each other
+without foreign keys. Each check tests one such invariant; a violation is a ``Problem``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EVENTS_PER_READ = 1000
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A promise that is broken: what, how often, and the first few places."""
+    """A violated invariant: which, how often, and the first few examples."""
 
     what: str
     count: int
@@ -54,7 +54,7 @@ class Problem:
 
 
 def find_problems(connection: Connection) -> list[Problem]:
-    """Check everything; an intact database has no problems. Reads all events, so it takes a while."""
+    """Check everything; a consistent database has no problems. Reads all events, so it takes a while."""
     return [
         problem
         for check in _CHECKS
@@ -64,7 +64,7 @@ def find_problems(connection: Connection) -> list[Problem]:
 
 
 def wrong_server_name(connection: Connection, configured: str) -> list[Problem]:
-    """The problem that the configuration names another server than the one that the database belongs to, if it does."""
+    """A problem if the configuration names another server than the one that the database belongs to."""
     recorded = recorded_name(connection)
     if recorded is None or recorded == configured:
         return []
@@ -72,7 +72,7 @@ def wrong_server_name(connection: Connection, configured: str) -> list[Problem]:
 
 
 def counts(connection: Connection) -> dict[str, int]:
-    """How much there is to check."""
+    """How much data there is to check."""
     return {table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in (rooms, events)}
 
 
@@ -96,7 +96,7 @@ def _file(connection: Connection) -> _Found:
 
 
 def _references(connection: Connection) -> _Found:
-    """Numbers that lead nowhere."""
+    """References to rows that do not exist."""
     targets: Sequence[tuple[Column[int], Column[int]]] = (
         (events.c.room_nid, rooms.c.room_nid),
         (events.c.state_key_nid, state_keys.c.state_key_nid),
@@ -167,7 +167,7 @@ def _event_graph(connection: Connection) -> _Found:
 
 
 def _room_borders(connection: Connection) -> _Found:
-    """What belongs to a room leads to events of that room only."""
+    """The rows of a room refer only to events of that room."""
     later, earlier = events.alias("later"), events.alias("earlier")
     yield (
         "an event follows one of another room",
@@ -191,7 +191,7 @@ def _room_borders(connection: Connection) -> _Found:
 
 
 def _event_contents(connection: Connection) -> _Found:
-    """Every event still is what its ID says. (In room versions 1 and 2 the ID says nothing of the content.)"""
+    """Every event still matches its ID. (In room versions 1 and 2 the ID does not depend on the content.)"""
     yield "an event cannot be read or is not what its ID says", _broken_events(connection)
 
 
@@ -236,14 +236,14 @@ def _rooms_with_two_states(connection: Connection) -> Iterator[str]:
         current = {key: event_id for key, (event_id, _) in read_current_state(connection, room_nid).items()}
         try:
             is_same = current == read_group(connection, state_group)
-        except KeyError:  # the group names an event that is not there
+        except KeyError:  # the group refers to an event that does not exist
             is_same = False
         if not is_same:
             yield room_id
 
 
 def _numbers(connection: Connection) -> _Found:
-    """A number that was given out twice would make two things one."""
+    """A number that was assigned twice would make two things one."""
     given: Sequence[tuple[Column[int], Table, Column[int]]] = (
         (counters.c.event, events, events.c.event_nid),
         (counters.c.stream, events, events.c.stream_position),
@@ -257,7 +257,7 @@ def _numbers(connection: Connection) -> _Found:
 
 
 def _accounts(connection: Connection) -> _Found:
-    """All accounts are of the server that the database belongs to."""
+    """All accounts belong to the server that the database belongs to."""
     name = recorded_name(connection)
     if name is not None:
         strangers = select(users.c.user_id).where(~users.c.user_id.endswith(f":{name}", autoescape=True))

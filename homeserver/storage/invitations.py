@@ -1,7 +1,7 @@
-"""Where each invitation stands: pending, accepted, rejected or revoked.
+"""The status of each invitation: pending, accepted, rejected or revoked.
 
-A row for the latest invitation of each user in each room, written in the transaction of the membership event that
-changes it. What ended an invitation is the membership event that cites it, or else the first one after it.
+There is one row for the latest invitation of each user in each room, written in the transaction of the membership event
+that changes it. An invitation is ended by the membership event that cites it, or else by the first one after it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from homeserver.storage.tables import invitations
 
 PENDING, ACCEPTED, REJECTED, REVOKED = "pending", "accepted", "rejected", "revoked"
 STEPS_BACK_MAX = 100
-"""Membership events of a user that are looked at to find the invitation that let it in."""
+"""How many membership events of a user are examined to find the invitation that let the user in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A change of a user's membership, as far as it concerns an invitation."""
+    """A change of a user's membership, as far as it concerns invitations."""
 
     room_nid: int
     user_id: str
     event: Event | None
-    """None: the room's state has none any more."""
+    """None: the room's state no longer has a membership of the user."""
     event_nid: int = 0
     cites: tuple[int, ...] = ()
-    """The numeric IDs of the events that it cites."""
+    """The numeric IDs of its auth events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Takeover:
 
     room_nid: int
     members: Sequence[Event]
-    """The member events of its state; each cites the one whose place it took."""
+    """The member events of its state; each cites the one that it replaced."""
     known: Mapping[str, Event]
-    """The events that came with the state, to which they lead back."""
+    """The events that came with the state, through which they lead back."""
     nids: Mapping[str, int]
     """The numeric IDs of all of these."""
 
@@ -55,7 +55,7 @@ _END = (
         and_(
             invitations.c.room_nid == bindparam("b_room_nid"),
             invitations.c.user_id == bindparam("b_user_id"),
-            # Where branches of the room meet, another answer to the same invitation may take the place of the first.
+            # Where branches of the room meet, another answer to the same invitation may replace the first one.
             or_(invitations.c.status == PENDING, invitations.c.event_nid.in_(bindparam("b_cites", expanding=True))),
         )
     )
@@ -68,7 +68,7 @@ _END = (
 
 
 def follow(connection: Connection, steps: Iterable[Step]) -> None:
-    """Bring invitations in line with changes of membership, in their order."""
+    """Update invitations by changes of membership, in their order."""
     for step in steps:
         event = step.event
         if event is not None and event.membership == "invite":
@@ -88,7 +88,7 @@ def follow(connection: Connection, steps: Iterable[Step]) -> None:
 
 
 def take_over(connection: Connection, takeover: Takeover) -> None:
-    """Store where invitations stand in a room whose state comes from another server."""
+    """Store the status of invitations in a room whose state comes from another server."""
     room_nid = takeover.room_nid
     rows: list[dict[str, Any]] = []
     others: list[Step] = []
@@ -123,7 +123,7 @@ def _invitation_before(member: Event, known: Mapping[str, Event]) -> tuple[Event
 
 
 def forget_reason(connection: Connection, room_nid: int, user_id: str, content: JsonObject) -> None:
-    """Show the reason no longer that a redacted member event with this content gave."""
+    """Delete the reason that a redacted member event with this content gave."""
     if (reason := _reason(content)) is not None:
         connection.execute(
             update(invitations)

@@ -1,7 +1,7 @@
-"""What the lists of the governance API read of a room: its joined members, its invitations and its bans.
+"""The lists of the governance API: the joined members of a room, its invitations and its bans.
 
-A part of a list is read from the index that has the list's order, from where the part before ended, so that it costs
-what it holds and not what the room holds.
+Each page is read from an index in the order of the list, from where the previous page ended, so that its cost depends
+on the page and not on the room.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from homeserver.storage.tables import Name, Nid, events, invitations, redactions
 JoinedMember: TypeAlias = tuple[str, str | None, str | None, str]
 """User ID, display name, picture, and the name to sort by, as it is stored."""
 NamePlace: TypeAlias = tuple[str, str]
-"""Where a member stands in a list by name: the name to sort by, and the user ID."""
+"""The position of a member in a list by name: the name to sort by, and the user ID."""
 FIRST: NamePlace = ("", "")
-"""Before everybody."""
+"""Before all members."""
 
 _JOINED = select(
     room_members.c.user_id,
@@ -43,7 +43,7 @@ _JOINED = select(
     type_coerce(room_members.c.sort_name, Text),
 ).where(
     room_members.c.room_nid == bindparam("room_nid"),
-    # Word for word as the partial index says it.
+    # Exactly the condition of the partial index.
     room_members.c.membership == literal_column("'join'"),
 )
 _ALL_JOINED = _JOINED.order_by(room_members.c.user_id)
@@ -62,7 +62,7 @@ _JOINED_AFTER = (
 def joined_members(connection: Connection, room_nid: int) -> list[JoinedMember]:
     """The joined members of a room, by name, then by user ID."""
     rows = connection.execute(_ALL_JOINED, {"room_nid": room_nid}).all()
-    # They come by user ID, which costs nothing, and this leaves the order alone among equal names.
+    # The rows come ordered by user ID at no cost, and sorting keeps that order among equal names.
     return sorted(rows, key=_sort_name)
 
 
@@ -77,14 +77,14 @@ def joined_among(connection: Connection, room_nid: int, user_ids: Collection[str
 def joined_after(
     connection: Connection, room_nid: int, place: NamePlace, most: int, others: Iterable[str]
 ) -> Sequence[JoinedMember]:
-    """The joined members who follow a place, by name, then by user ID, without these others."""
+    """The joined members after a position, by name, then by user ID, without ``others``."""
     name, user_id = place
     values = {"room_nid": room_nid, "after_name": name, "after_user": user_id, "most": most, "others": list(others)}
     return connection.execute(_JOINED_AFTER, values).all()
 
 
 def name_place(member: JoinedMember) -> NamePlace:
-    """Where a member stands in a list by name."""
+    """The position of a member in a list by name."""
     return member[3], member[0]
 
 
@@ -95,11 +95,11 @@ def _sort_name(member: JoinedMember) -> str:
 # -- from new to old ---------------------------------------------------------------------------------------------------
 
 TimePlace: TypeAlias = tuple[int, int]
-"""Where an entry stands in a list that goes from new to old: time and numeric ID of its event."""
+"""The position of an entry in a list from new to old: time and numeric ID of its event."""
 
 
 class Invitation(NamedTuple):
-    """Where the latest invitation of a user stands."""
+    """The status of a user's latest invitation."""
 
     user_id: str
     status: str
@@ -111,7 +111,7 @@ class Invitation(NamedTuple):
 
     @property
     def place(self) -> TimePlace:
-        """Where it stands in the list."""
+        """Its position in the list."""
         return self.invited_ts, self.event_nid
 
 
@@ -126,7 +126,7 @@ class Ban(NamedTuple):
 
     @property
     def place(self) -> TimePlace:
-        """Where it stands in the list."""
+        """Its position in the list."""
         return self.banned_ts, self.event_nid
 
 
@@ -149,7 +149,7 @@ _BANS = (
         _IS_REDACTED.label("is_redacted"),
     )
     .join_from(room_members, events, events.c.event_nid == room_members.c.event_nid)
-    # Word for word as the partial index says it.
+    # Exactly the condition of the partial index.
     .where(room_members.c.room_nid == bindparam("room_nid"), room_members.c.membership == literal_column("'ban'"))
 )
 
@@ -157,7 +157,7 @@ _BANS = (
 def invitations_of(
     connection: Connection, room_nid: int, most: int | None = None, after: TimePlace | None = None
 ) -> list[Invitation]:
-    """The latest invitation of each user, newest first; so many at most of those that follow a place."""
+    """The latest invitation of each user, newest first; at most ``most`` of those after a position."""
     place = (invitations.c.invited_ts, invitations.c.event_nid)
     statement = _newest_first(_INVITATIONS, place, most, after)
     return list(map(Invitation._make, connection.execute(statement, {"room_nid": room_nid}).all()))
@@ -166,9 +166,9 @@ def invitations_of(
 def bans_of(
     connection: Connection, room_nid: int, most: int | None = None, after: TimePlace | None = None
 ) -> list[Ban]:
-    """Who is banned, newest first; so many at most of those who follow a place.
+    """The banned users, newest ban first; at most ``most`` of those after a position.
 
-    The reason of a redacted ban is not shown.
+    The reason of a redacted ban is left out.
     """
     statement = _newest_first(_BANS, (room_members.c.event_ts, room_members.c.event_nid), most, after)
     found: list[Ban] = []

@@ -1,8 +1,8 @@
-"""Migrations: where the database stands, and bringing it up to what this version needs.
+"""Migrations: the revision of the database, and upgrading it to the one that this version needs.
 
 Migrations are files ``NNNN_what.py``, in ``alembic/versions`` of a checkout and in ``homeserver/storage/migrations`` of
-an installed wheel; the number is the revision. Whether one is missing is known from the newest file name and one
-SELECT, so a server that is up to date does not even import alembic when it starts.
+an installed wheel; the number is the revision. The newest file name and one SELECT tell whether one is missing, so a
+server that is up to date does not even import alembic when it starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 VERSION_TABLE = "alembic_version"
 POSTGRESQL_LOCK = 7_206_851
-"""The advisory lock that a migrating process holds; the number only has to differ from our other locks."""
+"""The advisory lock that a migrating process holds; the number must only differ from our other locks."""
 
 
 def upgrade(database_url: str) -> bool:
@@ -40,14 +40,14 @@ def upgrade(database_url: str) -> bool:
         before = _revision(connection)
         _refuse_unknown(before)
         if before == head():
-            return False  # another process was faster
+            return False  # another process has done it
         logger.info("migrating the database from %s to %s", before or "nothing", head())
         _run_migrations(connection)
     return True
 
 
 def current(database_url: str) -> str | None:
-    """The revision of the database; None for one that holds nothing of ours yet. Creates nothing."""
+    """The revision of the database; None if it has no tables of ours yet. Creates nothing."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return None
@@ -67,7 +67,7 @@ def known_revisions() -> list[str]:
 
 
 def require_current(database_url: str) -> None:
-    """For commands that read a database: raises HomeserverError unless it is as this version needs it."""
+    """For commands that read a database: raise HomeserverError unless it has the revision that this version needs."""
     revision = current(database_url)
     _refuse_unknown(revision)
     if revision != head():
@@ -113,7 +113,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _engine(database_url: str) -> Engine:
-    """An engine without a pool; on SQLite each transaction holds the write lock from its beginning, DDL included."""
+    """An engine without a pool; on SQLite each transaction, including DDL, holds the write lock from its beginning."""
     url = make_url(database_url)
     engine = create_engine(url, poolclass=NullPool)
     if url.get_backend_name() == "sqlite":

@@ -1,4 +1,4 @@
-"""Who is in charge of rooms, as an operator asks: which have no Owner, and who could do something about it."""
+"""Who governs rooms, for operators: which rooms have no Owner, and which users could change that."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.tables import current_state, events, room_members, rooms, state_keys, users
 
 POWER_LEVELS_LOOKED_AT_MAX = 1_000
-"""How many of a room's earlier power levels are looked at for those who were Owners once."""
+"""How many of a room's earlier power levels events are examined to find former Owners."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerlessRoom:
-    """A room in which users have joined, but no Owner."""
+    """A room with joined users, but no Owner."""
 
     room_id: str
     joined_members: int
     local_members: int
-    """0: this server is not in the room any more, and says what it knew last."""
+    """0: this server is not in the room any more, and reports the last known state."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormerOwner:
-    """A user of ours who was an Owner, or still has the power of one, and is not there as such."""
+    """A user of ours who was an Owner or still has an Owner's power level, and is not a joined Owner now."""
 
     user_id: str
     membership: str
-    """Now; ``none`` for who never was in the room."""
+    """The current membership; ``none`` for a user who never was in the room."""
     is_owner_on_return: bool
-    """The power levels still have it: whoever joins again is Owner again."""
+    """Whether the power levels still list the user, who then becomes an Owner again by joining."""
     is_closed: bool
     """The account was closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Who is in charge of a room, and which of our users can do something about it."""
+    """Who governs a room, and which of our users can change that."""
 
     ownerless: bool
     owners: list[str]
     """Joined Owners of all servers whose accounts are not closed, as far as this server knows."""
     could_have_prevented: list[FormerOwner]
-    """Our users who were Owners: each could have stayed, or named another Owner before."""
+    """Our users who were Owners: each could have stayed, or made another user an Owner before."""
     may_give_owner: list[str]
-    """Our joined users whom the room's rules permit to make somebody an Owner."""
+    """Our joined users who may make a user an Owner by the room's rules."""
     may_invite: list[str]
-    """Our joined users who may invite: also a former Owner, who is one again on joining."""
+    """Our joined users who may invite, for instance a former Owner, who is one again after joining."""
     may_replace: list[str]
-    """Our joined users who may end the room with an upgrade to a new one."""
+    """Our joined users who may upgrade the room to a new one."""
 
 
 @dataclass(slots=True)
 class _Governing:
-    """What of a room's state decides who is in charge."""
+    """The part of a room's state that decides who governs it."""
 
     room_nid: int
     room_id: str
@@ -77,7 +77,7 @@ class _Governing:
 def ownerless_rooms(connection: Connection, server_name: str) -> list[OwnerlessRoom]:
     """The rooms that this server knows, where users have joined but no Owner; oldest first.
 
-    Users of ours whose accounts were closed count as gone, even before they have left.
+    Our users with closed accounts do not count, even before they have left.
     """
     closed = _closed_accounts(connection)
     found: list[OwnerlessRoom] = []
@@ -94,7 +94,7 @@ def ownerless_rooms(connection: Connection, server_name: str) -> list[OwnerlessR
 
 
 def ownership_of(connection: Connection, room_id: str, server_name: str) -> Ownership | None:
-    """Who is in charge of a room; None where this server does not know it."""
+    """Who governs a room; None if this server does not know the room."""
     room = next(iter(_governing(connection, room_id)), None)
     if room is None:
         return None
@@ -120,7 +120,7 @@ def ownership_of(connection: Connection, room_id: str, server_name: str) -> Owne
 def _former_owners(
     connection: Connection, room: _Governing, owners: set[str], closed: set[str], server_name: str
 ) -> list[FormerOwner]:
-    """Our users who had the power of an Owner at any time, and are none now."""
+    """Our users who had an Owner's power level at any time, and are not Owners now."""
     levels = room.levels
     named = {*listed_users(room.power_levels), *levels.creators}
     once = {user_id for user_id in named if levels.of_user(user_id) >= OWNER}
@@ -138,7 +138,7 @@ def _former_owners(
 
 
 def _earlier_power_levels(connection: Connection, room: _Governing) -> list[Event]:
-    """The power levels that the present ones came after, from new to old."""
+    """The power levels events before the current one, newest first."""
     if room.power_levels is None:
         return []
     statement = select(events.c.replaces_nid, events.c.event_id, events.c.json)

@@ -19,7 +19,7 @@ MEMBER = "m.room.member"
 
 @dataclass(frozen=True, slots=True)
 class StreamPoint:
-    """A point at which the state of the room was its current state."""
+    """A point in the stream: the state there is the room's current state as of that position."""
 
     position: int
 
@@ -36,10 +36,10 @@ class EventPoint:
 
 
 def point_at(connection: Connection, room_nid: int, place: int) -> StreamPoint | EventPoint:
-    """Where in the history of a room the point right after a place is.
+    """The point in a room's history right after a place.
 
-    Inside of a lane, where events were backfilled, the state is that after the last one of them; if the point is before
-    all of them, it is the state before the first.
+    Inside a lane, where events were backfilled, the state is that after the last event up to the place; before all of
+    them, it is the state before the first.
     """
     lane = lane_of(place)
     statement = select(history_lanes.c.position).where(
@@ -62,8 +62,9 @@ def point_at(connection: Connection, room_nid: int, place: int) -> StreamPoint |
 def members_at(connection: Connection, room_nid: int, position: int) -> list[int]:
     """The m.room.member events, by numeric ID, of the current state as it was at a position in the stream.
 
-    Nothing before the room's first event here. What changed since is taken back: by what the state changed to before,
-    or, for what never changed since this server came into the room, by the state at the last event up to there.
+    Empty before the first event of the room that is stored here. Later changes are reverted: to the value of the
+    previous change or, if there was none since this server came into the room, to the state at the last event up to the
+    position.
     """
     last = connection.execute(
         select(events.c.state_group)
@@ -113,7 +114,7 @@ def _changed_since(connection: Connection, room_nid: int, position: int) -> dict
 
 
 def _values_at(connection: Connection, room_nid: int, position: int, key_nids: Iterable[int]) -> dict[int, int | None]:
-    """What these entries of the state had changed to up to a position; those that had not changed are left out."""
+    """The values of the last changes of these entries up to a position; entries without a change are left out."""
     found: dict[int, int | None] = {}
     for part in in_slices(list(key_nids)):
         newest = (

@@ -1,16 +1,16 @@
 """The order of a room's history: one number, the *place*, for each event that stands in the graph.
 
-An event that arrives live gets its place from its position in the stream. Between the places of two positions lies a
-*lane*: the numbers below a live event and above the position before it. What is backfilled because that event's
-prev_events were missing gets places in its lane, from the top downwards, so that history fills up where it was missing.
-See docs/tokens-and-orders.md.
+An event that arrives live gets its place from its position in the stream. Between the places of two positions is a
+*lane*: the numbers below a live event and above the position before it. Events that are backfilled because that event's
+prev_events were missing get places in its lane, from the top downwards, so that they fill the gap where it is. See
+docs/tokens-and-orders.md.
 """
 
 from __future__ import annotations
 
 LANE_BITS = 24
 LANE_SIZE = 1 << LANE_BITS
-"""How many places a lane has, that of the live event at its top included."""
+"""How many places a lane has, including that of the live event at its top."""
 LOWEST = -(2**62)
 """Before all places."""
 HIGHEST = 2**62
@@ -18,22 +18,22 @@ HIGHEST = 2**62
 
 
 def place_of(position: int) -> int:
-    """The place of the live event at a position in the stream; what came before it, by then, has lower places."""
+    """The place of the live event at a position in the stream; all that came before it has lower places."""
     return position << LANE_BITS
 
 
 def before_position(position: int) -> int:
-    """The place right before the live event at a position: after all that is backfilled below it."""
+    """The place right before the live event at a position: after all events that are backfilled below it."""
     return (position << LANE_BITS) - 1
 
 
 def lane_of(place: int) -> int:
-    """The position of the live event in whose lane a place is, or whose place it is."""
+    """The position of the live event that has the place, or whose lane contains it."""
     return -(-place >> LANE_BITS)
 
 
 def position_at(place: int) -> int:
-    """The position in the stream up to which everything comes before a place, or has it."""
+    """The position in the stream up to which all events are before a place or at it."""
     return place >> LANE_BITS
 
 

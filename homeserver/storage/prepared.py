@@ -1,8 +1,8 @@
-"""Statements that write rows of what happens all the time: compiled once, and run with little ado.
+"""Statements that write frequent rows: compiled once, and run with little overhead.
 
-Each time that SQLAlchemy runs a statement, it looks for its compiled form and takes the parameters of every row apart;
-for a thousand members of a room that is joined, that costs as much as SQLite does. Here a statement goes to the driver
-as it was compiled the first time, and its rows go by loops that are written in C.
+Each time that SQLAlchemy runs a statement, it looks for its compiled form and processes the parameters of every row;
+when a room with a thousand members is joined, that takes as long as SQLite itself. Here a statement goes to the driver
+as it was compiled the first time, and loops written in C process its rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _Processor: TypeAlias = Callable[[Any], Any]
 
 
 class Prepared:
-    """A statement with parameters. All rows that it is ever run with have the same keys."""
+    """A statement with parameters. All rows that it is run with must have the same keys."""
 
     def __init__(self, build: Callable[[Connection, Row], _Statement]) -> None:
         self._build = build
         self._compiled: dict[str, _Compiled] = {}
 
     def run(self, connection: Connection, rows: Sequence[Row]) -> int:
-        """Run it for each row; returns how many rows of the database it concerned."""
+        """Run the statement for each row; returns how many rows of the database it affected."""
         if not rows:
             return 0
         compiled = self._compiled.get(connection.dialect.name)
@@ -42,7 +42,7 @@ class Prepared:
 
 
 class _Compiled:
-    """A statement as a driver takes it."""
+    """A statement in the form for a driver."""
 
     def __init__(self, statement: _Statement, row: Row, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=list(row), for_executemany=True)
@@ -59,8 +59,8 @@ class _Compiled:
         ]
 
     def parameters(self, rows: Sequence[Row]) -> list[Any]:
-        """The rows as the driver takes them."""
-        # Column by column: what is done for every single value is a loop in C, or skipped.
+        """The rows in the form for the driver."""
+        # Process columns, not rows: then the work for single values is a loop in C, or is skipped.
         columns: list[Any] = [
             repeat(self._constants[name], len(rows)) if name in self._constants else map(itemgetter(name), rows)
             for name in self._names
@@ -72,7 +72,7 @@ class _Compiled:
 
 
 def _bind_processor(type_: TypeEngine[Any], dialect: Dialect) -> _Processor | None:
-    """What makes a value of this type one that the driver takes, if anything has to be done."""
+    """A function that converts a value of this type for the driver; None if no conversion is needed."""
     return type_.dialect_impl(dialect).bind_processor(dialect)
 
 
@@ -82,14 +82,14 @@ def prepared(statement: _Statement) -> Prepared:
 
 
 def prepared_insert(table: Table, *, or_ignore: bool = False) -> Prepared:
-    """Inserts rows. ``or_ignore``: leaves out those that are there already."""
+    """A statement that inserts rows; with ``or_ignore``, it skips those that exist."""
     if not or_ignore:
         return prepared(table.insert())
     return Prepared(lambda connection, _row: insert(connection, table).on_conflict_do_nothing())
 
 
 def prepared_upsert(table: Table, *keys: str) -> Prepared:
-    """Inserts rows; where ``keys`` exist, replaces all other columns that the rows name."""
+    """A statement that inserts rows; where ``keys`` exist, it replaces all other columns of the rows."""
 
     def build(connection: Connection, row: Row) -> Insert:
         statement = insert(connection, table)

@@ -1,4 +1,4 @@
-"""Deleting what nobody will ask for again, a bounded number of rows at a time."""
+"""Deleting rows that are not needed any more, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROWS_AT_ONCE_MAX = 5000
 
 
 def prune_client_transactions(connection: Connection, before_ts: int) -> int:
-    """Forget transaction IDs of clients from before a time, in ms; returns how many."""
+    """Delete transaction IDs of clients from before a time, in ms; returns how many."""
     table = client_transactions.c
     key = (table.user_id, table.device_id, table.scope, table.txn_id)
     old = select(*key).where(table.ts < before_ts).limit(ROWS_AT_ONCE_MAX)

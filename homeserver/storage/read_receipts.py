@@ -1,4 +1,4 @@
-"""How far the users of a room have read: all of them at once, or some after the other."""
+"""How far the users of a room have read: of all users at once, or page by page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from sqlalchemy import Connection, and_, bindparam, func, literal_column, or_, s
 from homeserver.storage.tables import Name, Nid, events, receipts, room_members
 
 ReadUpTo: TypeAlias = tuple[str, str, int, int, int | None, str | None]
-"""A read receipt, as far as it says who has read up to where: user ID, thread ID (``''`` for an unthreaded one), time,
-position of the receipt in the stream of all changes, position of the event that it names (None for one that is not
-here), display name. A tuple, since there are many of them."""
+"""A read receipt, reduced to who has read up to where: user ID, thread ID (``''`` for an unthreaded one), time,
+position of the receipt in the stream of all changes, position of the event that it names (None if the event is not
+stored), display name. A tuple, since there are many of them.
+"""
 
 _named = events.alias("named")
 _BY_NAME = (
@@ -21,11 +22,11 @@ _BY_NAME = (
     .correlate(receipts)
     .scalar_subquery()
 )
-"""A receipt may come before its event."""
+"""A receipt may arrive before its event."""
 _EVENT_POSITION = (
     select(events.c.stream_position)
     .where(
-        # The room's receipts are gone through, and the event of each is looked up; never the other way round.
+        # Go through the room's receipts and look up the event of each; the other way round would be slow.
         events.c.event_nid == func.coalesce(receipts.c.event_nid, _BY_NAME),
         events.c.room_nid == receipts.c.room_nid,
     )
@@ -49,8 +50,8 @@ _READ = (
         receipts.c.receipt_type == literal_column("'m.read'"),
         receipts.c.user_id > bindparam("after", type_=Name),
         receipts.c.thread_id.in_(bindparam("thread_ids", expanding=True)),
-        # What came before the event cannot name it or a later one, unless it came before the event that it names.
-        # This saves looking for the events of all who have not read so far.
+        # A receipt from before the event cannot name it or a later one, unless it arrived before the event that it
+        # names. This condition saves looking up the events of all users who have not read so far.
         or_(receipts.c.position > bindparam("position", type_=Nid), receipts.c.event_nid.is_(None)),
     )
     # The order of the primary key.
@@ -67,9 +68,9 @@ def read_receipts_of(
     after: str = "",
     most: int | None = None,
 ) -> Sequence[ReadUpTo]:
-    """The m.read receipts of these threads of a room, by user ID; so many at most of the users who follow another.
+    """The m.read receipts of these threads of a room, by user ID; at most ``most`` of the users after another one.
 
-    Receipts that cannot name the event at a position or a later one are left out, as far as that is told easily.
+    Leaves out receipts that cannot name the event at a position or a later one, as far as a cheap condition can tell.
     """
     values = {"room_nid": room_nid, "thread_ids": list(thread_ids), "position": position, "after": after}
     if most is None:

@@ -12,9 +12,9 @@ from homeserver.storage.database import among, in_slices, upsert
 from homeserver.storage.tables import events, receipts, rooms
 
 RECEIPTS_PER_READ_MAX = 20_000
-"""Receipts that one read gives; the newest ones go first."""
+"""How many receipts one read returns; the newest come first."""
 KEYS_AT_ONCE_MAX = 10
-"""Receipts that one statement looks for; see ``among``."""
+"""How many receipts one statement looks for; see ``among``."""
 KEY_COLUMNS = ["room_nid", "receipt_type", "user_id", "thread_id"]
 
 _Key = tuple[int, str, str, str]
@@ -22,7 +22,7 @@ _Key = tuple[int, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class NewReceipt:
-    """A user says that it has read up to an event."""
+    """A user has read up to an event."""
 
     room_nid: int
     receipt_type: str
@@ -34,13 +34,13 @@ class NewReceipt:
 
     @property
     def key(self) -> _Key:
-        """What it replaces the older one of."""
+        """The receipt replaces an older one with the same key."""
         return (self.room_nid, self.receipt_type, self.user_id, self.thread_id)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredReceipt:
-    """How far a user has read, as stored at a position."""
+    """How far a user has read, stored at a position."""
 
     room_id: str
     receipt_type: str
@@ -53,24 +53,24 @@ class StoredReceipt:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an event stands; the position is None for events that are not in the graph here."""
+    """Where an event is; the position is None for events that are not in the graph."""
 
     event_nid: int | None
     stream_position: int | None
 
     @property
     def placed_nid(self) -> int | None:
-        """Of an event that is in the graph: its receipts have later positions than it has, always."""
+        """The numeric ID of an event in the graph; its receipts always have later positions than the event itself."""
         return self.event_nid if self.stream_position is not None else None
 
 
 _NOWHERE = _Place(None, None)
 _Places = dict[tuple[int, str], _Place]
-"""Room and event ID to where the event stands."""
+"""Room and event ID to the place of the event."""
 
 
 def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> list[list[int | None]]:
-    """Store receipts (a batch handler). Answers for each with its position, or None where it says nothing new.
+    """Store receipts (a batch handler). Returns for each its position, or None if it is not news.
 
     "Each user_id, receipt_type, and categorisation (unthreaded, or thread_id) tuple must be associated with only a
     single event_id", and never goes back to an older event.
@@ -88,7 +88,7 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
     if not accepted:
         return [[None] * len(batch) for batch in batches]
     positions = dict(zip(map(id, accepted), streams.take(connection, "stream", len(accepted)), strict=True))
-    # Of two for the same key, the later row is the one that stays.
+    # Of two receipts with the same key, the later row wins.
     rows = {
         receipt.key: {
             "room_nid": receipt.room_nid,
@@ -115,7 +115,7 @@ def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, plac
         return False
     old = places.get((receipt.room_nid, event_id), _NOWHERE)
     if place.stream_position is None or old.stream_position is None:
-        return True  # which of them is later cannot be told here: the user's own server says that it is this one
+        return True  # their order is unknown here: trust the user's own server, which says that this is the latest
     return place.stream_position > old.stream_position
 
 
@@ -130,7 +130,7 @@ def _read(connection: Connection, keys: Iterable[_Key]) -> dict[_Key, tuple[str,
 
 
 def _places(connection: Connection, named: Iterable[tuple[int, str]]) -> _Places:
-    """Where the events stand that receipts name. An event of another room is not the one that is named."""
+    """The places of the events that receipts name. A receipt never refers to an event of another room."""
     wanted = set(named)
     room_nids = {room_nid for room_nid, _ in wanted}
     found: _Places = {}
@@ -167,7 +167,7 @@ def receipts_at(connection: Connection, positions: Sequence[int]) -> list[Stored
 def receipts_since(
     connection: Connection, room_nids: Sequence[int], user_id: str, after: int, upto: int
 ) -> list[StoredReceipt]:
-    """The receipts in rooms that changed with ``after`` < position ≤ ``upto``, as far as the user may know of them.
+    """The receipts in rooms that changed with ``after`` < position ≤ ``upto`` and that the user may see.
 
     "Servers MUST NOT send the m.read.private receipt to any other user than the one which originally sent it."
     """

@@ -1,4 +1,4 @@
-"""Putting an intact event in the place of a copy that was stored without its content."""
+"""Replacing a stored copy of an event without its content by the intact event."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from homeserver.storage.tables import events, redactions, room_members
 
 
 def restore(connection: Connection, event_nid: int, event: Event, is_accepted: bool, redacted: str | None) -> None:
-    """Store the whole of an event that is known already, and what follows from its content.
+    """Store an event completely that is stored redacted, and what follows from its content.
 
-    ``redacted`` is the ID of the event that it redacts, where it does.
+    ``redacted`` is the ID of the event that it redacts, if it is a redaction.
     """
     connection.execute(update(events).where(events.c.event_nid == event_nid).values(json=event.json))
     room_nid = connection.execute(select(events.c.room_nid).where(events.c.event_nid == event_nid)).scalar_one()
@@ -32,7 +32,7 @@ def restore(connection: Connection, event_nid: int, event: Event, is_accepted: b
 
 
 def differing(connection: Connection, room_nid: int, given: dict[str, Event]) -> list[str]:
-    """Those of the events of a room that are stored, but not with the same bytes."""
+    """Those of the events of a room that are stored with other bytes."""
     found: list[str] = []
     for part in in_slices(list(given)):
         rows = connection.execute(

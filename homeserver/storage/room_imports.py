@@ -1,11 +1,11 @@
-"""Storing a room that was joined through another server: in small transactions, and a short one that makes it ours.
+"""Storing a room that was joined through another server: in small transactions, then a short one that activates it.
 
-Events, the state group, the current state and its members are written piece by piece while nobody here is in the room,
-so that whoever else writes meanwhile waits for no more than one piece. Every piece can be written again: an import that
-was broken off leaves rows behind that nothing refers to, or that the next import brings in line.
+Events, the state group, the current state and its members are written in parts while no user of ours is in the room, so
+that other writers wait for one part at most. Every part can be written again: an interrupted import leaves rows that
+nothing refers to, or that the next import corrects.
 
-A room that this server was in before shows its old state to those who left it. There, what differs is written with the
-switch; it is as much as has changed since.
+A room that this server was in before still shows its old state to users who left it. Its differences are therefore
+written in the last transaction; they are as many as have changed since.
 """
 
 from __future__ import annotations
@@ -61,39 +61,39 @@ class Importing:
     room_id: str
     room_nid: int
     kind: str
-    """Of the lease, see ``under_way``."""
+    """The kind of the lease, see ``under_way``."""
     owner: str
-    """Whose import it is."""
+    """The owner of the lease."""
     was_known: bool
-    """Whether this server was in the room before, and has a state of it."""
+    """Whether this server was in the room before and has a state of it."""
 
 
 @dataclass(slots=True)
 class Differences:
-    """What has to change in the current state of a room that is stored, for it to be the new one."""
+    """The changes that turn the stored current state of a room into the new one."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``current_state``."""
+    """Rows of ``current_state``."""
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``room_members``."""
+    """Rows of ``room_members``."""
     removed: list[int] = field(default_factory=list)
-    """Numeric IDs of state keys."""
+    """Numeric IDs of removed state keys."""
     removed_members: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """What makes an imported room one that this server is in."""
+    """What makes this server a participant of an imported room."""
 
     join: Event
     replaces: str | None
-    """The event ID of the member event that the join takes the place of."""
+    """The event ID of the member event that the join replaces."""
     state_group: int
-    """All of the state after the join but for the join itself."""
+    """The state after the join, without the join itself."""
     join_key_nid: int
     generation: int
     differences: Differences
-    """What is still to be written of the current state, the join excepted."""
+    """The part of the current state that is still to be written, without the join."""
     local_members: Sequence[tuple[Event, int]]
     """The other member events of our users in the new state, with their numeric IDs."""
     known: Mapping[str, Event]
@@ -101,7 +101,7 @@ class Switch:
 
 
 def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Importing | None:
-    """Add the room where it is missing; None where a user of ours is in it already."""
+    """Add the room unless it exists; None if a user of ours is in it already."""
     if user_rooms.is_anybody_in(connection, room.room_id):
         return None
     room_nid, _ = graph_writes.add_room(connection, room)
@@ -110,14 +110,14 @@ def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Impor
 
 
 def generation_of(connection: Connection, room_nid: int) -> int:
-    """The room's present generation."""
+    """The room's current generation."""
     return int(connection.execute(select(rooms.c.generation).where(rooms.c.room_nid == room_nid)).scalar_one())
 
 
 def store_outliers(
     connection: Connection, graph: GraphWriter, importing: Importing, events: Sequence[Event]
 ) -> Appended:
-    """Store some events, those first that others cite; what is here already stays as it is."""
+    """Store some events, cited ones first; those that are stored already are skipped."""
     _check_lease(connection, importing)
     append = RoomAppend(
         importing.room_nid,
@@ -131,7 +131,7 @@ def store_outliers(
 
 
 def add_group(connection: Connection, importing: Importing) -> int:
-    """A new state group, without entries yet."""
+    """Create a state group without entries."""
     _check_lease(connection, importing)
     (number,) = streams.take(connection, "state_group")
     row = {"state_group": number, "room_nid": importing.room_nid, "parent": None, "ordinal": 0}
@@ -156,7 +156,7 @@ def find_differences(
     nids: Mapping[str, int],
     besides: StateKey,
 ) -> tuple[int, Differences]:
-    """The room's generation, and what differs between ``state`` and the current state that is stored."""
+    """The room's generation, and the differences between ``state`` and the stored current state."""
     generation = generation_of(connection, room_nid)
     table = current_state.c
     rows = connection.execute(select(table.state_key_nid, table.event_nid).where(table.room_nid == room_nid))
@@ -166,7 +166,7 @@ def find_differences(
 
 
 def store_current(connection: Connection, importing: Importing, part: Differences) -> None:
-    """Bring a part of the current state in line; only for a room that nobody sees yet."""
+    """Write a part of the current state; only for a room that no user of ours sees yet."""
     _check_lease(connection, importing)
     group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == importing.room_nid)).scalar_one()
     if group is not None:
@@ -175,15 +175,15 @@ def store_current(connection: Connection, importing: Importing, part: Difference
 
 
 def take_over_invitations(connection: Connection, importing: Importing, takeover: invitations.Takeover) -> None:
-    """Store where some users' invitations stand."""
+    """Store the status of some users' invitations."""
     _check_lease(connection, importing)
     invitations.take_over(connection, takeover)
 
 
 def switch(connection: Connection, graph: GraphWriter, importing: Importing, new: Switch) -> Appended | None:
-    """Make the room one that this server is in, from the join on. None where a user of ours is in it already.
+    """Make this server a participant of the room, by the join. None if a user of ours is in it already.
 
-    Raises ``StaleHead`` where the room changed since its differences were looked for.
+    Raises ``StaleHead`` if the room changed after its differences were computed.
     """
     _check_lease(connection, importing)
     room_nid, join = importing.room_nid, new.join
@@ -228,7 +228,7 @@ def switch(connection: Connection, graph: GraphWriter, importing: Importing, new
 
 
 def _check_lease(connection: Connection, importing: Importing) -> None:
-    """Another process must not have begun to import the same room: both would write different states of it."""
+    """Check that no other process has begun to import the same room: both would write different states of it."""
     if not under_way.is_owner(connection, importing.kind, importing.room_id, importing.owner):
         raise StaleHead
 
@@ -241,13 +241,13 @@ def _apply(connection: Connection, room_nid: int, part: Differences) -> None:
 
 
 def _record(connection: Connection, room_nid: int, position: int, differences: Differences) -> None:
-    """Write into ``current_state_changes`` how the state differs from the one that this server knew before.
+    """Write the differences to the last known state of the room into ``current_state_changes``.
 
-    The changes get the ``position`` of the join that brought the new state. Clients whose tokens are from the time
-    before our server left the room are told the state by these changes, as if they had happened at the join.
+    The changes get the ``position`` of the join that brought the new state. Clients with tokens from before our server
+    left the room learn the state from these changes, as if they had happened at the join.
 
-    A room of which no state was known gets no changes: nobody has a token from an earlier stay in it, and a client
-    that newly sees a room is sent the whole state.
+    A room of which no state was known gets no changes: no client has a token from an earlier stay in it, and a client
+    that newly sees a room gets the whole state.
     """
     changes = [(row["state_key_nid"], row["event_nid"]) for row in differences.rows]
     changes += [(key, None) for key in differences.removed]
@@ -258,15 +258,15 @@ def _record(connection: Connection, room_nid: int, position: int, differences: D
 
 
 def _is_news(member: Event, standing: str | None) -> bool:
-    """Whether a user of ours has to hear of a membership in the state of a room that was joined through another server.
+    """Whether a membership in the state of a room joined through another server is news for a user of ours.
 
-    Such a state brings old departures along, which are no news to those who left.
+    Such a state includes old departures, which are no news to the users who left.
     """
     return member.membership in ("join", "invite", "knock") or standing not in (None, member.membership)
 
 
 def _standings(connection: Connection, room_nid: int) -> dict[str, str]:
-    """How our users stand to a room."""
+    """The memberships of our users in a room."""
     table = user_rooms_table.c
     rows = connection.execute(select(table.user_id, table.membership).where(table.room_nid == room_nid))
     return {row[0]: row[1] for row in rows}
@@ -281,7 +281,7 @@ def differences_of(
     nids: Mapping[str, int],
     besides: StateKey,
 ) -> Differences:
-    """What is to change in what is stored, for it to be ``state``; the member event ``besides`` is left alone."""
+    """The changes that turn the stored state into ``state``, without the member event ``besides``."""
     found = Differences()
     members = {besides[1]}
     for key, event in state.items():
@@ -301,7 +301,7 @@ def differences_of(
 
 
 def parts_of(whole: Differences, size: int) -> Iterable[Differences]:
-    """Differences in parts of about this many rows."""
+    """Split differences into parts of about this many rows."""
     longest = max(len(whole.rows), len(whole.members), len(whole.removed), len(whole.removed_members))
     for start in range(0, longest, size):
         part = slice(start, start + size)

@@ -1,4 +1,4 @@
-"""Rooms as an operator sees them: for ``homeserver rooms`` and reports."""
+"""Rooms for operators: for ``homeserver rooms`` and reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.storage.tables import current_state, events, forward_extremities
 
 @dataclass(frozen=True, slots=True)
 class RoomSummary:
-    """One room on a line."""
+    """The data of a room in a list."""
 
     room_id: str
     version: str
@@ -25,7 +25,7 @@ class RoomSummary:
 
 @dataclass(frozen=True, slots=True)
 class RoomDetails:
-    """One room on a page."""
+    """The details of one room."""
 
     summary: RoomSummary
     creator: str | None
@@ -69,7 +69,7 @@ def list_rooms(connection: Connection) -> list[RoomSummary]:
 
 
 def show_room(connection: Connection, room_id_or_alias: str) -> RoomDetails | None:
-    """A room by its ID or its canonical alias; None when this server does not know it."""
+    """A room by its ID or its canonical alias; None if this server does not know it."""
     matching = (s for s in list_rooms(connection) if room_id_or_alias in (s.room_id, s.canonical_alias))
     summary = next(matching, None)
     if summary is None:

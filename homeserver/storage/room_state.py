@@ -1,8 +1,8 @@
-"""State groups: the state after an event, stored as what it changes against another group.
+"""State groups: the state after an event, stored as its changes against another group.
 
 The groups of a lineage are numbered from its root. Group *n* is a delta against *n − 1*; every 32nd against the last
-multiple of 32 before it, every 1024th against the last multiple of 1024, and so on. Whatever group one starts from, at
-most 31 steps on each level lead to the root, and a change of state is stored once for each level.
+multiple of 32 before it, every 1024th against the last multiple of 1024, and so on. From any group, at most 31 steps on
+each level lead to the root, and a change of state is stored once for each level.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVEL_WIDTH = 32
 
 
 def step_of(ordinal: int) -> int:
-    """How far before it the parent of the group with this number stands: the largest power of 32 that divides it."""
+    """The distance from the group with this number to its parent: the largest power of 32 that divides the number."""
     step = 1
     while ordinal % (step * LEVEL_WIDTH) == 0:
         step *= LEVEL_WIDTH
@@ -40,12 +40,12 @@ def step_of(ordinal: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class NewGroup:
-    """A state group to be stored: what it changes against its predecessor, by numeric IDs."""
+    """A state group to store: its changes against its predecessor, by numeric IDs."""
 
     state_group: int
     room_nid: int
     predecessor: int | None
-    """The group that the delta is against; None for a root, whose delta is the whole state."""
+    """The group that the delta refers to; None for a root, whose delta is the whole state."""
     delta: Mapping[int, int | None]
 
 
@@ -69,7 +69,7 @@ _lineages = (
     .where(state_groups.c.state_group.in_(bindparam("wanted", expanding=True)))
     .cte("lineages", recursive=True)
 )
-_LINEAGES = _lineages.union(  # what several groups build on is there once
+_LINEAGES = _lineages.union(  # UNION drops the common ancestors of several groups
     select(_parent.c.state_group, _parent.c.parent).where(_parent.c.state_group == _lineages.c.parent)
 )
 _ENTRIES_OF_LINEAGES = select(
@@ -93,7 +93,7 @@ _WALK = select(_LINEAGE.c.state_group, _LINEAGE.c.ordinal).order_by(_LINEAGE.c.s
 
 
 def store_groups(connection: Connection, groups: Sequence[NewGroup]) -> None:
-    """Store groups; a group's predecessor is stored already or comes before it in the list."""
+    """Store groups; a group's predecessor must be stored already or come before it in the list."""
     if not groups:
         return
     mine = {group.state_group for group in groups}
@@ -112,7 +112,7 @@ def store_groups(connection: Connection, groups: Sequence[NewGroup]) -> None:
         ordinal = 0 if parent is None else ordinals[parent] + 1
         ordinals[group.state_group] = ordinal
         if parent is not None and (step := step_of(ordinal)) > 1:
-            flush()  # what is composed below is read back from the database
+            flush()  # the code below reads back from the database what it composes
             parent, delta = _delta_since(connection, parent, ordinal - step, delta)
         rows.append(
             {"state_group": group.state_group, "room_nid": group.room_nid, "parent": parent, "ordinal": ordinal}
@@ -138,7 +138,7 @@ def _ordinals(connection: Connection, group_ids: Iterable[int | None]) -> dict[i
 def _delta_since(
     connection: Connection, predecessor: int, ordinal: int, delta: Mapping[int, int | None]
 ) -> tuple[int, dict[int, int | None]]:
-    """The ancestor of a group with this number, and what changed since then, ``delta`` included."""
+    """The ancestor of a group with this number, and the changes since then, including ``delta``."""
     between: list[int] = []
     ancestor = predecessor
     for group, number in connection.execute(_WALK, {"state_group": predecessor}):
@@ -169,10 +169,10 @@ def read_group(connection: Connection, state_group: int) -> dict[StateKey, str]:
 def read_group_since(
     connection: Connection, state_group: int, known: AbstractSet[int]
 ) -> tuple[int | None, dict[StateKey, str | None]]:
-    """A state as what it changes against one of the ``known`` groups: that group, and event IDs by key.
+    """A state as changes against one of the ``known`` groups: that group, and event IDs by key.
 
-    It is the nearest of them among those that the state builds on. Where none is, the group is None, and the changes
-    are the whole state.
+    It is the nearest of them among the ancestors of the state's group. If there is none, the group is None, and the
+    changes are the whole state.
     """
     between: dict[int, int] = {}
     ancestor: int | None = None
@@ -196,7 +196,7 @@ def read_group_since(
 
 
 def read_group_keys(connection: Connection, state_group: int, keys: Iterable[StateKey]) -> dict[StateKey, str]:
-    """A few entries of a state, without reading the rest of it."""
+    """A few entries of a state, without reading the rest."""
     nids = state_key_nids(connection, keys)
     if not nids:
         return {}
@@ -239,7 +239,9 @@ def read_keys_of_groups(
 def _entry_of(
     group: int, key: int, parents: Mapping[int, int | None], entries: dict[tuple[int, int], int | None]
 ) -> int | None:
-    """What a state has under a key; remembered in ``entries`` for the groups on the way, which others build on too."""
+    """The entry of a state under a key; stores in ``entries`` the results for its ancestors too, which other groups
+    share.
+    """
     passed: list[int] = []
     step: int | None = group
     while step is not None and (step, key) not in entries:
@@ -251,7 +253,7 @@ def _entry_of(
 
 
 def name_state(connection: Connection, state: Mapping[int, int]) -> dict[StateKey, str]:
-    """A state by numeric IDs, with names instead."""
+    """Translate a state of numeric IDs to state keys and event IDs."""
     event_ids = event_ids_of(connection, state.values())
     names = _state_key_names(connection, state.keys())
     return {names[key]: event_ids[event] for key, event in state.items()}
@@ -301,7 +303,7 @@ def _grouped_by_type(keys: Iterable[StateKey]) -> Iterator[tuple[str, list[str]]
 
 
 def intern_state_keys(connection: Connection, keys: Iterable[StateKey]) -> dict[StateKey, int]:
-    """The numeric IDs of state keys, given out where they had none."""
+    """The numeric IDs of state keys; assigns new ones to those without."""
     wanted = list(dict.fromkeys(keys))
     found = state_key_nids(connection, wanted)
     missing = [key for key in wanted if key not in found]
@@ -358,7 +360,7 @@ def members_of_many(
 
 
 def room_row(connection: Connection, room_id: str) -> tuple[int, str, int, int | None] | None:
-    """``(room_nid, version, generation, state_group)`` of a room that this server has heard of."""
+    """``(room_nid, version, generation, state_group)`` of a room; None if it is unknown."""
     row = connection.execute(
         select(rooms.c.room_nid, rooms.c.version, rooms.c.generation, rooms.c.state_group).where(
             rooms.c.room_id == room_id

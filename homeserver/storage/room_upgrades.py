@@ -1,4 +1,4 @@
-"""What a room that is replaced leaves to its successor, beside what is in events."""
+"""What a replaced room passes on to its successor, besides its events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from homeserver.storage.tables import room_aliases, rooms
 
 
 def hand_over(connection: Connection, old_room_id: str, new_room_id: str) -> None:
-    """Let all aliases of this server point to the new room, and list that in the room directory if the old one was."""
+    """Make all aliases of this server point to the new room, and list it in the room directory if the old one was
+    listed.
+    """
     connection.execute(update(room_aliases).where(room_aliases.c.room_id == old_room_id).values(room_id=new_room_id))
     if connection.scalar(select(rooms.c.published).where(rooms.c.room_id == old_room_id)):
         connection.execute(update(rooms).where(rooms.c.room_id == old_room_id).values(published=False))
@@ -18,10 +20,10 @@ def hand_over(connection: Connection, old_room_id: str, new_room_id: str) -> Non
 
 
 def copy_settings(connection: Connection, user_id: str, old_room_id: str, new_room_id: str) -> list[tuple[str, int]]:
-    """Give a user's tags of the old room to the new one, and list that as a direct chat where the old one is.
+    """Copy a user's tags of the old room to the new one, and mark the new one as a direct chat if the old one is.
 
-    What the user has set for the new room stays. Returns ``(room_id, position)`` of each piece of account data that
-    has changed, the room ID as in ``account_data``.
+    What the user has set for the new room is kept. Returns ``(room_id, position)`` of each changed piece of account
+    data, the room ID as in ``account_data``.
     """
     changed: list[tuple[str, int]] = []
     tags = get_account_data(connection, user_id, old_room_id, "m.tag")

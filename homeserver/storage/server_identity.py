@@ -1,4 +1,6 @@
-"""Which server a database belongs to. Its name is part of every user ID and signature, so it can never change."""
+"""The name of the server that a database belongs to. It is part of every user ID and signature, so it can never
+change.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,14 @@ def claim(connection: Connection, server_name: str) -> None:
     Of two processes that start at the same time with different names, one gets the database and the other one fails.
     Raises ``ConfigurationError`` if the database belongs to a server of another name.
     """
-    # Where another transaction is about to insert the row, the database makes this statement wait for its end.
+    # If another transaction is about to insert the row, this statement waits for its end.
     row = {"id": _ONLY_ROW, "server_name": server_name}
     connection.execute(insert(connection, server_identity).on_conflict_do_nothing(index_elements=["id"]).values(row))
     check_name(connection, server_name)
 
 
 def mismatch(recorded: str, configured: str) -> str:
-    """What an administrator is told who configured another server name than the database has."""
+    """The error message for a configured server name that differs from the database's."""
     return (
         f'server_name = "{configured}": the database belongs to the server "{recorded}", and the name of a server '
         f'cannot be changed. Set server_name = "{recorded}" again, or give the new server a new database '

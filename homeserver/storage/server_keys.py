@@ -1,4 +1,4 @@
-"""The keys of other servers, as we last heard of them."""
+"""The keys of other servers, as last published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.storage.database import in_slices, upsert
 from homeserver.storage.tables import server_key_responses, server_keys
 
 RESPONSES_MAX = 10
-"""How many responses are kept of one server: the latest, and earlier ones with keys that are in no later one."""
+"""How many responses of one server are kept: the latest, and earlier ones with keys that no later one has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class StoredKey:
     verify_key: str
     """In unpadded Base64."""
     valid_until_ts: int
-    """For events; a key that was given up is valid until then."""
+    """For events; an expired key is valid until it expired."""
     expired_ts: int | None
-    """When its server gave it up."""
+    """When its server retired it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class StoredResponse:
     fetched_ts: int
 
     def parsed(self) -> JsonObject:
-        """The object."""
+        """The parsed object."""
         published: JsonObject = orjson.loads(self.response)
         return published
 
@@ -50,7 +50,7 @@ class StoredResponse:
 
 
 def load(connection: Connection, server_names: Sequence[str]) -> dict[str, list[StoredKey]]:
-    """The keys of these servers; a server without any is not in the answer."""
+    """The keys of these servers; a server without any is left out of the result."""
     columns = server_keys.c
     found: dict[str, list[StoredKey]] = {}
     for names in in_slices(server_names):
@@ -64,7 +64,7 @@ def load(connection: Connection, server_names: Sequence[str]) -> dict[str, list[
 
 
 def load_responses(connection: Connection, server_name: str) -> list[StoredResponse]:
-    """What the server published, as far as it is kept: the one that is valid for longest first."""
+    """The responses of the server that are kept: the one that is valid for longest first."""
     columns = server_key_responses.c
     rows = connection.execute(
         select(columns.response, columns.valid_until_ts, columns.fetched_ts)
@@ -75,10 +75,10 @@ def load_responses(connection: Connection, server_name: str) -> list[StoredRespo
 
 
 def store(connection: Connection, server_name: str, keys: Sequence[StoredKey], response: StoredResponse) -> None:
-    """Remember keys of a server in place of what was known under the same IDs, and the ``response`` they came in.
+    """Store keys of a server, replacing those with the same IDs, and the ``response`` that they came in.
 
-    An earlier response is kept as long as it has a key that no later one has: others may still need that key to check
-    old events, and the server may not publish it any more.
+    An earlier response is kept as long as it has a key that no later one has: other servers may still need that key to
+    check old events, and its server may not publish it any more.
     """
     rows = [
         {

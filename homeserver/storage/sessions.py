@@ -1,7 +1,7 @@
-"""Devices, and the access and refresh tokens that act for them. Of a token only its SHA-256 is stored.
+"""Devices, and their access and refresh tokens. Only the SHA-256 of a token is stored.
 
-The tokens that were issued together have the same ``created_ts``, and later ones of a device a greater one: so it shows
-which of two generations is the older.
+Tokens that were issued together have the same ``created_ts``, and later ones of a device a greater one, so that it
+orders the generations.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from homeserver.storage.database import insert
 from homeserver.storage.tables import access_tokens, client_transactions, devices, refresh_tokens, users
 
 Condition = Callable[[Table], ColumnElement[bool]]
-"""Which of a device's tokens are meant."""
+"""Selects some of a device's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """An access token, and a refresh token for clients that know what to do with it."""
+    """An access token, and a refresh token for clients that support it."""
 
     access_token_hash: bytes
     refresh_token_hash: bytes | None
@@ -29,7 +29,7 @@ class NewTokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenOwner:
-    """For whom an access token acts."""
+    """The user and the device that an access token belongs to."""
 
     user_id: str
     device_id: str
@@ -38,12 +38,12 @@ class TokenOwner:
     created_ts: int
     expires_ts: int | None
     has_predecessor: bool
-    """Whether an earlier refresh token of the device waits for the first use of this token to be revoked."""
+    """Whether an earlier refresh token of the device is still valid until the first use of this token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What became of a refresh token."""
+    """The result of using a refresh token."""
 
     user_id: str
     device_id: str
@@ -94,10 +94,10 @@ def start_session(
 def refresh_session(
     connection: Connection, refresh_token_hash: bytes, tokens: NewTokens, now_ms: int
 ) -> Refreshed | None:
-    """Issue new tokens for a refresh token; None if it is not known.
+    """Issue new tokens for a refresh token; None if it is unknown.
 
-    The refresh token stays valid until one of the new tokens is used; so does its access token, until it expires.
-    Older tokens go, as do those of an earlier, unfinished attempt.
+    The refresh token stays valid until one of the new tokens is used; so does its access token, until it expires. Older
+    tokens are deleted, and those of an earlier, unfinished attempt.
     """
     statement = select(refresh_tokens.c.user_id, refresh_tokens.c.device_id, refresh_tokens.c.created_ts)
     row = connection.execute(statement.where(refresh_tokens.c.token_hash == refresh_token_hash)).first()
@@ -114,7 +114,7 @@ def revoke_older_tokens(connection: Connection, user_id: str, device_id: str, cr
 
 
 def find_token_owner(connection: Connection, token_hash: bytes) -> TokenOwner | None:
-    """For whom an access token acts, expired ones included."""
+    """The owner of an access token, even if it has expired."""
     row = connection.execute(_OWNER, {"token_hash": token_hash}).first()
     if row is None:
         return None
@@ -128,7 +128,7 @@ def find_token_owner(connection: Connection, token_hash: bytes) -> TokenOwner | 
 def end_sessions(connection: Connection, user_id: str, device_ids: Iterable[str] | None = None) -> list[bytes]:
     """Delete devices of a user, all of them by default, and their tokens. Returns the hashes of access tokens.
 
-    Their transaction IDs go as well: a device that comes back under the same name is another one.
+    Their transaction IDs are deleted too: a later device with the same ID is another one.
     """
     chosen = None if device_ids is None else list(device_ids)
     revoked: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Keeps two servers from serving one SQLite database: each of them trusts its own memory of the rooms there."""
+"""Prevents two servers from serving one SQLite database: each of them relies on its own memory of the rooms there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIX = "-serving"
 
 @contextmanager
 def sole_use(database_url: str) -> Iterator[None]:
-    """Hold the right to serve a database for as long as the context lasts, or the process lives.
+    """Lock a database for serving, until the context or the process ends.
 
     PostgreSQL databases may be served by several processes. Raises ``ConfigurationError`` if another process serves
     this SQLite database.
@@ -26,7 +26,7 @@ def sole_use(database_url: str) -> Iterator[None]:
         yield
         return
     Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-    # The file stays, and its lock ends with the process, however that ends.
+    # The file stays; its lock ends with the process, even on a crash.
     with open(f"{url.database}{SUFFIX}", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Positions in streams, and the other numbers that the database gives out.
+"""Positions in streams, and the other numbers that the database assigns.
 
-All streams share one counter, so a position alone says what happened before what. The row stays locked until the
-transaction ends: positions become visible in the order in which they were given out, whichever process asks.
+All streams share one counter, so positions alone give the order of all changes. The row stays locked until the
+transaction ends, so that positions become visible in the order in which they were assigned, in every process.
 
 Take positions late in a transaction: from then on every other writer waits.
 """
@@ -22,7 +22,7 @@ _TAKE = {
 }
 _CURRENT = select(counters.c.stream)
 CHANNEL = "homeserver"
-"""The PostgreSQL channel on which writers tell how far the streams have come."""
+"""The PostgreSQL channel on which writers announce the last position of the streams."""
 _ANNOUNCE = select(
     counters.c.stream,
     func.pg_notify(literal(CHANNEL), cast(counters.c.stream, Text) + literal(" ") + bindparam("sender", type_=Text)),
@@ -40,7 +40,7 @@ def take(connection: Connection, counter: Counter, count: int = 1) -> range:
 
 
 def take_backfill(connection: Connection, count: int) -> range:
-    """The next ``count`` positions for events from before, descending from the last given out."""
+    """The next ``count`` positions for backfilled events, descending from the last one assigned."""
     column = counters.c.backfill
     last = connection.execute(update(counters).values(backfill=column - count).returning(column)).scalar_one()
     return range(last + count - 1, last - 1, -1)
@@ -57,9 +57,9 @@ def current_position(connection: Connection) -> int:
 
 
 def announce(connection: Connection, announced: int, sender: str) -> int:
-    """Have PostgreSQL tell all who listen on ``CHANNEL``, once this transaction commits, the last position.
+    """Announce the last position to all who listen on ``CHANNEL``, once this transaction commits (PostgreSQL only).
 
-    Says nothing where it was ``announced`` before; returns what is announced then. The message is ``position sender``.
+    Sends nothing if that was ``announced`` before; returns the announced position. The message is ``position sender``.
     """
     position = connection.execute(_ANNOUNCE, {"announced": announced, "sender": sender}).scalar()
     return announced if position is None else int(position)

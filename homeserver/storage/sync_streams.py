@@ -1,4 +1,4 @@
-"""What ``/sync`` asks of the event graph: standings, timelines, states and how they changed, of many rooms at once."""
+"""What ``/sync`` reads of the event graph, for many rooms at once: memberships, timelines, states and their changes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from homeserver.storage.tables import (
 )
 
 MEMBERSHIPS_MAX = 20
-"""How many membership events of a user are looked at to find out how it stood to a room at an earlier time."""
+"""How many membership events of a user are examined to find its membership at an earlier time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one of our users stands to a room."""
+    """The membership of one of our users in a room."""
 
     room_id: str
     room_nid: int
@@ -37,19 +37,19 @@ class Standing:
     """The membership event."""
     sender: str
     position: int
-    """Since when."""
+    """The position since which it is this."""
     forgotten: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """One entry of the current state of a room changed at a position."""
+    """A change of one entry of a room's current state, at a position."""
 
     room_nid: int
     position: int
     key: StateKey
     event_nid: int | None
-    """What the state has since then; None: nothing."""
+    """The new event of the entry; None: it was removed."""
 
 
 _STANDINGS = select(
@@ -88,24 +88,24 @@ _MEMBER_CHANGES = _CHANGES_OF_MEMBER.where(
 
 
 def standings_of(connection: Connection, user_id: str) -> list[Standing]:
-    """How a user of ours stands to every room that it has to do with."""
+    """The memberships of a user of ours in all its rooms."""
     return [Standing(*row) for row in connection.execute(_STANDINGS_OF_USER, {"user_id": user_id})]
 
 
 def standings_since(connection: Connection, user_id: str, after: int, upto: int) -> list[Standing]:
-    """How a user of ours stands to the rooms where that changed with ``after`` < position ≤ ``upto``."""
+    """The memberships of a user of ours in the rooms where it changed with ``after`` < position ≤ ``upto``."""
     rows = connection.execute(_STANDINGS_SINCE, {"user_id": user_id, "after": after, "upto": upto})
     return [Standing(*row) for row in rows]
 
 
 def standing_in(connection: Connection, user_id: str, room_id: str) -> Standing | None:
-    """How a user of ours stands to one room; None for a room that it has nothing to do with."""
+    """The membership of a user of ours in one room; None if there is none."""
     row = connection.execute(_STANDING_IN_ROOM, {"user_id": user_id, "room_id": room_id}).first()
     return Standing(*row) if row else None
 
 
 def stripped_states(connection: Connection, user_id: str, room_nids: Sequence[int]) -> dict[int, bytes | None]:
-    """The JSON lists that came with invitations and knocks; None where this server made none of its own."""
+    """The JSON lists that came with invitations and knocks; None where this server has not got any."""
     found: dict[int, bytes | None] = {}
     for part in in_slices(room_nids):
         statement = select(user_rooms.c.room_nid, user_rooms.c.stripped_state).where(
@@ -116,9 +116,9 @@ def stripped_states(connection: Connection, user_id: str, room_nids: Sequence[in
 
 
 def membership_history(connection: Connection, event_nid: int, upto: int) -> list[StoredEvent]:
-    """A membership event and those that it and the ones before it took the place of, newest first.
+    """A membership event, the one that it replaced, and so on, newest first.
 
-    Ends with the first one whose position is not after ``upto``, or after some steps.
+    Ends with the first one whose position is not after ``upto``, or after ``MEMBERSHIPS_MAX`` events.
     """
     found: list[StoredEvent] = []
     nid: int | None = event_nid
@@ -137,9 +137,9 @@ def membership_history(connection: Connection, event_nid: int, upto: int) -> lis
 def membership_at(connection: Connection, standing: Standing, user_id: str, position: int) -> str | None:
     """The membership of one of our users in the current state of a room as of a position; None for none.
 
-    Where branches of a room meet, an older membership event may count again. So this asks what the state was, and
-    follows the events that took each other's place only to the time before its changes were written down, which is that
-    of the join through another server with which this server came into the room.
+    Where branches of a room meet, an older membership event may count again. So this reads the recorded changes of the
+    state. Only for the time before they were recorded, which is before the join through which this server came into the
+    room, does it follow the events that replaced each other.
     """
     parameters = {"room_nid": standing.room_nid, "user_id": user_id, "position": position}
     row = connection.execute(_MEMBER_AT, parameters).first()
@@ -181,7 +181,7 @@ _NTH_NEWEST = (
     .offset(bindparam("earlier"))
     .scalar_subquery()
 )
-"""The position of the event that has ``earlier`` visible ones after it in a room, up to ``upto``."""
+"""The position of the event that is followed by ``earlier`` visible ones in a room, up to ``upto``."""
 
 
 def _from_nth_newest(position: ColumnElement[int]) -> ColumnElement[bool]:
@@ -206,7 +206,7 @@ def newest_events(
 ) -> dict[int, list[tuple[int, int]]]:
     """The newest ``count`` visible events of each room with ``after`` < position ≤ ``upto``, newest first.
 
-    As ``(event_nid, position)``; rooms without any are left out.
+    Returns ``(event_nid, position)`` by room; rooms without any are left out.
     """
     found: dict[int, list[tuple[int, int]]] = {}
     for part in in_slices(room_nids):
@@ -244,7 +244,9 @@ _CHANGES_BETWEEN = _CHANGES.where(
 
 
 def state_of_rooms(connection: Connection, room_nids: Sequence[int], *, members: bool) -> dict[int, list[int]]:
-    """The events of the current states of rooms, by numeric IDs; without ``members`` no m.room.member among them."""
+    """The events of the current states of rooms, by numeric IDs; without ``members`` m.room.member events are left
+    out.
+    """
     statement = _STATE if members else _STATE_WITHOUT_MEMBERS
     found: dict[int, list[int]] = {room_nid: [] for room_nid in room_nids}
     for part in in_slices(room_nids):
@@ -321,7 +323,8 @@ def member_counts(connection: Connection, room_nids: Sequence[int]) -> dict[int,
 
 
 def heroes(connection: Connection, room_nid: int, user_id: str, count: int) -> list[tuple[str, int]]:
-    """The first members of a room besides the user, with their member events: for a name where the room has none.
+    """The first members of a room besides the user, with their member events, from which clients make a name for the
+    room.
 
     "the first 5 members of the room, ordered by stream ordering, which are joined or invited … When no joined or
     invited members are available, this should consist of the banned and left users."

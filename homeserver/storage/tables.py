@@ -1,9 +1,9 @@
-"""The schema, for SQLite and PostgreSQL alike; ``alembic/`` creates and migrates it.
+"""The schema, for both SQLite and PostgreSQL; ``alembic/`` creates and migrates it.
 
-Events and state keys are known inside by small integers (``*_nid``, numeric ID). An event is stored once, as the bytes
+Events and state keys have small integers as internal IDs (``*_nid``, numeric ID). An event is stored once, as the bytes
 that were signed. The state after an event is a *state group*: groups share what they have in common, see
-``room_state``. Positions in streams come from the one row of ``counters``, which a writer holds until it commits, so
-that positions become visible in order, whoever writes (docs/decisions/0003-one-stream-counter.md).
+``room_state``. Positions in streams come from the one row of ``counters``, which a writer locks until it commits, so
+that positions become visible in order, whichever process writes (docs/decisions/0003-one-stream-counter.md).
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from sqlalchemy import (
 metadata = MetaData()
 
 Nid = BigInteger().with_variant(Integer, "sqlite")
-"""An internal numeric ID, a position or a time: 64 bits. (SQLite knows only ``INTEGER`` as a row's own ID.)"""
+"""An internal numeric ID, a position or a time: 64 bits. (SQLite accepts only ``INTEGER`` for a row ID.)"""
 
-_ESCAPE = "\ufdd0"  # a code point that Unicode keeps free for such uses
+_ESCAPE = "\ufdd0"  # a Unicode noncharacter, free for internal use
 
 
 class FreeText(TypeDecorator[str]):
-    """Text that others choose freely. PostgreSQL cannot store U+0000, JSON can hold it: it is escaped here."""
+    """Text that clients and servers choose freely. JSON can hold U+0000 but PostgreSQL cannot store it: it is escaped
+    here.
+    """
 
     impl = Text
     cache_ok = True
@@ -48,7 +50,7 @@ class FreeText(TypeDecorator[str]):
         return value.replace(_ESCAPE, _ESCAPE + "1").replace("\0", _ESCAPE + "0")
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None]:
-        """Put U+0000 back. (SQLAlchemy's way, ``process_result_value``, takes three calls for each value.)"""
+        """Restore U+0000. (SQLAlchemy's usual way, ``process_result_value``, takes three calls for each value.)"""
         return _unescaped
 
 
@@ -59,10 +61,10 @@ def _unescaped(value: str | None) -> str | None:
 
 
 class Name(TypeDecorator[str]):
-    """Text of a checked grammar: identifiers, and words of ours.
+    """Text of a checked grammar: identifiers, and our own constants.
 
-    What is stored has no U+0000 in it, but what is looked for can be anything that another server or a client has sent.
-    It is escaped too, so that nothing is found, where PostgreSQL would refuse the question.
+    Stored text never contains U+0000, but a query may look for any text that another server or a client has sent. It is
+    escaped too: then the query finds nothing, while PostgreSQL would refuse it with an error.
     """
 
     impl = Text
@@ -74,7 +76,7 @@ class Name(TypeDecorator[str]):
 
 
 def _partial_index(name: str, *columns: str, where: str) -> Index:
-    """An index of some rows only. A statement finds it by saying the same condition in the same words."""
+    """An index of some rows only. A statement uses it by repeating the same condition literally."""
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 

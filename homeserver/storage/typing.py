@@ -1,4 +1,6 @@
-"""Who types where, and until when: for the other processes on this database, and across a restart."""
+"""Which users type where, and until when: shared with the other processes on this database, and kept across
+restarts.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from homeserver.storage.database import PAIRS_AT_ONCE_MAX, among, in_slices, ups
 from homeserver.storage.tables import rooms, typing
 
 STOPPED_KEPT = 50_000
-"""For so many positions it is kept that a user has stopped, for clients that were away."""
+"""For how many positions it is kept that a user has stopped, for clients that were offline."""
 
 _Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class TypingNotice:
-    """A user types in a room until a time, in milliseconds since the epoch; 0: it has stopped."""
+    """A user types in a room until a time, in milliseconds since the epoch; 0: the user has stopped."""
 
     room_nid: int
     user_id: str
@@ -28,13 +30,13 @@ class TypingNotice:
 
     @property
     def key(self) -> _Key:
-        """Of which there is one state."""
+        """There is one state for each key."""
         return (self.room_nid, self.user_id)
 
 
 @dataclass(frozen=True, slots=True)
 class TypingUser:
-    """Somebody types in a room."""
+    """A user who types in a room."""
 
     room_id: str
     room_nid: int
@@ -44,16 +46,17 @@ class TypingUser:
 
 
 def store(connection: Connection, notices: Sequence[TypingNotice]) -> list[int | None]:
-    """Store notices (a batch handler). Answers for each with its position, or None where who types is as it was.
+    """Store notices (a batch handler). Returns for each its position, or None if the set of typing users did not
+    change.
 
-    To type on is no change: it only moves the time.
+    A user who types on only extends the time.
     """
     until = _read(connection, {notice.key for notice in notices})
     changed: list[TypingNotice] = []
     prolonged: dict[_Key, TypingNotice] = {}
     for notice in notices:
         typed = until.get(notice.key, (0, 0))[0] > notice.now_ms
-        # A time that ran out and was not taken notice of yet is still shown, so a stop changes something.
+        # A user whose time ran out is still shown until that is recorded, so a stop is a change.
         shown = until.get(notice.key, (0, 0))[0] > 0
         if notice.expires_ts and typed:
             prolonged[notice.key] = notice
@@ -74,10 +77,10 @@ def store(connection: Connection, notices: Sequence[TypingNotice]) -> list[int |
 
 
 def expire(connection: Connection, keys: Iterable[_Key], now_ms: int) -> dict[_Key, tuple[int, int | None]]:
-    """Stop those of ``keys`` whose time has run out.
+    """Record that those of ``keys`` have stopped whose time has run out.
 
-    Answers with the time until which each types (0: not at all), and the position of its stop if it was stopped by
-    this call; another process may have been faster, or have heard that the user types on.
+    Returns for each the time until which the user types (0: not at all), and the position of the stop if this call
+    recorded it; another process may have recorded it first, or that the user types on.
     """
     until = _read(connection, keys)
     due = [key for key, (expires_ts, _) in until.items() if 0 < expires_ts <= now_ms]
@@ -111,12 +114,12 @@ _TYPING = select(
 
 
 def typing_in(connection: Connection, room_id: str) -> list[TypingUser]:
-    """All that is stored of a room: those who type, and with ``expires_ts`` 0 those who have stopped."""
+    """All stored entries of a room: users who type, and with ``expires_ts`` 0 those who have stopped."""
     return [TypingUser(*row) for row in connection.execute(_TYPING.where(rooms.c.room_id == room_id))]
 
 
 def typing_at(connection: Connection, positions: Sequence[int]) -> list[TypingUser]:
-    """What was stored at these positions and not replaced since: who types, and who (``expires_ts`` 0) has stopped."""
+    """The entries stored at these positions and not replaced since; ``expires_ts`` is 0 for users who have stopped."""
     found: list[TypingUser] = []
     for part in in_slices(positions):
         statement = _TYPING.where(typing.c.position.in_(part)).order_by(typing.c.position)
@@ -125,12 +128,12 @@ def typing_at(connection: Connection, positions: Sequence[int]) -> list[TypingUs
 
 
 def all_typing(connection: Connection) -> list[TypingUser]:
-    """Everybody who types, in all rooms."""
+    """All users who type, in all rooms."""
     return [TypingUser(*row) for row in connection.execute(_TYPING.where(typing.c.expires_ts != 0))]
 
 
 def last_changes(connection: Connection, room_nids: Sequence[int]) -> dict[int, int]:
-    """The position of the last change in each room in which there was any."""
+    """The position of the last change in each room that has one."""
     found: dict[int, int] = {}
     for part in in_slices(room_nids):
         statement = (
@@ -143,6 +146,6 @@ def last_changes(connection: Connection, room_nids: Sequence[int]) -> dict[int, 
 
 
 def forget_stopped(connection: Connection) -> None:
-    """Delete what is stored of users who stopped long ago."""
+    """Delete the entries of users who stopped long ago."""
     upto = streams.current_position(connection) - STOPPED_KEPT
     connection.execute(delete(typing).where(typing.c.expires_ts == 0, typing.c.position < upto))

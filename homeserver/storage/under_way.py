@@ -1,6 +1,6 @@
-"""What this server is doing with another one right now, so that every process on the database can wait for its end.
+"""Work with other servers that is in progress, so that every process on the database can wait for its end.
 
-A row is a lease: whoever does the work prolongs it. A row that has expired was left behind by a process that died.
+A row is a lease: the process that does the work prolongs it. An expired row was left behind by a process that died.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from homeserver.storage.tables import under_way
 
 
 def begin(connection: Connection, kind: str, room_id: str, user_id: str, owner: str, expires_ts: int) -> None:
-    """Note that some work is under way; it takes the place of the same work of another owner."""
+    """Record that some work is in progress; it replaces the same work of another owner."""
     row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
     upsert(connection, under_way, [row], ["kind", "room_id", "user_id"])
 
@@ -20,7 +20,7 @@ def begin(connection: Connection, kind: str, room_id: str, user_id: str, owner: 
 def claim(
     connection: Connection, kind: str, room_id: str, user_id: str, owner: str, now_ms: int, expires_ts: int
 ) -> bool:
-    """The same for work that only one owner may do at a time; False where another one does it."""
+    """The same for work that only one owner may do at a time; False if another one does it."""
     table = under_way.c
     same = (table.kind == kind, table.room_id == room_id, table.user_id == user_id)
     connection.execute(delete(under_way).where(*same, table.expires_ts <= now_ms))
@@ -32,17 +32,17 @@ def claim(
 
 
 def prolong(connection: Connection, owner: str, expires_ts: int) -> None:
-    """Say that the work of an owner goes on."""
+    """Prolong the lease of an owner whose work continues."""
     connection.execute(update(under_way).where(under_way.c.owner == owner).values(expires_ts=expires_ts))
 
 
 def end(connection: Connection, owner: str) -> None:
-    """The work of an owner is over, however it ended."""
+    """Delete the lease of an owner whose work has ended, successfully or not."""
     connection.execute(delete(under_way).where(under_way.c.owner == owner))
 
 
 def is_under_way(connection: Connection, kind: str, room_id: str, user_id: str | None, now_ms: int) -> bool:
-    """Whether some process does this now; for any user, where ``user_id`` is None."""
+    """Whether any process does this work now; for any user, if ``user_id`` is None."""
     table = under_way.c
     statement = select(table.owner).where(table.kind == kind, table.room_id == room_id, table.expires_ts > now_ms)
     if user_id is not None:
@@ -51,7 +51,9 @@ def is_under_way(connection: Connection, kind: str, room_id: str, user_id: str |
 
 
 def is_owner(connection: Connection, kind: str, room_id: str, owner: str) -> bool:
-    """Whether the work in a room is still this owner's: its lease may have run out, and another one have taken it."""
+    """Whether this owner still has the lease for the work in a room: it may have expired, and another owner have taken
+    it.
+    """
     table = under_way.c
     statement = select(table.owner).where(table.kind == kind, table.room_id == room_id, table.owner == owner)
     return connection.execute(statement.limit(1)).first() is not None

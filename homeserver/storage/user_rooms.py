@@ -1,4 +1,4 @@
-"""How our own users stand to rooms, also to rooms that this server is not in."""
+"""The memberships of our own users, including those in rooms that this server is not in."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Standing:
     forgotten: bool
     stripped_state: bytes | None
     verdict: int
-    """Of the membership event, as ``event_graph.Verdict``."""
+    """The verdict of the membership event, as ``event_graph.Verdict``."""
 
     @property
     def is_outlier(self) -> bool:
-        """Whether the membership event does not stand in the graph: it came by itself, or with the room's state."""
+        """Whether the membership event is not in the graph: it came on its own, or with the room's state."""
         return bool(self.verdict & OUTLIER)
 
 
@@ -55,7 +55,7 @@ _STANDING = (
 
 
 def standing_of(connection: Connection, user_id: str, room_id: str) -> Standing | None:
-    """How a user of ours stands to a room; None where they never had to do with it."""
+    """The membership of a user of ours in a room; None if there never was one."""
     row = connection.execute(_STANDING.where(user_rooms.c.user_id == user_id, rooms.c.room_id == room_id)).first()
     return Standing(*tuple(row)) if row else None
 
@@ -72,7 +72,7 @@ def rooms_of(connection: Connection, user_id: str, membership: str) -> list[str]
 
 
 def closed_accounts_in_rooms(connection: Connection) -> list[str]:
-    """Users of ours whose accounts were closed, and who are still in rooms, or invited."""
+    """Our users with closed accounts who are still in rooms or invited."""
     statement = (
         select(users.c.user_id)
         .where(
@@ -87,7 +87,7 @@ def closed_accounts_in_rooms(connection: Connection) -> list[str]:
 
 
 def is_anybody_in(connection: Connection, room_id: str) -> bool:
-    """Whether a user of ours is in a room."""
+    """Whether any user of ours is in a room."""
     statement = (
         select(user_rooms.c.user_id)
         .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
@@ -97,7 +97,7 @@ def is_anybody_in(connection: Connection, room_id: str) -> bool:
 
 
 def forget(connection: Connection, user_id: str, room_nid: int) -> None:
-    """Let a user forget a room that they left."""
+    """Make a user forget a room that it has left."""
     connection.execute(
         update(user_rooms)
         .where(user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid)
@@ -111,7 +111,7 @@ def put_standing(connection: Connection, row: dict[str, Any]) -> None:
 
 
 def stripped_state_of(connection: Connection, user_id: str, room_nid: int) -> bytes | None:
-    """What a user was shown of a room with an invitation."""
+    """The stripped state that came with a user's invitation."""
     statement = select(user_rooms.c.stripped_state).where(
         user_rooms.c.user_id == user_id, user_rooms.c.room_nid == room_nid
     )

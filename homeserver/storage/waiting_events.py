@@ -1,6 +1,6 @@
-"""Events of other servers that cannot be judged yet, because something that they build on is missing.
+"""Events of other servers that cannot be judged yet, because events that they refer to are missing.
 
-They are kept until it comes, or until it is given up. See ``graph.waiting_events``.
+They are kept until the missing events arrive or are given up. See ``graph.waiting_events``.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class WaitingEvent:
-    """An event that waits for others. Its signatures were checked."""
+    """An event that waits for others. Its signatures have been checked."""
 
     room_id: str
     event_id: str
     origin: str
-    """The server that sent it here."""
+    """The server that sent it."""
     json: bytes
     lacks: frozenset[str]
-    """IDs of events that it lacked at the last attempt."""
+    """The IDs of the events that were missing at the last attempt."""
     attempts: int
     retry_at_ts: int
     received_ts: int
@@ -46,9 +46,9 @@ class WaitingEvent:
 def keep(
     connection: Connection, waiting: Sequence[WaitingEvent], origin_max: int, room_max: int
 ) -> dict[str, frozenset[str]]:
-    """Keep events of one room and origin, as many as there is space for. Those that wait already stay as they are.
+    """Store events of one room and origin, within the limits. Those that wait already are not changed.
 
-    Returns what each event lacks of those that are kept now.
+    Returns what each stored event lacks.
     """
     if not waiting:
         return {}
@@ -93,13 +93,13 @@ def known_of(connection: Connection, room_id: str, event_ids: Iterable[str]) -> 
 
 
 def all_lacking(connection: Connection) -> list[tuple[str, str, frozenset[str]]]:
-    """Of every event that waits: its room, its ID and what it lacks."""
+    """For every waiting event: its room, its ID and what it lacks."""
     rows = connection.execute(select(waiting_events.c.room_id, waiting_events.c.event_id, waiting_events.c.lacks))
     return [(row[0], row[1], frozenset(orjson.loads(row[2]))) for row in rows]
 
 
 def claim_due(connection: Connection, now_ms: int, until_ms: int, limit: int) -> list[WaitingEvent]:
-    """The events whose time has come, the longest due first. No other process gets them before ``until_ms``."""
+    """The events that are due, the longest due first. Other processes do not get them before ``until_ms``."""
     table = waiting_events.c
     statement = select(*_COLUMNS).where(table.retry_at_ts <= now_ms).order_by(table.retry_at_ts).limit(limit)
     due = [WaitingEvent(*row[:4], frozenset(orjson.loads(row[4])), *row[5:]) for row in connection.execute(statement)]
@@ -116,7 +116,7 @@ def claim_due(connection: Connection, now_ms: int, until_ms: int, limit: int) ->
 
 
 def postpone(connection: Connection, event: WaitingEvent, lacks: Iterable[str], retry_at_ts: int) -> None:
-    """Count an attempt that was in vain, and plan the next one."""
+    """Count a failed attempt, and schedule the next one."""
     connection.execute(
         update(waiting_events)
         .where(*_is(event.room_id, event.event_id))
@@ -125,7 +125,7 @@ def postpone(connection: Connection, event: WaitingEvent, lacks: Iterable[str], 
 
 
 def make_due(connection: Connection, room_id: str, event_ids: Iterable[str], now_ms: int) -> None:
-    """Have events tried again at once."""
+    """Make events due at once."""
     for part in in_slices(list(event_ids)):
         connection.execute(
             update(waiting_events)
@@ -139,7 +139,7 @@ def make_due(connection: Connection, room_id: str, event_ids: Iterable[str], now
 
 
 def remove(connection: Connection, room_id: str, event_ids: Iterable[str]) -> None:
-    """Let events wait no longer."""
+    """Delete waiting events."""
     for part in in_slices(list(event_ids)):
         connection.execute(
             delete(waiting_events).where(waiting_events.c.room_id == room_id, waiting_events.c.event_id.in_(part))
