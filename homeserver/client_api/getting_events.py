@@ -16,6 +16,7 @@ from homeserver.errors import InvalidParam
 from homeserver.protocol.filters import RoomEventFilter, parse_room_event_filter_text
 from homeserver.reading.history import LIMIT_MAX, History
 from homeserver.reading.paging import PageRequest
+from homeserver.reading.state_and_members import StateAndMembers
 from homeserver.reading.tokens import parse_token
 from homeserver.storage.history import JoinedMember
 from homeserver.web import (
@@ -34,7 +35,7 @@ router = APIRouter()
 LIMIT_DEFAULT = 10
 MEMBERSHIPS = frozenset({"join", "invite", "knock", "leave", "ban"})
 
-HistoryService = Annotated[History, service(History)]
+State = Annotated[StateAndMembers, service(StateAndMembers)]
 
 
 async def get_room_events(request: Request) -> Response:
@@ -64,16 +65,16 @@ def _token(request: Request, name: str) -> int | None:
 
 @router.get("/rooms/{room_id}/event/{event_id}")
 async def get_one_room_event(
-    room_id: str, event_id: str, requester: Authenticated, history: HistoryService
+    room_id: str, event_id: str, requester: Authenticated, history: Annotated[History, service(History)]
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomideventeventid"""
     return bytes_response(await history.event(requester, room_id, event_id))
 
 
 @router.get("/rooms/{room_id}/state")
-async def get_room_state(room_id: str, requester: Authenticated, history: HistoryService) -> Response:
+async def get_room_state(room_id: str, requester: Authenticated, reader: State) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidstate"""
-    return bytes_response(await history.state(requester.user_id, room_id))
+    return bytes_response(await reader.state(requester.user_id, room_id))
 
 
 @router.get("/rooms/{room_id}/state/{event_type}")
@@ -83,23 +84,21 @@ async def get_room_state_with_key(
     event_type: str,
     request: Request,
     requester: Authenticated,
-    history: HistoryService,
+    reader: State,
     state_key: str = "",
 ) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidstateeventtypestatekey"""
     wanted_format = query_choice(request, "format", ("content", "event"), "content")
-    stored = await history.state_event(requester.user_id, room_id, (event_type, state_key))
+    stored = await reader.state_event(requester.user_id, room_id, (event_type, state_key))
     if wanted_format == "event":
-        return bytes_response(await history.render_event(stored))
-    return bytes_response(history.render_content(stored))
+        return bytes_response(await reader.render_event(stored))
+    return bytes_response(reader.render_content(stored))
 
 
 @router.get("/rooms/{room_id}/members")
-async def get_members_by_room(
-    room_id: str, request: Request, requester: Authenticated, history: HistoryService
-) -> Response:
+async def get_members_by_room(room_id: str, request: Request, requester: Authenticated, reader: State) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidmembers"""
-    chunk = await history.members(
+    chunk = await reader.members(
         requester.user_id,
         room_id,
         at=_token(request, "at"),
@@ -110,9 +109,9 @@ async def get_members_by_room(
 
 
 @router.get("/rooms/{room_id}/joined_members")
-async def get_joined_members_by_room(room_id: str, requester: Authenticated, history: HistoryService) -> Response:
+async def get_joined_members_by_room(room_id: str, requester: Authenticated, reader: State) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidjoined_members"""
-    members = await history.joined_members(requester.user_id, room_id)
+    members = await reader.joined_members(requester.user_id, room_id)
     return json_response({"joined": {member.user_id: _profile(member) for member in members}})
 
 
@@ -122,9 +121,9 @@ def _profile(member: JoinedMember) -> dict[str, str | None]:
 
 
 @router.get("/joined_rooms")
-async def get_joined_rooms(requester: Authenticated, history: HistoryService) -> Response:
+async def get_joined_rooms(requester: Authenticated, reader: State) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3joined_rooms"""
-    return json_response({"joined_rooms": await history.joined_rooms(requester.user_id)})
+    return json_response({"joined_rooms": await reader.joined_rooms(requester.user_id)})
 
 
 routes = [Route("/rooms/{room_id}/messages", get_room_events, methods=["GET"])]

@@ -1,1 +1,1 @@
-"""What happens in rooms without being an event: receipts and typing, and who has read what."""
+"""Data of rooms that is not in their events: receipts, typing notices, and who has read which event."""

@@ -25,7 +25,7 @@ class EphemeralServices:
     who_has_read: WhoHasRead
 
     def edus(self) -> Mapping[str, EduHandler]:
-        """Who takes which type of EDU from other servers."""
+        """The handler of each EDU type from other servers."""
         return {"m.receipt": self.receipts.receive, "m.typing": self.typing.receive}
 
 

@@ -1,4 +1,4 @@
-"""Whose word on a room's ephemeral events is taken: for the receipts and typing notices of other servers."""
+"""Checks whether another server may send receipts and typing notices for a room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from homeserver.protocol.server_acls import server_acl_allows
 
 
 async def room_of_edu(heads: RoomHeads, room_id: object, origin: str) -> RoomHead | None:
-    """The room that an EDU of ``origin`` speaks of, if it may: it is in the room, so are we, and the ACL lets it.
+    """The room of an EDU from ``origin``; None unless both servers are in it and its server ACL allows ``origin``.
 
     https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls
     """
@@ -25,5 +25,5 @@ async def room_of_edu(heads: RoomHeads, room_id: object, origin: str) -> RoomHea
 
 
 def is_user_of(user_id: object, server_name: str) -> TypeGuard[str]:
-    """Whether something is the ID of a user of that server."""
+    """Whether a value is the ID of a user of a server."""
     return isinstance(user_id, str) and user_id.startswith("@") and user_id.partition(":")[2] == server_name

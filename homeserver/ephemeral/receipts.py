@@ -1,6 +1,6 @@
-"""How far users have read: from our clients, from other servers, and to both.
+"""How far users have read: receipts from our clients and from other servers, sent on to both.
 
-A receipt says "up to here", so of several the newest counts, and one never goes back.
+A receipt means "up to here": the newest of several counts, and a receipt never moves back.
 
 https://spec.matrix.org/v1.19/client-server-api/#receipts
 """
@@ -31,23 +31,23 @@ FULLY_READ = "m.fully_read"
 MAIN_THREAD = "main"
 UNTHREADED = ""
 RELATION_HOPS_MAX = 3
-"""How far an event is followed to its thread: "a maximum of 3 hops is recommended"."""
+"""How many relations are followed from an event to its thread: "a maximum of 3 hops is recommended"."""
 RECENT_MAX = 10_000
-"""Receipts that are kept at hand for the requests that they wake."""
+"""How many receipts are kept in memory for the /sync requests that they wake."""
 RECEIPTS_PER_EDU_MAX = 1_000
 EVENT_IDS_PER_RECEIPT_MAX = 100
 IDENTIFIER_CHARACTERS_MAX = 255
 
 
 class ReceiptDelivery(Protocol):
-    """Tells other servers."""
+    """Sends receipts to other servers."""
 
     async def send_receipt(self, receipt: Receipt) -> None:
         """Tell the other servers in the room that one of our users has read up to an event. Best effort."""
 
 
 class Receipts:
-    """The receipts of all rooms. With ``enabled`` off nothing is stored, sent or taken in."""
+    """The receipts of all rooms. If ``enabled`` is off, nothing is stored or sent, and received ones are dropped."""
 
     def __init__(
         self,
@@ -75,10 +75,10 @@ class Receipts:
     async def post(
         self, user_id: str, room_id: str, receipt_type: str, event_id: str, thread_id: str | None = None
     ) -> None:
-        """One of our users has read up to an event, of a thread if one is named.
+        """Store and send on that one of our users has read up to an event, in a thread if one is given.
 
-        Raises ``Forbidden`` for who is not in the room, ``InvalidParam`` for another type than m.read and
-        m.read.private, an event that is not of the room, or not of the thread.
+        Raises ``Forbidden`` if the user is not in the room, ``InvalidParam`` for types other than m.read and
+        m.read.private, and for an event that is not in the room or not in the thread.
         """
         if receipt_type not in (READ, READ_PRIVATE):
             raise InvalidParam("The receipt type must be m.read, m.read.private or m.fully_read")
@@ -94,7 +94,7 @@ class Receipts:
             await self._delivery.send_receipt(Receipt(room_id, user_id, event_id, now, thread_id))
 
     async def find_event(self, user_id: str, room_id: str, event_id: str) -> tuple[RoomHead, Event]:
-        """The room and the event that one of our users has read up to. Raises ``Forbidden``, ``InvalidParam``."""
+        """A room that one of our users is in, and one of its events. Raises ``Forbidden``, ``InvalidParam``."""
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined_local:
             raise Forbidden("You are not in this room")
@@ -104,7 +104,7 @@ class Receipts:
         return head, stored.event
 
     async def _is_in_thread(self, event: Event, thread_id: str) -> bool:
-        """Whether an event belongs to a thread: ``main``, or that of a root, which is part of both."""
+        """Whether an event belongs to a thread. The root of a thread belongs to it and to ``main``."""
         return event.event_id == thread_id or await self.thread_of(event) == thread_id
 
     async def thread_of(self, event: Event) -> str:
@@ -128,7 +128,7 @@ class Receipts:
     # -- from other servers --------------------------------------------------------------------------------------------
 
     async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Take in an m.receipt EDU; what does not fit is dropped.
+        """Store the receipts of an m.receipt EDU; invalid ones are dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#receipts
         """
@@ -162,7 +162,7 @@ class Receipts:
             if placed:
                 event_id = max(placed, key=lambda stored: stored.stream_position or 0).event_id
             elif unknown := [event_id for event_id in candidates[user_id] if event_id not in known]:
-                event_id = unknown[-1]  # of an event that has still to come
+                event_id = unknown[-1]  # a receipt for an event that has not arrived yet
             else:
                 continue
             data = receipt.get("data")
@@ -175,7 +175,7 @@ class Receipts:
     # -- both ----------------------------------------------------------------------------------------------------------
 
     async def _store(self, head: RoomHead, new: Sequence[NewReceipt]) -> list[StoredReceipt]:
-        """Those that said something new, after waking whoever may know of them."""
+        """Store receipts, wake the /sync requests that they concern, and return those that changed something."""
         positions = await self._database.write_batched(store.store, new)
         stored = [
             StoredReceipt(head.room_id, r.receipt_type, r.user_id, r.thread_id, r.event_id, r.ts, position)
@@ -194,14 +194,14 @@ class Receipts:
         return stored
 
     def recent(self, position: int) -> StoredReceipt | None:
-        """The receipt at a position, if it is at hand."""
+        """The receipt at a position if it is in memory, otherwise None."""
         return self._recent.get(position)
 
 
 def receipt_content(receipts: Iterable[StoredReceipt]) -> JsonObject:
-    """The content of the m.receipt event that tells clients of these receipts, of which later ones go first.
+    """The content of the m.receipt event for clients that holds these receipts.
 
-    One event can hold one receipt for each event, type and user: see ``split_by_thread``.
+    It can hold only one receipt per event, type and user, and the last one counts: see ``split_by_thread``.
     """
     content: dict[str, dict[str, dict[str, JsonObject]]] = {}
     for receipt in receipts:
@@ -213,7 +213,7 @@ def receipt_content(receipts: Iterable[StoredReceipt]) -> JsonObject:
 
 
 def split_by_thread(receipts: Iterable[StoredReceipt]) -> list[list[StoredReceipt]]:
-    """Receipts in batches of which each fits into one event: of each thread one.
+    """Split receipts into one batch per thread, each of which fits into one event.
 
     "For efficiency, receipts SHOULD be batched into one event per room and thread".
     """
@@ -245,7 +245,7 @@ def _event_ids(receipt: JsonObject) -> list[str]:
 
 
 def _data(data: JsonObject, now_ms: int) -> tuple[str | None, int]:
-    """Thread ID and time of a receipt; no thread ID for one that makes no sense."""
+    """The thread ID and time of a receipt. The thread ID is None if the receipt is invalid."""
     thread_id = data.get("thread_id", UNTHREADED)
     if not isinstance(thread_id, str) or len(thread_id) > IDENTIFIER_CHARACTERS_MAX:
         return None, now_ms

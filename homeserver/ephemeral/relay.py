@@ -1,7 +1,7 @@
-"""Receipts and typing of our users that other processes took in, on their way to other servers.
+"""Sends receipts and typing notices that other processes have stored on to other servers.
 
-Of all processes on a database one delivers. What its own clients say it sends on as they say it; what those of another
-process say is in the database by then, and is read from there.
+Of all processes on a database, one delivers to other servers. It sends what its own clients report at once, and reads
+what the clients of other processes report from the database.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ logger = structlog.get_logger(__name__)
 
 READ = "m.read"
 POSITIONS_MAX = 2_000
-"""Receipts and typing notices that wait to be read; the oldest go first, as others will follow them."""
+"""How many receipts and typing notices may wait to be read; above that the oldest are dropped: newer ones follow."""
 
 
 class EphemeralDelivery(Protocol):
-    """Tells other servers, in the process that delivers."""
+    """Sends to other servers, in the process that delivers."""
 
     @property
     def delivers(self) -> bool:
-        """Whether this is that process."""
+        """Whether this process is the one that delivers."""
 
     async def send_receipt(self, receipt: Receipt) -> None:
         """Tell the other servers in the room that one of our users has read up to an event. Best effort."""
 
     async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Tell the other servers in the room that one of our users types, or has stopped. Best effort."""
+        """Tell the other servers in the room that one of our users is typing, or has stopped. Best effort."""
 
 
 class OwnReceipts(Protocol):
-    """Knows the receipts that this process took in, which are sent on already."""
+    """Knows the receipts that this process has stored, which are sent already."""
 
     def recent(self, position: int) -> StoredReceipt | None:
-        """The receipt at a position, if it is at hand."""
+        """The receipt at a position if it is in memory, otherwise None."""
 
 
 class EphemeralRelay:
-    """Sends on what other processes took in, where it is this process that delivers.
+    """Sends what other processes have stored, if this process is the one that delivers.
 
-    Best effort: now and then something goes twice, which says nothing new to those who get it.
+    Best effort: sometimes a receipt or notice is sent twice, which changes nothing for the receiver.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EphemeralRelay:
         self._task: asyncio.Task[None] | None = None
 
     def note(self, changes: Iterable[WrittenChange]) -> None:
-        """Send on, soon, what of this is for other servers."""
+        """Take note of changes by other processes, to send receipts and typing notices on soon."""
         if self._database.is_sqlite or not self._delivery.delivers:
             return
         self._positions += [change.position for change in changes if change.stream in ("receipts", "typing")]
@@ -74,7 +74,7 @@ class EphemeralRelay:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

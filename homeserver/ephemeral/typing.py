@@ -1,7 +1,7 @@
 """Who is typing in which room.
 
-What counts is in the database, so that every process on it says the same; each keeps at hand what it has heard of. A
-notice ends by itself when its time has run out: one timer waits for the next one that is due.
+Typing notices are stored in the database, so that all processes on it agree; each process caches those that it knows.
+A notice ends by itself when its time has run out: one timer waits for the next one that is due.
 
 https://spec.matrix.org/v1.19/client-server-api/#typing-notifications
 """
@@ -34,30 +34,30 @@ logger = structlog.get_logger(__name__)
 TIMEOUT_MS_DEFAULT = 30_000
 TIMEOUT_MS_MAX = 120_000
 REMOTE_TIMEOUT_MS = 60_000
-"""How long a user of another server types, unless that server says that it has stopped."""
+"""How long a user of another server counts as typing, unless that server says that they have stopped."""
 FEDERATION_REPEAT_S = 30.0
-"""Other servers are told again after this long, before they think that the user has stopped."""
+"""Other servers are told again after this long, so that they do not assume that the user has stopped."""
 ROOMS_REMEMBERED_MAX = 10_000
 
 
 class TypingDelivery(Protocol):
-    """Tells other servers."""
+    """Sends typing notices to other servers."""
 
     async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Tell the other servers in the room that one of our users types, or has stopped. Best effort."""
+        """Tell the other servers in the room that one of our users is typing, or has stopped. Best effort."""
 
 
 @dataclass(slots=True)
 class _RoomTyping:
-    """Who types in one room."""
+    """Who is typing in one room."""
 
     room_nid: int
     position: int = 0
-    """The last change that this takes into account."""
+    """The position of the last change that is included here."""
     users: dict[str, int] = field(default_factory=dict)
-    """Until when each types, in milliseconds since the epoch; in the order in which they began."""
+    """When each user's notice ends, in milliseconds since the epoch; in the order in which they began."""
     positions: dict[str, int] = field(default_factory=dict)
-    """Of the last change of each user."""
+    """The position of each user's last change."""
     rendered: bytes | None = None
 
 
@@ -79,23 +79,23 @@ class Typing:
         self._clock = clock
         self._rooms: OrderedDict[str, _RoomTyping] = OrderedDict()
         self._due: list[tuple[int, str, str]] = []
-        """A heap of times that may run out: ``(expires_ts, room_id, user_id)``."""
+        """A heap of the times when notices may end: ``(expires_ts, room_id, user_id)``."""
         self._timer: asyncio.TimerHandle | None = None
         self._expiring: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        """Ends the notices of users who have left their room."""
+        """Tasks that end the notices of users who have left their room."""
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
-        """When other servers were last told that a user types."""
+        """When other servers were last told that a user is typing, by room and user."""
 
     async def start(self) -> None:
-        """Take up what was under way when the server stopped."""
+        """Load the notices that had not ended when the server stopped."""
         await self._database.write(store.forget_stopped)
         for user in await self._database.read(store.all_typing):
             room = self._rooms.setdefault(user.room_id, _RoomTyping(user.room_nid))
             self._note(user.room_id, room, user.user_id, user.expires_ts, user.position)
 
     async def stop(self) -> None:
-        """Forget the timer. What is stored stays, and ends in its time."""
+        """Stop the timer and the background work. Stored notices stay, and end when their time has run out."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -110,11 +110,11 @@ class Typing:
 
     @refuses_by_newest_state
     async def set_typing(self, user_id: str, room_id: str, typing: bool, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
-        """One of our users types in a room for so long, or has stopped. Raises ``Forbidden`` for who is not in it."""
+        """Note that one of our users is typing, for ``timeout_ms`` at most, or has stopped. Raises ``Forbidden``."""
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined_local:
             raise Forbidden("You are not in this room")
-        # A timeout of nothing is a stop.
+        # A timeout of zero means that the user has stopped.
         typing = typing and timeout_ms > 0
         changed = await self._store(head, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing else 0)
         key, now = (room_id, user_id), self._clock.monotonic()
@@ -124,7 +124,7 @@ class Typing:
         await self._end_if_departed(room_id, user_id)
 
     async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Take in an m.typing EDU; what does not fit is dropped.
+        """Store the notice of an m.typing EDU; an invalid one is dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#typing-notifications
         """
@@ -141,7 +141,7 @@ class Typing:
         await self._end_if_departed(head.room_id, user_id)
 
     def departed(self, room_id: str, user_ids: Iterable[str]) -> None:
-        """Users, of any server, have left a room or were removed from it: they do not type there any longer."""
+        """End the notices of users, of any server, who have left a room or were removed from it."""
         room = self._rooms.get(room_id)
         typing = [user_id for user_id in user_ids if room is not None and user_id in room.users]
         if typing:
@@ -159,7 +159,7 @@ class Typing:
         try:
             head = await self._heads.get(room_id)
             for user_id in user_ids:
-                if user_id not in head.joined:  # who has come back meanwhile may be typing again
+                if user_id not in head.joined:  # a user who has rejoined meanwhile may be typing again
                     await self._store(head, user_id, 0)
                     self._told.pop((room_id, user_id), None)
         except Exception:
@@ -167,13 +167,13 @@ class Typing:
             logger.exception("typing could not be ended with the membership", room_id=room_id)
 
     async def _store(self, head: RoomHead, user_id: str, timeout_ms: int) -> bool:
-        """Whether who types in the room is another set now."""
+        """Store a notice. Returns whether the set of typing users has changed."""
         now = self._clock.now_ms()
         expires_ts = now + timeout_ms if timeout_ms else 0
         notice = TypingNotice(head.room_nid, user_id, expires_ts, now)
         await self._known(head)
         position = await self._database.write_batched(store.store, notice)
-        # From the commit to the publication nothing is awaited: others' positions wait for this one.
+        # Await nothing between commit and publication: the notifier holds back later positions until then.
         room = self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
         self._note(head.room_id, room, user_id, expires_ts, position)
         if position is None:
@@ -182,17 +182,17 @@ class Typing:
         return True
 
     async def _known(self, head: RoomHead) -> None:
-        """Have at hand what is stored of a room."""
+        """Load the notices of a room into memory."""
         if head.room_id not in self._rooms:
             await self.refresh(head.room_id)
             self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
         self._rooms.move_to_end(head.room_id)
 
     def _note(self, room_id: str, room: _RoomTyping, user_id: str, expires_ts: int, position: int | None) -> None:
-        """Bring what is at hand in line with what was stored. Without a position, only the time was moved."""
+        """Update the memory after a write. ``position`` is None if only the time of a notice has moved."""
         if position is not None:
             if position < room.positions.get(user_id, 0):
-                return  # two answers of the database came in the other order
+                return  # two writes returned in the opposite order
             room.positions[user_id] = position
             room.position = max(room.position, position)
             room.rendered = None
@@ -209,7 +209,7 @@ class Typing:
         while len(self._rooms) > ROOMS_REMEMBERED_MAX:
             room_id, room = next(iter(self._rooms.items()))
             if room.users:
-                return  # those have a timer, which will end them
+                return  # the timer will end these notices
             del self._rooms[room_id]
 
     def _publish(self, room_id: str, position: int) -> None:
@@ -250,7 +250,7 @@ class Typing:
                 self._set_timer()
 
     async def expire(self) -> None:
-        """End the notices whose time has run out."""
+        """End the notices that have run out."""
         now = self._clock.now_ms()
         due: dict[tuple[int, str], str] = {}
         while self._due and self._due[0][0] <= now:
@@ -260,7 +260,7 @@ class Typing:
                 due[room.room_nid, user_id] = room_id
         if not due:
             return
-        # Another process may know that the user types on, or may have ended it already.
+        # Another process may have prolonged the notice, or ended it already.
         heads = await self._heads.of_many(list(set(due.values())))
         answers = await self._database.write(store.expire, list(due), now)
         ended: list[tuple[str, str]] = []
@@ -279,12 +279,12 @@ class Typing:
     # -- readers -------------------------------------------------------------------------------------------------------
 
     def is_fresh(self, room_id: str, position: int) -> bool:
-        """Whether what is at hand takes the change at this position into account."""
+        """Whether memory includes the change at this position."""
         room = self._rooms.get(room_id)
         return room is not None and room.position >= position
 
     async def refresh(self, room_id: str, position: int = 0) -> None:
-        """Read from the database what another process wrote, up to a position at least."""
+        """Read from the database what other processes wrote, up to ``position`` or later."""
         stored = {user.user_id: user for user in await self._database.read(store.typing_in, room_id)}
         for user in stored.values():
             room = self._rooms.setdefault(room_id, _RoomTyping(user.room_nid))
@@ -296,7 +296,7 @@ class Typing:
             known.position = max(known.position, position)
 
     def users_in(self, room_id: str) -> list[str]:
-        """Who types in a room."""
+        """The IDs of the users who are typing in a room."""
         room = self._rooms.get(room_id)
         return list(room.users) if room is not None else []
 
@@ -310,7 +310,7 @@ class Typing:
         return room.rendered
 
     def last_change_in(self, room_id: str) -> int:
-        """The position of the last change in a room, as far as it is at hand."""
+        """The position of the last change in a room that memory includes, or 0."""
         room = self._rooms.get(room_id)
         return room.position if room is not None else 0
 

@@ -1,8 +1,8 @@
-"""Who has read an event, as far as read receipts say.
+"""Who has read an event, according to read receipts.
 
-A receipt says "up to here": it counts for all events before it that its user was in the room for, in the order in
-which this server got them. For an event of a thread the receipts of that thread and those of no thread count. Private
-receipts never do, and neither does that somebody has said something since.
+A receipt means "up to here": it counts for all earlier events (in the order in which this server received them) that
+happened while its user was in the room. For an event in a thread, receipts of that thread and unthreaded ones count.
+Private receipts never count, nor do events that a user has sent since.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.read_receipts import ReadUpTo
 
 RECEIPTS_PER_READ_MIN = 100
-"""Receipts that are read at once for a part of the list, since not all of them may count."""
+"""How many receipts are read at once, at least, for a page of the list, since not all of them may count."""
 
 
 ATTENDANCES_BYTES_MAX = 12 * 2**20
-"""What may be remembered of who was in the room, at all states together."""
+"""How much memory the cache of who was in rooms may use."""
 USER_BYTES = 120
 MEMBER = "m.room.member"
 
@@ -39,21 +39,21 @@ class ListedReceipt(TypedDict):
     user_id: str
     display_name: str | None
     ts: int
-    """When, by the earliest receipt that says so."""
+    """When they read it, by the earliest such receipt."""
     thread_id: str | None
     is_remote: bool
 
 
 class ReceiptList(TypedDict, total=False):
-    """Who has read an event. The whole list: whose receipt came last goes first. Parts of it: by user ID."""
+    """Who has read an event. The whole list is sorted from new to old receipts, pages of it by user ID."""
 
     receipts: list[ListedReceipt]
     next: str
-    """Only there if there is more."""
+    """The token of the next page, if there is one."""
 
 
 class _Attendance(NamedTuple):
-    """What is known of who was in the room in one of its states."""
+    """The users known to have been in the room, and not in it, in one of its states."""
 
     present: frozenset[str]
     absent: frozenset[str]
@@ -64,7 +64,7 @@ def _weigh(attendance: _Attendance) -> int:
 
 
 class WhoHasRead:
-    """Answers who has read what."""
+    """Finds out who has read an event."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class WhoHasRead:
     async def of_event(self, user_id: str, room_id: str, event_id: str, page: PageRequest) -> ReceiptList:
         """Who has read an event, for a member of the room who may see it.
 
-        Raises ``Forbidden`` for others, and for everybody where the administrator has switched receipts off,
-        ``NotFound`` for events that are not there or not to be seen, ``InvalidParam``.
+        Raises ``Forbidden`` for users who are not in the room, and for everybody if receipts are switched off;
+        ``NotFound`` for events that are unknown or may not be seen; ``InvalidParam`` for a wrong token.
         """
         if not self._receipts.enabled:
             raise Forbidden("Read receipts are switched off on this server")
@@ -118,13 +118,13 @@ class WhoHasRead:
     async def _part(
         self, head: RoomHead, stored: StoredEvent, thread_ids: Collection[str], after: str, limit: int
     ) -> ReceiptList:
-        """So many of the readers who follow one, by user ID.
+        """The ``limit`` next readers after a user ID, sorted by user ID.
 
-        Places among the latest would not do: a receipt leaves its place as soon as its user reads on, and whoever has
-        not come to it yet would never see it.
+        Pages cannot be sorted by time: a receipt moves when its user reads on, and a client that pages through the list
+        could miss it.
         """
         readers: list[ReadUpTo] = []
-        # Of a user who has several receipts, all are read: one for each thread at most.
+        # All receipts of a user must be read together: at most one per thread.
         most = max(limit + 1, RECEIPTS_PER_READ_MIN) + len(thread_ids)
         is_end = False
         while len(readers) <= limit and not is_end:
@@ -153,7 +153,7 @@ class WhoHasRead:
     async def _present(
         self, head: RoomHead, stored: StoredEvent, receipts: Iterable[ReadUpTo], *, is_whole: bool
     ) -> Container[str]:
-        """Those of the users of some receipts who were in the room right after an event, and maybe others who were."""
+        """The users who were in the room right after an event; complete for the users of ``receipts``."""
         group = stored.state_group
         assert group is not None
         if group == head.snapshot.group:
@@ -171,7 +171,7 @@ class WhoHasRead:
         return known.present
 
     async def _joined(self, head: RoomHead, then: Mapping[StateKey, str], user_ids: Iterable[str]) -> set[str]:
-        """Those of the users who have joined according to a state of the room."""
+        """The users out of ``user_ids`` who are joined in the state ``then`` of the room."""
         now = head.state
         joined: set[str] = set()
         changed: dict[str, str] = {}
@@ -205,10 +205,10 @@ class WhoHasRead:
 
 
 def _readers(receipts: Iterable[ReadUpTo], stored: StoredEvent, present: Container[str]) -> list[ReadUpTo]:
-    """Of the users who have read an event the receipt that says so: of several the earliest, by then it was read.
+    """The earliest receipt of each user who has read an event.
 
-    Who was not ``present`` at the event has read it only if the receipt names it: who joins later and reads on has not
-    read what was before, whatever the history shows.
+    A user who was not ``present`` at the event has read it only if a receipt is for exactly this event: users who join
+    later have not read what was before, even if they can see it.
     """
     position = stored.stream_position or 0
     earliest: dict[str, ReadUpTo] = {}
@@ -225,7 +225,7 @@ def _readers(receipts: Iterable[ReadUpTo], stored: StoredEvent, present: Contain
 
 
 def _whole_users(receipts: Sequence[ReadUpTo]) -> Sequence[ReadUpTo]:
-    """The receipts without those of the last user, who may have more than were read."""
+    """The receipts without those of the last user, of whom more may not have been read."""
     last = receipts[-1][0]
     end = len(receipts)
     while end and receipts[end - 1][0] == last:

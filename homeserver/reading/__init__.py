@@ -1,5 +1,5 @@
 """What may be seen of a room, by our users and by other servers.
 
-``history`` pages through a room, ``visible_events`` says what a user may see of it, ``client_events`` gives events the
-form that clients get, ``shared_history`` answers other servers.
+``history`` pages through a room's events, ``state_and_members`` reads its state, ``visible_events`` decides what a user
+may see of it, ``client_events`` serialises events for clients, ``shared_history`` answers other servers.
 """

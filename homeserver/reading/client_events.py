@@ -1,4 +1,4 @@
-"""Events as clients get them, serialised once and reused for everybody.
+"""Events as clients get them, serialised once and reused for all clients.
 
 https://spec.matrix.org/v1.19/client-server-api/#room-event-format
 """
@@ -6,7 +6,7 @@ https://spec.matrix.org/v1.19/client-server-api/#room-event-format
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from homeserver.protocol.redaction import redact_event
 from homeserver.storage.event_graph import StoredEvent
 
 RENDERED_BYTES_MAX = 16 * 1024 * 1024
-"""Serialised events that are kept."""
+"""How much memory the kept serialised events may use."""
 STRIPPED_STATE_TYPES = (
     "m.room.create",
     "m.room.name",
@@ -29,37 +29,37 @@ STRIPPED_STATE_TYPES = (
     "m.room.canonical_alias",
     "m.room.encryption",
 )
-"""State that an invited user is shown: https://spec.matrix.org/v1.19/client-server-api/#stripped-state"""
+"""State that an invited user sees: https://spec.matrix.org/v1.19/client-server-api/#stripped-state"""
 
 
 class OnBehalfOf(Protocol):
-    """Whom an event is rendered for."""
+    """The user and device that an event is rendered for."""
 
     @property
     def user_id(self) -> str:
-        """The user."""
+        """The full user ID."""
 
     @property
     def device_id(self) -> str:
-        """The device that the user asks from."""
+        """The device that made the request."""
 
 
 @dataclass(slots=True)
 class _Rendered:
-    """An event's bytes, cut where something differs between readers."""
+    """An event's JSON, in pieces: what differs between clients is put in between."""
 
     source: StoredEvent
     body: bytes
-    """Up to and without the closing brace; no ``room_id``, no ``unsigned``."""
+    """Everything except ``room_id`` and ``unsigned``, without the closing brace."""
     room_id: bytes
     unsigned: bytes
-    """What ``unsigned`` holds for everybody, each entry followed by a comma."""
+    """The opening of ``unsigned`` and the entries that all clients get, each followed by a comma."""
     sync_form: bytes
-    """``body`` and ``unsigned`` joined, as /sync begins an event."""
+    """``body`` and ``unsigned`` joined: the beginning of an event in /sync."""
 
 
 class ClientEvents:
-    """Renders events for clients."""
+    """Serialises events for clients."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -67,11 +67,11 @@ class ClientEvents:
             "rendered events", RENDERED_BYTES_MAX, lambda r: 300 + 2 * len(r.body) + 2 * len(r.unsigned)
         )
         self._successors: dict[str, list[str]] = {}
-        """Rendered events, by the event that each shows as what it replaced."""
+        """IDs of rendered state events, by the ID of the event that they replaced and whose content they show."""
         events.watch(self._forget_successors)
 
     async def prepare(self, stored: Sequence[StoredEvent]) -> None:
-        """Read what rendering these events needs beside themselves: the events that they replaced."""
+        """Load the events that these events replaced, which ``render`` needs too."""
         replaced = [
             event.replaces_nid for event in stored if event.replaces_nid is not None and not self._is_rendered(event)
         ]
@@ -83,7 +83,7 @@ class ClientEvents:
         return rendered is not None and rendered.source is stored
 
     def _forget_successors(self, event_id: str) -> None:
-        """An event was redacted: what shows its content must not do so any longer."""
+        """Drop what is rendered with the content of an event, because the event was redacted."""
         for successor in self._successors.pop(event_id, ()):
             self._rendered.drop(successor)
 
@@ -106,8 +106,8 @@ class ClientEvents:
     ) -> bytes:
         """The event's JSON.
 
-        ``requester`` sees the transaction ID of what its own device sent; ``membership`` is what the requester's
-        membership was at the event.
+        If the requester's own device sent the event, it gets its transaction ID. ``membership`` is the requester's
+        membership at the event.
         """
         rendered = self._rendered.get(stored.event_id)
         if rendered is None or rendered.source is not stored:
@@ -120,6 +120,10 @@ class ClientEvents:
         if membership is not None:
             start += b'"membership":"' + membership.encode() + b'",'
         return start + b'"age":%d}}' % age
+
+    def render_list(self, stored: Iterable[StoredEvent], now_ms: int) -> bytes:
+        """A JSON list of events, with ``room_id``. Call ``prepare`` first."""
+        return b"[" + b",".join([self.render(event, now_ms=now_ms, with_room_id=True) for event in stored]) + b"]"
 
     def _render(self, stored: StoredEvent) -> _Rendered:
         event = stored.event
@@ -168,12 +172,12 @@ def client_event(event: Event) -> dict[str, Any]:
 
 
 def stripped_event(event: Event) -> dict[str, Any]:
-    """A state event as those see it who are not in the room yet."""
+    """A state event as users see it who are not in the room yet."""
     return {"content": event.content, "sender": event.sender, "state_key": event.state_key, "type": event.type}
 
 
 def dumps(value: Any) -> bytes:
-    """JSON bytes, also of what nests deeper or counts further than orjson goes (room versions 1 to 5)."""
+    """JSON bytes; also of deep nesting and large numbers that orjson refuses (they occur in room versions 1 to 5)."""
     try:
         return orjson.dumps(value)
     except (orjson.JSONEncodeError, RecursionError):

@@ -1,7 +1,7 @@
-"""Lists of the governance API: whom they are for, and how they are read page by page.
+"""Lists of the governance API: who may read them, and how they are paged.
 
-A token names the entry that ended the part before, by what the list is sorted by, and not how many there were: what
-comes and goes meanwhile takes nothing away from those who stay where they are, and shows none of them twice.
+A token holds the sort key of the last entry of a page, not a count, so that entries that are added or removed between
+two requests make no other entry appear twice or not at all.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from homeserver.storage.database import Database
 from homeserver.storage.listings import TimePlace
 
 Place: TypeAlias = tuple[str | int, ...]
-"""Where an entry stands in its list: what the list is sorted by."""
+"""The sort key of an entry in its list."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which part of a list is asked for; by default all of it."""
+    """The part of a list that a client wants; by default all of it."""
 
     limit: int | None = None
     after: str | None = None
-    """The token that came with the part before. Goes with a limit."""
+    """The token that came with the page before. Only used with a limit."""
 
 
 class _Timed(Protocol):
-    """An entry of a list that goes from new to old."""
+    """An entry of a list that is sorted from new to old."""
 
     @property
     def place(self) -> TimePlace:
-        """Where it stands."""
+        """The sort key."""
 
 
 Stored = TypeVar("Stored", bound=_Timed)
@@ -47,7 +47,7 @@ Entry = TypeVar("Entry")
 
 
 async def room_of_member(heads: RoomHeads, user_id: str, room_id: str) -> RoomHead:
-    """The room, for one of our users who is in it.
+    """The head of a room that one of our users is in.
 
     Raises ``Forbidden`` for everybody else, whether there is such a room or not.
     """
@@ -64,10 +64,10 @@ async def newest_first(
     read: Callable[[Connection, int, int | None, TimePlace | None], Sequence[Stored]],
     shown: Callable[[Sequence[Stored]], list[Entry]],
 ) -> tuple[list[Entry], str | None]:
-    """A part of a list that goes from new to old, and the token for what follows, if anything does.
+    """A page of a list that is sorted from new to old, and the token of the next page if there is one.
 
-    ``read`` reads so many stored entries of a room at most that follow a place, and ``shown`` makes of them what is
-    answered. Raises ``InvalidParam`` for a token that was never given out.
+    ``read`` takes a numeric room ID, a limit and a place, and reads the stored entries that follow the place; ``shown``
+    turns them into the entries of the answer. Raises ``InvalidParam`` for a token that was never given out.
     """
     after = cast("TimePlace", place_of(page.after, (int, int))) if page.after is not None else None
     most = None if page.limit is None else page.limit + 1
@@ -81,12 +81,15 @@ async def newest_first(
 
 
 def token_of(place: Place) -> str:
-    """The token for the part of a list that follows this entry."""
+    """The token for the page that follows the entry with this sort key."""
     return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
 
 
 def place_of(token: str, kinds: Sequence[type[str] | type[int]]) -> Place:
-    """The place that a token stands for. Raises ``InvalidParam`` for a token that was never given out."""
+    """The sort key that a token holds; ``kinds`` are the types of its parts.
+
+    Raises ``InvalidParam`` for a token that was never given out.
+    """
     try:
         place = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (binascii.Error, ValueError):

@@ -1,7 +1,7 @@
 """Pages of a room's history, either way from any point of it; see ``storage/places.py`` for the order.
 
-A page that comes upon missing history stops there and has it fetched before it goes on, so that nothing is passed over
-that can be had.
+A page that reaches missing history asks other servers for it before it continues, so that no event is skipped that some
+server can provide.
 
 https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidmessages
 """
@@ -32,36 +32,36 @@ from homeserver.storage.history_lanes import Gap
 from homeserver.storage.places import HIGHEST, LOWEST, floor_of_lane, lane_of, place_of
 
 EVENTS_SCANNED_MAX = 1_000
-"""How many events one request looks at to find those that fit a filter and may be seen."""
+"""How many events one request examines to find those that fit the filter and may be seen."""
 FILTERED_BATCH = 100
-"""How many events are read at once where a filter may let few of them through."""
+"""How many more events are read at once if a filter may let few of them through."""
 GAPS_READ_MAX = 10
 FILLINGS_MAX = 20
-"""How often one page has other servers asked for history."""
+"""How often one page asks other servers for history."""
 FILLING_SECONDS_MAX = 30.0
-"""How long the reader of one page waits for that altogether."""
+"""How long the client that reads one page waits for that in total."""
 
 
 class Backfiller(Protocol):
     """Fetches history that this server does not have yet."""
 
     async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
-        """Ask other servers for what is missing at these gaps, for so long at most."""
+        """Ask other servers for the events that are missing at these gaps, for at most ``seconds``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What a client asks of /messages."""
+    """The parameters of /messages."""
 
     start: int | None
-    """From which place; None: from the end of the history that is behind the reader."""
+    """The place where to begin; None: the newest event if ``backwards``, otherwise the oldest."""
     end: int | None
-    """To which place; None: to the other end."""
+    """The place where to end; None: the other end of the history."""
     backwards: bool
     limit: int
     filter: RoomEventFilter
     start_token: str | None = None
-    """The token that ``start`` was made from."""
+    """The token that ``start`` was parsed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +71,23 @@ class Page:
     events: list[SeenEvent]
     start: str
     end: str | None
-    """Where to go on; None where no more events are to be had."""
+    """The token of the next page; None if there are no more events."""
     state: list[StoredEvent]
-    """The member events of those who sent the events, if members are loaded lazily."""
+    """The member events of the senders, if members are loaded lazily."""
 
 
 class _Ahead(Enum):
-    """What lies ahead of a reader."""
+    """What follows in the direction of reading."""
 
     MORE = auto()
     END = auto()
     UNKNOWN = auto()
-    """Missing history that nobody could be asked about now."""
+    """Missing history that no other server can be asked for now."""
 
 
 @dataclass(slots=True)
 class _Walk:
-    """Where the reading of a page stands: ``low`` < place ≤ ``high`` is still to be read."""
+    """The progress of reading a page: events with ``low`` < place ≤ ``high`` are still to be read."""
 
     backwards: bool
     low: int
@@ -97,7 +97,7 @@ class _Walk:
     fillings: int = 0
 
     def move_past(self, place: int) -> None:
-        """Go on after an event."""
+        """Note that the event at a place was read."""
         if self.backwards:
             self.high = place - 1
         else:
@@ -117,7 +117,7 @@ class Pages:
         self._clock = clock
 
     async def read(self, access: Access, request: PageRequest) -> tuple[list[SeenEvent], str, str | None]:
-        """The events of a page, the token of its start, and that of where the next one starts if there is one."""
+        """The events of a page, the token of its start, and the token of the next page if there is one."""
         walk = self._begin(access, request)
         start = walk.high if request.backwards else walk.low
         found: list[SeenEvent] = []
@@ -150,16 +150,16 @@ class Pages:
     @staticmethod
     def _end(walk: _Walk) -> str | None:
         if not walk.backwards:
-            # What is new later comes after this point, however far the reader has come.
+            # Always given: events that arrive later will come after this point.
             return history_token(walk.low)
         return None if walk.ahead is _Ahead.END else history_token(walk.high)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
     async def _next(self, access: Access, walk: _Walk, count: int) -> list[PagedEvent]:
-        """At most ``count`` further events, up to the next missing history; what is missing right ahead is fetched.
+        """At most ``count`` further events, up to the next missing history; if that comes first, it is fetched.
 
-        None where the end is reached or nobody can be asked, which ``walk.ahead`` says then.
+        An empty list if the end is reached or no server can be asked; ``walk.ahead`` says which.
         """
         read = _read_backwards if walk.backwards else _read_forwards
         while True:
@@ -167,7 +167,7 @@ class Pages:
                 read, access.head.room_nid, walk.low, walk.high, count, self._clock.now_ms()
             )
             if not access.head.joined_local:
-                gaps = []  # nobody tells us anything of a room that we are not in
+                gaps = []  # other servers give us no events of a room that we are not in
             if batch or not gaps:
                 if len(batch) <= count and not gaps:
                     walk.ahead = await self._what_is_beyond(access, walk)
@@ -177,7 +177,7 @@ class Pages:
                 return []
 
     async def _fill(self, access: Access, walk: _Walk, gaps: Sequence[Gap]) -> bool:
-        """Have missing history fetched. Returns whether it is worth looking again."""
+        """Ask other servers for missing history. Returns whether it is worth reading again."""
         seconds = walk.deadline - self._clock.monotonic()
         if seconds <= 0 or walk.fillings == FILLINGS_MAX:
             return False
@@ -185,7 +185,7 @@ class Pages:
         return await self._backfiller.fill(access.head.room_id, gaps, seconds) is not Filled.UNANSWERED
 
     async def _what_is_beyond(self, access: Access, walk: _Walk) -> _Ahead:
-        """What lies ahead where this server has nothing more, and nobody may be asked about it now."""
+        """Whether the room ends here, if this server has no more events and no server may be asked for more now."""
         head = access.head
         if not walk.backwards or walk.low != LOWEST or not head.joined_local:
             return _Ahead.END
@@ -195,7 +195,7 @@ class Pages:
             create = (await self._events.by_nid_anew([create])).get(create.event_nid)
         if create is not None and create.place is not None:
             return _Ahead.END
-        # What is missing above the lane that the reader is in would not come before it.
+        # Only gaps up to the current lane matter: events that are missing above it would not come next.
         high = place_of(lane_of(walk.high))
         asked = await self._database.read(history_lanes.least_asked, head.room_nid, high)
         others = len(head.joined_servers) - 1
@@ -217,7 +217,7 @@ class Pages:
 
     async def _placed(self, batch: Sequence[PagedEvent]) -> dict[int, StoredEvent]:
         stored = await self._events.by_nid(paged.event_nid for paged in batch)
-        # What another process backfills nobody is told. It stands where the page says, not outside as it did.
+        # Other processes do not report what they backfill: these cached outliers have a place by now. Read them anew.
         outdated = [event for event in stored.values() if event.place is None]
         if outdated:
             stored.update(await self._events.by_nid_anew(outdated))
@@ -227,10 +227,10 @@ class Pages:
 def _read_backwards(
     connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int
 ) -> tuple[list[PagedEvent], list[Gap]]:
-    """The next older events, one more than ``count`` if there are so many, as far as no history is missing.
+    """The next older events, up to ``count`` + 1 and not past missing history, and the gaps that come first.
 
-    With the gaps that come first: what is fetched for them comes to the bottom of their lane, so all of the lane is
-    read before. Gaps of the lane that ``high`` is in may lie above it.
+    The events that are fetched for a gap get places at the bottom of its lane, so all of the lane is read before them.
+    Gaps in the lane of ``high`` may lie above ``high``.
     """
     gaps = history_lanes.gaps_between(
         connection,
@@ -249,7 +249,7 @@ def _read_backwards(
 def _read_forwards(
     connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int
 ) -> tuple[list[PagedEvent], list[Gap]]:
-    """The next newer events likewise. Before a lane with gaps is entered, they are to be filled."""
+    """The next newer events and the gaps that come first. A lane with gaps is read only once they are filled."""
     gaps = history_lanes.gaps_between(
         connection, room_nid, place_of(lane_of(low)), high, now_ms, GAPS_READ_MAX, highest_first=False
     )

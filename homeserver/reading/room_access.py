@@ -1,4 +1,4 @@
-"""Which part of a room's past and present a user of ours may read: all, up to when it left, or only what is public."""
+"""Which part of a room one of our users may read: all, everything until they left, or only what is public."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.sync_streams import Standing, standing_in
 
 STEPS_BACK_MAX = 20
-"""How many membership events of a user are looked at to find the one that ended its stay."""
+"""How many member events of a user are examined to find the one with which they left the room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Access:
     head: RoomHead
     viewer: Viewer
     departure: StoredEvent | None = None
-    """The event that ended the user's stay: the present is as of then, unless the room is public."""
+    """The event with which the user left: they see the state as of then, unless the room is public."""
 
     @property
     def is_joined(self) -> bool:
@@ -55,7 +55,7 @@ class RoomAccess:
             raise Forbidden("You are not in this room")
         standing = await self._database.read(standing_in, user_id, room_id)
         if standing is not None and standing.membership == "join":
-            # It joined in this moment, or through another process: the head is older than that.
+            # The user has joined since this head was read, maybe through another process.
             head = await self._heads.newest_where(room_id, lambda newest: user_id in newest.joined_local)
             if head is None:
                 raise Forbidden("You are not in this room")
@@ -71,7 +71,7 @@ class RoomAccess:
         return Access(head, Viewer(user_id, joined_until, peeks=False), departure)
 
     async def departure(self, standing: Standing) -> StoredEvent | None:
-        """The event with which the user stopped being in the room; None if it never was, or the event is not here."""
+        """The event with which the user left the room; None if they never were in it or the event is unknown."""
         later: StoredEvent | None = None
         nid: int | None = standing.event_nid
         for _ in range(STEPS_BACK_MAX):

@@ -1,7 +1,7 @@
 """What servers in a room may see of its history: events, states and auth chains.
 
-A server that is in the room no longer still gets what it was there for: it may have been away when its last user was
-removed, and cannot place the removal without what came before.
+A server that has left the room still gets the events from while it was in it: it may have been down when its last user
+was removed, and needs the earlier events to accept the removal.
 
 https://spec.matrix.org/v1.19/server-server-api/#retrieving-events
 """
@@ -26,12 +26,12 @@ from homeserver.storage.event_graph import StoredEvent, Verdict
 BACKFILL_MAX = 100
 MISSING_EVENTS_MAX = 50
 START_EVENTS_MAX = 50
-"""Events that one question may start from."""
+"""How many events one request may start from."""
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
 
 
 class SharedHistory:
-    """Answers servers that are in a room."""
+    """Answers other servers that are or were in a room."""
 
     def __init__(
         self, database: Database, heads: RoomHeads, events: Events, states: StateReader, access: ServerAccess
@@ -44,7 +44,7 @@ class SharedHistory:
         self._chains = StateChains(database)
 
     async def backfill(self, origin: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[bytes]:
-        """Events and what precedes them. What the server may not see comes redacted, to keep the graph in one piece.
+        """Events and their ancestors. Events that the server may not see are redacted, which keeps the graph connected.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
         """
@@ -90,7 +90,7 @@ class SharedHistory:
             try:
                 head = await self._access.known_room(stored.event.room_id, origin)
             except (Forbidden, NotFound):
-                continue  # nor does a stranger learn that it exists
+                continue  # a server that may not see the event must not learn that it exists
             if shown := await self._shown(head, origin, [stored.event_nid]):
                 return shown[0]
         raise NotFound("Event not found")
@@ -108,7 +108,7 @@ class SharedHistory:
         return state, await self._database.read(federation_queries.pdus_by_id, head.room_nid, head.version, chain)
 
     async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[Sequence[str], Sequence[str]]:
-        """The same as event IDs.
+        """The state before an event and its auth chain, as event IDs.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid
         """
@@ -137,8 +137,8 @@ class SharedHistory:
 
     async def _in_room(self, head: RoomHead, origin: str, event_id: str) -> StoredEvent:
         stored = await self._events.get(head.room_id, event_id)
-        # The state that a rejected event was judged by is no answer that another server should build on. (A soft-failed
-        # one is an event of the room, which others may have accepted.)
+        # Another server must not build on the state at a rejected event. (A soft-failed event is part of the room, and
+        # other servers may have accepted it.)
         if stored is None or stored.verdict & Verdict.REJECTED:
             raise NotFound(f"Could not find event {event_id[:255]}")
         if origin not in head.joined_servers and not await self._was_there(_Viewer(head, origin), stored):
@@ -148,7 +148,7 @@ class SharedHistory:
     # -- visibility ----------------------------------------------------------------------------------------------------
 
     async def _shown(self, head: RoomHead, origin: str, nids: Sequence[int]) -> list[bytes]:
-        """Events as a server may see them: whole, or redacted, or not at all if it is in the room no longer."""
+        """Events as a server may see them: whole, or redacted, or left out if the server has left the room."""
         viewer = _Viewer(head, origin)
         found = await self._events.by_nid(nids)
         shown: list[bytes] = []
@@ -164,7 +164,7 @@ class SharedHistory:
     async def _may_see(self, viewer: _Viewer, stored: StoredEvent) -> bool:
         """https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events"""
         if stored.state_group is None:
-            return viewer.is_inside  # an auth event, which is part of what every server in the room must know
+            return viewer.is_inside  # an auth event: every server in the room needs it
         if not viewer.is_inside:
             _, _, server_name = (stored.event.state_key or "").partition(":")
             is_its_member = stored.event.type == "m.room.member" and server_name == viewer.server_name
@@ -176,7 +176,7 @@ class SharedHistory:
         return server_may_see_event(stored.event, viewer.server_name, visibility, memberships)
 
     async def _was_there(self, viewer: _Viewer, stored: StoredEvent) -> bool:
-        """Whether a server that is in the room no longer had joined users when an event happened."""
+        """Whether a server that has left the room had joined users at an event."""
         if stored.state_group is None:
             return False
         event_ids = set((await self._states.lookup(stored.state_group, viewer.member_keys)).values())
@@ -200,7 +200,7 @@ class SharedHistory:
         return value if isinstance(value, str) else None
 
     async def _memberships_at(self, viewer: _Viewer, stored: StoredEvent) -> list[str | None]:
-        """Of the server's users, at an event."""
+        """The memberships of the server's users at an event."""
         assert stored.state_group is not None
         event_ids = await self._states.lookup(stored.state_group, viewer.member_keys)
         found = await self._events.by_id(stored.event.room_id, event_ids.values())
@@ -208,7 +208,7 @@ class SharedHistory:
 
 
 class _Viewer:
-    """A server that asks, and how it stands to the room."""
+    """A requesting server, and whether it is in the room."""
 
     def __init__(self, head: RoomHead, server_name: str) -> None:
         self.server_name = server_name
@@ -217,5 +217,5 @@ class _Viewer:
 
     @cached_property
     def member_keys(self) -> list[StateKey]:
-        """The keys of its members, which it takes a walk through the room's state to find."""
+        """The state keys of its users' member events; found by going through all of the room's state."""
         return member_keys(self._head, self.server_name)

@@ -1,8 +1,7 @@
-"""The auth chains of the states that other servers ask for, remembered by state group.
+"""The auth chains of the states that other servers request, cached by state group.
 
-Servers that have missed something ask for the states at many events of the same room, one after the other or all at
-once. States that follow each other differ in a few events: so does what their auth chains reach, and only that is
-looked up.
+Servers that have missed events request the states at many events of the same room, one after the other or all at once.
+Consecutive states differ in few events, and so do their auth chains: only the differences are read.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from homeserver.storage.database import Database
 from homeserver.storage.federation_queries import ChainSummary
 
 CHAINS_BYTES_MAX = 8 * 2**20
-"""What the auth chains of states may take of memory."""
+"""How much memory the cached auth chains may use."""
 SUMMARIES_BYTES_MAX = 12 * 2**20
-"""What may be kept of rooms to find further chains from."""
+"""How much memory the cached summaries of rooms may use, from which further chains are computed."""
 EVENT_ID_BYTES = 110
 REACH_BYTES = 150
-"""About what one chain in a reach takes."""
+"""The approximate memory of one chain in a summary."""
 STATE_ENTRY_BYTES = 60
-"""About what an entry of a state takes that most others share."""
+"""The approximate memory of a state entry, most of which is shared with other states."""
 
 State = Map[StateKey, str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Latest:
-    """The state of a room that was asked for last, and what its auth chains reach."""
+    """The state of a room that was requested last, and the summary of its auth chains."""
 
     state: State
     summary: ChainSummary
@@ -58,8 +57,8 @@ class StateChains:
     async def of_state(self, room_nid: int, snapshot: StateSnapshot, at: str) -> Sequence[str]:
         """The event IDs of all events in the auth chains of a state's events, oldest first.
 
-        Those of the state's own events are among them that are in the auth chain of another one. ``at`` is the event
-        before which that is the state: equal questions at the same time are answered together.
+        Events of the state itself are included if they are in the auth chain of another one. ``at`` is the event
+        before which this is the state: simultaneous requests for the same state share one read.
         """
         group = snapshot.group
         known = self._chains.get(group) if group is not None else None

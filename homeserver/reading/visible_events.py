@@ -1,4 +1,4 @@
-"""Which events of a room a user of ours may see, by the state of the room at each of them.
+"""Which events of a room one of our users may see, by the state of the room at each of them.
 
 https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
 """
@@ -19,24 +19,24 @@ from homeserver.storage.history import entries_of_groups
 
 VISIBILITY_KEY: StateKey = ("m.room.history_visibility", "")
 VISIBILITY_BYTES_MAX = 16 * 2**20
-"""What is remembered of the states at events, for all users together."""
+"""How much memory the cached entries of states at events may use, for all users together."""
 ENTRIES_BYTES = 250
-"""About what two event IDs and a user ID take."""
+"""The approximate memory of two event IDs and a user ID."""
 MEMBERSHIPS = frozenset({"join", "invite", "leave", "ban", "knock"})
 
 _Entries = tuple[str, str]
-"""Event IDs of the history visibility and of the user's membership in a state; '' where it has none."""
+"""The IDs of the history visibility event and of the user's member event in a state; '' if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A user who looks at a room's history."""
+    """A user who reads a room's history."""
 
     user_id: str
     joined_until: int | None = 0
-    """The position of the event that ended the user's stay; None while it lasts, 0 if it never was there."""
+    """The position of the event with which the user left; None if in the room now, 0 if never in it."""
     peeks: bool = True
-    """Sees what is world-readable, also from the time after the stay."""
+    """Whether the user sees world-readable events, even from after they left."""
 
     def joined_after(self, stored: StoredEvent) -> bool:
         """Whether the user was in the room at any time after the event."""
@@ -49,11 +49,11 @@ class SeenEvent:
 
     stored: StoredEvent
     membership: str
-    """The user's membership at the event, with what the event itself changed of it."""
+    """The user's membership right after the event."""
 
 
 class VisibleEvents:
-    """Asks the states at events, and remembers what they said."""
+    """Looks up history visibility and membership in the states at events, and caches them."""
 
     def __init__(self, database: Database, events: Events, heads: RoomHeads) -> None:
         self._database = database
@@ -64,7 +64,7 @@ class VisibleEvents:
         )
 
     async def of(self, stored: Sequence[StoredEvent], viewer: Viewer) -> list[SeenEvent]:
-        """Those of the events (all of one room) that the viewer may see, in their order."""
+        """The events that the viewer may see, out of ``stored`` (all of one room) and in the same order."""
         stored = [event for event in stored if event.visible and event.state_group is not None]
         if not stored:
             return []
@@ -80,7 +80,7 @@ class VisibleEvents:
 
     def _may_see(self, stored: StoredEvent, visibility_id: str, member_id: str, viewer: Viewer) -> bool:
         event = stored.event
-        # The states are those after the events: what an event itself has put there is taken back.
+        # The states are those after the events: if the event itself set an entry, use the one that it replaced.
         if visibility_id == event.event_id:
             visibility_id = self._replaced_by(stored)
         if member_id == event.event_id:
@@ -99,7 +99,7 @@ class VisibleEvents:
     def _visibility(self, room_id: str, event_id: str) -> str | None:
         event = self._event(room_id, event_id)
         if event is None and event_id:
-            return "joined"  # it is there, but could not be read: show no more than is safe
+            return "joined"  # the event exists but could not be read: assume the strictest visibility
         value = event.content.get("history_visibility") if event is not None else None
         return value if isinstance(value, str) else None
 
@@ -137,7 +137,7 @@ class VisibleEvents:
         return found
 
     async def _load(self, stored: Sequence[StoredEvent], entries: dict[int, _Entries], user_id: str) -> None:
-        """Bring into the cache what the questions will be about."""
+        """Load the events that ``_may_see`` will look up in the cache."""
         named = {event_id for pair in entries.values() for event_id in pair if event_id}
         await self._events.by_id(stored[0].event.room_id, named)
         replaced = [

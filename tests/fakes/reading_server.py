@@ -29,7 +29,9 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.reading.client_events import ClientEvents
 from homeserver.reading.history import History
+from homeserver.reading.paging import Pages
 from homeserver.reading.room_access import RoomAccess
+from homeserver.reading.state_and_members import StateAndMembers
 from homeserver.reading.tokens import parse_sync_token
 from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage import streams
@@ -104,16 +106,10 @@ class ReadingServer:
         self.client_events = ClientEvents(events)
         self.visible = VisibleEvents(database, events, heads)
         self.access = RoomAccess(database, heads, events)
-        self.history = History(
-            database,
-            heads,
-            events,
-            self.states,
-            self.client_events,
-            self.visible,
-            self.access,
-            self.backfiller,
-            self.clock,
+        pages = Pages(database, events, self.visible, self.backfiller, self.clock)
+        self.history = History(pages, events, self.states, self.client_events, self.visible, self.access, self.clock)
+        self.state_and_members = StateAndMembers(
+            database, heads, events, self.states, self.client_events, self.access, self.clock
         )
         self.typing = Typing(database, self.notifier, heads, self.delivery, self.clock)
         self.receipts = Receipts(

@@ -193,14 +193,14 @@ def test_who_left_sees_up_to_that(database: Database) -> None:
         assert b'"seen"' in await server.history.event(bob, room, seen.event_id)
         with pytest.raises(NotFound):
             await server.history.event(bob, room, hidden.event_id)
-        topic = await server.history.state_event(bob.user_id, room, ("m.room.topic", ""))
+        topic = await server.state_and_members.state_event(bob.user_id, room, ("m.room.topic", ""))
         assert topic.event.content == {"topic": "then"}
-        state = orjson.loads(await server.history.state(bob.user_id, room))
+        state = orjson.loads(await server.state_and_members.state(bob.user_id, room))
         assert {e["content"].get("topic") for e in state if e["type"] == "m.room.topic"} == {"then"}
-        members = orjson.loads(await server.history.members(bob.user_id, room, at=parse_token(last)))
+        members = orjson.loads(await server.state_and_members.members(bob.user_id, room, at=parse_token(last)))
         assert {event["state_key"] for event in members} == {user("alice"), user("bob")}
         with pytest.raises(Forbidden):
-            await server.history.joined_members(bob.user_id, room)
+            await server.state_and_members.joined_members(bob.user_id, room)
 
     asyncio.run(story())
 
@@ -227,14 +227,14 @@ def test_outsiders(database: Database) -> None:
             with pytest.raises(Forbidden):
                 await page(server, who, room_id)
             with pytest.raises(Forbidden):
-                await server.history.state(user(who), room_id)
+                await server.state_and_members.state(user(who), room_id)
         visibility = {"history_visibility": "world_readable"}
         await server.event(room, "alice", "m.room.history_visibility", visibility, "")
         await server.send(room, "alice", "for everybody")
         events = await all_pages(server, "carol", room)
         assert texts(events) == ["for everybody"]
         assert {event["unsigned"]["membership"] for event in events} == {"leave"}
-        assert b"world_readable" in await server.history.state(user("carol"), room)
+        assert b"world_readable" in await server.state_and_members.state(user("carol"), room)
 
     asyncio.run(story())
 
@@ -253,31 +253,6 @@ def test_history_visibility(database: Database, visibility: str, expected: list[
         await server.join(room, "bob")
         await server.send(room, "alice", "after")
         assert texts(await all_pages(server, "bob", room, dir="f")) == expected
-
-    asyncio.run(story())
-
-
-def test_members(database: Database) -> None:
-    async def story() -> None:
-        server = ReadingServer(database)
-        room = await server.create_room("alice", join=["bob", "carol"])
-        early = parse_token((await server.sync("alice"))["next_batch"])
-        await server.leave(room, "carol")
-        await server.invite(room, "alice", "dave")
-
-        async def members(**options: Any) -> dict[str, str]:
-            found = orjson.loads(await server.history.members(user("alice"), room, **options))
-            return {event["state_key"][1:-12]: event["content"]["membership"] for event in found}
-
-        assert await members() == {"alice": "join", "bob": "join", "carol": "leave", "dave": "invite"}
-        assert await members(at=early) == {"alice": "join", "bob": "join", "carol": "join"}
-        assert await members(membership="join") == {"alice": "join", "bob": "join"}
-        assert await members(not_membership="join") == {"carol": "leave", "dave": "invite"}
-        assert set(await members(membership="join", not_membership="leave")) == {"alice", "bob", "dave"}
-        found = await server.history.joined_members(user("alice"), room)
-        assert {member.user_id: member.display_name for member in found} == {user("alice"): "alice", user("bob"): "bob"}
-        assert await server.history.joined_rooms(user("bob")) == [room]
-        assert await server.history.joined_rooms(user("carol")) == []
 
     asyncio.run(story())
 

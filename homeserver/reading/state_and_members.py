@@ -1,0 +1,149 @@
+"""What clients read of a room's state: all of it, single entries, and its members.
+
+https://spec.matrix.org/v1.19/client-server-api/#getting-events-for-a-room
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from homeserver.clock import Clock
+from homeserver.errors import Forbidden, NotFound
+from homeserver.graph.events import Events
+from homeserver.graph.outdated_heads import refuses_by_newest_state
+from homeserver.graph.state import RoomHeads, StateReader
+from homeserver.protocol.events import StateKey
+from homeserver.protocol.redaction import redact_event
+from homeserver.reading.client_events import ClientEvents, dumps
+from homeserver.reading.room_access import Access, RoomAccess
+from homeserver.storage import history as store
+from homeserver.storage import past_states
+from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.history import JoinedMember
+
+
+class StateAndMembers:
+    """Reads the state and the members of rooms for clients."""
+
+    def __init__(
+        self,
+        database: Database,
+        heads: RoomHeads,
+        events: Events,
+        states: StateReader,
+        client_events: ClientEvents,
+        access: RoomAccess,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._heads = heads
+        self._events = events
+        self._states = states
+        self._client_events = client_events
+        self._access = access
+        self._clock = clock
+
+    async def state(self, user_id: str, room_id: str) -> bytes:
+        """All state events of a room as a JSON list: as of now, or when the user left. Raises ``Forbidden``."""
+        access = await self._access.of(user_id, room_id)
+        state = access.head.state
+        if access.departure is not None and access.departure.state_group is not None:
+            state = (await self._states.snapshot(access.departure.state_group)).state
+        return await self._rendered_events(room_id, state.values())
+
+    async def state_event(self, user_id: str, room_id: str, key: StateKey) -> StoredEvent:
+        """One state event of a room: as of now, or when the user left. Raises ``Forbidden``, ``NotFound``."""
+        access = await self._access.of(user_id, room_id)
+        if access.departure is not None and access.departure.state_group is not None:
+            event_id = (await self._states.lookup(access.departure.state_group, [key])).get(key)
+        else:
+            event_id = access.head.state.get(key)
+        stored = await self._events.get(room_id, event_id) if event_id is not None else None
+        if stored is None:
+            raise NotFound("The room has no such state")
+        return stored
+
+    async def render_event(self, stored: StoredEvent) -> bytes:
+        """An event as JSON in the format for clients."""
+        await self._client_events.prepare([stored])
+        return self._client_events.render(stored, now_ms=self._clock.now_ms(), with_room_id=True)
+
+    def render_content(self, stored: StoredEvent) -> bytes:
+        """The content of an event as JSON, redacted if the event was."""
+        return dumps(redact_event(stored.event).content if stored.redacted_by is not None else stored.event.content)
+
+    # -- members -------------------------------------------------------------------------------------------------------
+
+    async def members(
+        self,
+        user_id: str,
+        room_id: str,
+        *,
+        at: int | None = None,
+        membership: str | None = None,
+        not_membership: str | None = None,
+    ) -> bytes:
+        """The m.room.member events of a room as a JSON list: now, at a place, or when the user left.
+
+        Raises ``Forbidden``.
+        """
+        access = await self._access.of(user_id, room_id)
+        stored = await self._members_at(access, at)
+        chosen = [event for event in stored if _is_chosen(event.event.membership, membership, not_membership)]
+        await self._client_events.prepare(chosen)
+        return self._client_events.render_list(chosen, self._clock.now_ms())
+
+    async def _members_at(self, access: Access, at: int | None) -> Iterable[StoredEvent]:
+        departure = access.departure
+        if departure is not None and (at is None or departure.place is None or at >= departure.place):
+            return await self._members_of_group(access.head.room_id, departure.state_group)
+        if at is None:
+            members = [event_id for key, event_id in access.head.state.items() if key[0] == "m.room.member"]
+            return (await self._events.by_id(access.head.room_id, members)).values()
+        point = await self._database.read(past_states.point_at, access.head.room_nid, at)
+        if isinstance(point, past_states.StreamPoint):
+            nids = await self._database.read(past_states.members_at, access.head.room_nid, point.position)
+            return (await self._events.by_nid(nids)).values()
+        if not point.is_before:
+            return await self._members_of_group(access.head.room_id, point.state_group)
+        event = (await self._events.by_nid([point.event_nid]))[point.event_nid]
+        members_after = await self._members_of_group(access.head.room_id, point.state_group)
+        replaced = [event.replaces_nid] if event.event.type == "m.room.member" and event.replaces_nid else []
+        return [
+            *(member for member in members_after if member.event_nid != event.event_nid),
+            *(await self._events.by_nid(replaced)).values(),
+        ]
+
+    async def _members_of_group(self, room_id: str, state_group: int | None) -> Iterable[StoredEvent]:
+        if state_group is None:
+            return ()
+        state = (await self._states.snapshot(state_group)).state
+        members = [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
+        return (await self._events.by_id(room_id, members)).values()
+
+    @refuses_by_newest_state
+    async def joined_members(self, user_id: str, room_id: str) -> list[JoinedMember]:
+        """The joined members of a room that the user is in. Raises ``Forbidden``."""
+        head = await self._heads.find(room_id)
+        if head is None or user_id not in head.joined_local:
+            raise Forbidden("You are not in this room")
+        return await self._database.read(store.joined_members, head.room_nid)
+
+    async def joined_rooms(self, user_id: str) -> list[str]:
+        """The IDs of the rooms that the user is in."""
+        return await self._database.read(store.joined_room_ids, user_id)
+
+    async def _rendered_events(self, room_id: str, event_ids: Iterable[str]) -> bytes:
+        stored = list((await self._events.by_id(room_id, event_ids)).values())
+        await self._client_events.prepare(stored)
+        return self._client_events.render_list(stored, self._clock.now_ms())
+
+
+def _is_chosen(value: str | None, membership: str | None, not_membership: str | None) -> bool:
+    """ "the two parameters create an 'or' condition: either the membership is the same as membership or is not the
+    same as not_membership."
+    """
+    if membership is None and not_membership is None:
+        return True
+    return (membership is not None and value == membership) or (not_membership is not None and value != not_membership)
