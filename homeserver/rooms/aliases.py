@@ -36,14 +36,14 @@ logger = structlog.get_logger(__name__)
 
 CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
 SERVERS_NAMED_MAX = 50
-"""Servers that an answer names as candidates for joining."""
+"""How many servers an answer names as candidates for joining."""
 
 
 class Directory(Protocol):
-    """Asks another server what an alias of its points to."""
+    """Asks another server about one of its aliases."""
 
     async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
-        """``{"room_id", "servers"}``; raises ``RemoteError``."""
+        """What the alias points to, as ``{"room_id", "servers"}``. Raises ``RemoteError``."""
 
 
 def _without_alias(content: JsonObject, alias: str) -> JsonObject | None:
@@ -68,7 +68,7 @@ class AliasTarget:
 
 
 class RoomAliases:
-    """Makes, takes away and looks up room aliases."""
+    """Adds, removes and resolves room aliases."""
 
     def __init__(
         self, database: Database, heads: RoomHeads, sender: Sender, directory: Directory, server_name: str
@@ -82,8 +82,8 @@ class RoomAliases:
     async def resolve(self, alias: str) -> AliasTarget:
         """Look an alias up, here or at its own server.
 
-        Raises ``InvalidParam`` for what is no alias, ``NotFound`` where it points nowhere, ``RemoteFailed`` where its
-        server cannot be asked.
+        Raises ``InvalidParam`` if it is not an alias, ``NotFound`` if it does not exist, ``RemoteFailed`` if its server
+        does not answer.
         """
         if not is_valid_room_alias(alias):
             raise InvalidParam("Not a valid room alias")
@@ -142,9 +142,9 @@ class RoomAliases:
         return await self._database.read(aliases.alias_row, alias) is not None
 
     async def remove(self, alias: str, user_id: str) -> None:
-        """Take an alias away: its creator may, and who may set the room's canonical alias.
+        """Remove an alias. Its creator and users who may set the room's canonical alias may do so.
 
-        If the room's m.room.canonical_alias names it, it is taken out of there as well. "Servers which choose to update
+        If the room's m.room.canonical_alias names it, it is removed there as well. "Servers which choose to update
         the canonical alias event are recommended to [...] return a successful response even if the user does not have
         permission to update" it.
 
@@ -172,11 +172,11 @@ class RoomAliases:
 
         try:
             await self._sender.submit(room_id, job)
-        except MatrixError as error:  # the user is not in the room, or has not the power, or it changes too fast
+        except MatrixError as error:  # the user is not in the room or lacks the power, or the room changes too fast
             logger.info("the canonical alias still names a removed alias", room_id=room_id, reason=error.message)
 
     async def withdraw(self, room_id: str) -> None:
-        """Take all aliases of this server from a room, and its entry in the room directory."""
+        """Remove all aliases of this server for a room, and its entry in the room directory."""
         await self._database.write(aliases.withdraw, room_id)
 
     async def _may_name(self, room_id: str, user_id: str) -> bool:

@@ -16,7 +16,7 @@ from homeserver.rooms.upgrades import RoomUpgrades
 
 @dataclass(frozen=True, slots=True)
 class RoomServices:
-    """Making rooms, naming them, and replacing them."""
+    """Services that create, name and replace rooms."""
 
     aliases: RoomAliases
     creation: RoomCreation
@@ -24,7 +24,7 @@ class RoomServices:
 
 
 def build_settings(base: Foundation, graph: GraphServices) -> PersonalSettings:
-    """What users have set for a room; it goes along when they join the room that replaces it."""
+    """Copies users' settings of a room when they join the room that replaces it."""
     return PersonalSettings(base.database, graph.heads, graph.notifier)
 
 

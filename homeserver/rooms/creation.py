@@ -40,24 +40,24 @@ from homeserver.storage.appends import AliasTaken, NewAlias, StaleHead
 logger = structlog.get_logger(__name__)
 
 SERVERS_AT_ONCE = 4
-"""Other servers that are asked at the same time to agree to invitations. Each invitation makes a branch of the room."""
+"""How many servers are asked for invitations at the same time, since each invitation makes a branch of the room."""
 INVITES_MAX = 100
-"""Users that one request may invite."""
+"""How many users one request may invite."""
 ROOM_ID_ATTEMPTS_MAX = 20
-"""From room version 12 on, a room ID follows from the create event: two that are the same make one room."""
+"""From room version 12 on, the room ID is a hash of the create event: two equal ones would be the same room."""
 INITIAL_STATE_MAX = 200
-"""State events that a request may bring along."""
+"""How many state events a request may contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a preset does to a new room."""
+    """The settings that a preset gives to a new room."""
 
     join_rule: str
     guest_access: str
     history_visibility: str = "shared"
     invitees_own: bool = False
-    """Invited users get the creator's power."""
+    """Whether invited users get the creator's power level."""
 
 
 PRESETS = {
@@ -69,7 +69,7 @@ PRESETS = {
 
 @dataclass(frozen=True, slots=True)
 class RoomRequest:
-    """What a user asks for; see the parameters of createRoom."""
+    """The parameters of createRoom."""
 
     version: RoomVersion
     preset: Preset
@@ -87,13 +87,13 @@ class RoomRequest:
 
 @dataclass(frozen=True, slots=True)
 class FailedInvitation:
-    """An invitation that a request for a new room asked for, and that could not be sent."""
+    """An invitation that could not be sent when a room was created."""
 
     user_id: str
     reason: MatrixError
 
     def body(self) -> JsonObject:
-        """As the answer to createRoom shows it."""
+        """The entry for it in the answer to createRoom."""
         return {"user_id": self.user_id, "errcode": self.reason.errcode, "error": self.reason.message}
 
 
@@ -127,14 +127,14 @@ class RoomCreation:
         self._clock = clock
 
     async def create(self, creator: str, request: RoomRequest) -> CreatedRoom:
-        """Create a room and invite whom the request names.
+        """Create a room and invite the users that the request names.
 
-        Users of this server are invited in the transaction that creates the room. For the others their servers have
-        to agree: if one does not, the room stands without that invitation, and the answer names it. Only where the
-        request was for a direct chat with that one user, nothing is left of the room, and the reason is raised
+        Users of this server are invited in the transaction that creates the room. The servers of other users must agree
+        to an invitation: if one does not, the room is created without it, and the answer names it. But a direct chat
+        with only that one user is removed again, and the error is raised
         (docs/decisions/0005-create-room-with-remote-invitees.md).
 
-        Raises ``RoomInUse``, ``InvalidRoomState``, ``InvalidParam``, ``BadJson`` and what inviting raises.
+        Raises ``RoomInUse``, ``InvalidRoomState``, ``InvalidParam``, ``BadJson``, and the errors of inviting.
         """
         alias = await self._free_alias(request)
         _check_invites(creator, request, self._signer.server_name)
@@ -187,7 +187,7 @@ class RoomCreation:
     async def _invite_remote(
         self, creator: str, room_id: str, users: Sequence[str], is_direct: bool
     ) -> list[FailedInvitation]:
-        """Invite users of other servers, each server's one after the other, several servers at once."""
+        """Invite users of other servers: several servers at once, but users of the same server one after the other."""
         by_server: dict[str, list[str]] = {}
         for user_id in users:
             by_server.setdefault(server_of(user_id), []).append(user_id)
@@ -202,7 +202,7 @@ class RoomCreation:
                     except MatrixError as error:
                         failed.append(FailedInvitation(user_id, error))
                         if isinstance(error, RemoteFailed | RemoteTimedOut):
-                            # The client waits, and the next user of that server would wait for the same.
+                            # The client is waiting, and the server would most likely fail for its other users too.
                             failed.extend(FailedInvitation(other, error) for other in server_users[number + 1 :])
                             break
             return failed
@@ -219,7 +219,7 @@ class RoomCreation:
         return failed
 
     async def _take_back(self, creator: str, room_id: str) -> None:
-        """Leave nothing of a room that nobody but its creator has heard of: no alias, no entry in any list."""
+        """Remove all traces of a room that only its creator knows: its aliases and its entries in lists."""
         await self._aliases.withdraw(room_id)
         await self._memberships.leave(creator, room_id, is_governed=False)
         await self._memberships.forget(creator, room_id)
@@ -249,17 +249,17 @@ class RoomCreation:
 
 
 def new_room_id(server_name: str) -> str:
-    """An ID for a new room, in the room versions where servers choose them."""
+    """An ID for a new room, for the room versions in which servers choose it."""
     return f"!{secrets.token_urlsafe(18)}:{server_name}"
 
 
 def compose_create(
     creator: str, version: RoomVersion, content: JsonObject, now_ms: int, signer: Signer, room_id: str | None
 ) -> Event:
-    """The event that a room begins with.
+    """The m.room.create event of a new room.
 
-    ``content`` is completed by what the version asks for. ``room_id`` is None where it follows from this event.
-    Raises ``InvalidParam`` where ``additional_creators`` counts and is no list of user IDs.
+    Adds the fields that the room version requires to ``content``. ``room_id`` is None if it is the hash of this event.
+    Raises ``InvalidParam`` if the version has ``additional_creators`` and they are not a list of user IDs.
     """
     content = {**content, "room_version": version.identifier}
     content.pop("creator", None)
@@ -303,7 +303,7 @@ def _opening_state(creator: str, request: RoomRequest, alias: str | None) -> lis
     state: dict[tuple[str, str], JsonObject] = {POWER_LEVELS: levels}
     if alias is not None:
         state["m.room.canonical_alias", ""] = {"alias": alias}
-    # What the request sets itself takes the place of the preset's events.
+    # Events that the request sets itself override those of the preset.
     for event_type, content in (
         ("m.room.join_rules", {"join_rule": preset.join_rule}),
         ("m.room.history_visibility", {"history_visibility": preset.history_visibility}),

@@ -1,4 +1,4 @@
-"""What users have set for a room goes along with them to the room that replaces it.
+"""Copies users' settings of a room to the room that replaces it.
 
 https://spec.matrix.org/v1.19/client-server-api/#room-upgrades
 """
@@ -13,7 +13,7 @@ from homeserver.storage.room_upgrades import copy_settings
 
 
 class PersonalSettings:
-    """The account data of our users, as far as it is about a room."""
+    """Copies the account data of our users that belongs to rooms."""
 
     def __init__(self, database: Database, heads: RoomHeads, notifier: Notifier) -> None:
         self._database = database
@@ -21,7 +21,7 @@ class PersonalSettings:
         self._notifier = notifier
 
     async def take_along(self, user_id: str, room_id: str) -> None:
-        """Copy what a user who has just joined a room had set for the one that it replaces, if it replaces one.
+        """Copy a user's settings of the room that a just joined room replaces, if it replaces one.
 
         "When a user joins the new room, the server should automatically transfer/replicate some of the user's
         personalized settings such as notifications, tags, etc."
@@ -35,7 +35,7 @@ class PersonalSettings:
         )
 
     async def _replaced_by(self, room_id: str) -> str | None:
-        """The room that a room replaces, if both say so: anybody can write of a new room that it replaces any other."""
+        """The ID of the room that a room replaces, if both rooms say so: anybody can claim it for their new room."""
         head = await self._heads.find(room_id)
         create = await self._heads.state_event(head, "m.room.create") if head is not None else None
         old_id = predecessor_of(create) if create is not None else None
