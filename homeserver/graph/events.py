@@ -26,6 +26,10 @@ def _weigh(stored: StoredEvent) -> int:
     return ENTRY_BYTES + PARSED_FACTOR * len(stored.event.json)
 
 
+def _is_of(stored: StoredEvent, room_id: str) -> bool:
+    return stored.event.room_id == room_id and not stored.is_out_of_band
+
+
 class Events:
     """The events that this server has, by room and event ID, and by numeric ID.
 
@@ -50,7 +54,7 @@ class Events:
     def cached(self, room_id: str, event_id: str) -> StoredEvent | None:
         """The event of a room if it is in the cache."""
         stored = self._cache.get(event_id)
-        return stored if stored is not None and stored.event.room_id == room_id else None
+        return stored if stored is not None and _is_of(stored, room_id) else None
 
     def cached_by_nid(self, event_nid: int) -> StoredEvent | None:
         """The event if it is in the cache."""
@@ -80,7 +84,7 @@ class Events:
         missing: list[str] = []
         for event_id in event_ids:
             stored = self._cache.get(event_id)
-            if stored is not None and stored.event.room_id == room_id:
+            if stored is not None and _is_of(stored, room_id):
                 found[event_id] = stored
             else:
                 missing.append(event_id)

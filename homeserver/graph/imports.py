@@ -20,10 +20,10 @@ from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.storage import graph_writes, room_imports, room_state, streams, user_rooms
-from homeserver.storage.appends import Appended, EventWrite, NewRoom, RoomAppend, StaleHead
+from homeserver.storage import graph_writes, out_of_band_events, room_imports, room_state, streams, user_rooms
+from homeserver.storage.appends import Appended, NewRoom, StaleHead
 from homeserver.storage.database import Database
-from homeserver.storage.event_graph import StoredEvent, Verdict, events_by_id
+from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.invitations import Takeover
 from homeserver.storage.room_imports import Differences, Importing, Switch
@@ -187,13 +187,12 @@ class RoomImports:
         """
         user_id = event.state_key
         assert user_id is not None
-        position = await self._database.write(self._store_out_of_band, version, event, stripped_state, ends)
-        if position is None:
+        stored_at = await self._database.write(self._store_out_of_band, version, event, stripped_state, ends)
+        if stored_at is None:
             return None
+        nid, position = stored_at
         self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, (user_id,))])
-        stored = await self._events.get(event.room_id, event.event_id)
-        assert stored is not None
-        return stored
+        return (await self._events.by_nid([nid]))[nid]
 
     def _store_out_of_band(
         self,
@@ -202,22 +201,15 @@ class RoomImports:
         event: Event,
         stripped_state: Sequence[JsonObject] | None,
         ends: str | None,
-    ) -> int | None:
+    ) -> tuple[int, int] | None:
+        """Returns the event's numeric ID, and the position of the change."""
         if ends is not None:
             standing = user_rooms.standing_of(connection, event.state_key or "", event.room_id)
             if standing is None or standing.event_id != ends:
                 return None
         room = NewRoom(event.room_id, version.identifier, self._clock.now_ms())
-        room_nid, generation = graph_writes.add_room(connection, room)
-        known = events_by_id(connection, event.room_id, [event.event_id])
-        if known:
-            nid = known[0].event_nid
-        else:
-            append = RoomAppend(room_nid, generation, events=[EventWrite(event, Verdict.OUTLIER, None)])
-            outcome = self._graph.append(connection, [append])[0]
-            if isinstance(outcome, BaseException):
-                raise outcome
-            nid = outcome.nids[event.event_id]
+        room_nid, _ = graph_writes.add_room(connection, room)
+        nid = out_of_band_events.store(connection, room_nid, event)
         position = streams.next_position(connection)
         row: dict[str, Any] = graph_writes.user_room_row(room_nid, event, nid, position)
         if stripped_state is not None:
@@ -226,7 +218,7 @@ class RoomImports:
             # What was shown of the room with the invitation stays known when it ends.
             row["stripped_state"] = user_rooms.stripped_state_of(connection, event.state_key or "", room_nid)
         user_rooms.put_standing(connection, row)
-        return position
+        return nid, position
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

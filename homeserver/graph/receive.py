@@ -41,8 +41,8 @@ EARLY_RETRY_MS = 10_000
 class OutsideEvents(Protocol):
     """Takes memberships of our users in rooms that this server is not in."""
 
-    async def room_version(self, room_id: str) -> str | None:
-        """The version of a room that this server has heard of."""
+    async def version_for(self, room_id: str, user_id: str | None) -> str | None:
+        """The room version of what comes about a user's membership in a room that this server is not in."""
 
     async def receive(self, origin: str, event: Event) -> None:
         """An event, checked for its signature, of a room that this server is not in. Raises ``HomeserverError``."""
@@ -55,6 +55,10 @@ class _Batch:
     head: RoomHead | None
     version: RoomVersion
     events: dict[str, Event] = field(default_factory=dict)
+
+
+_Batches: TypeAlias = dict[tuple[str, str], _Batch]
+"""By room, and for rooms that this server is not in by the version that is claimed."""
 
 
 class Receiver:
@@ -84,7 +88,7 @@ class Receiver:
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid
         """
         results: Results = {}
-        batches: dict[str, _Batch] = {}
+        batches: _Batches = {}
         early: dict[str, list[Any]] = {}
         for pdu in pdus:
             try:
@@ -94,10 +98,10 @@ class Receiver:
             except Exception as error:
                 self._answer_internal_error(pdu, batches, error, results)
         await self._check_signatures(origin, batches.values(), results)
-        rooms = {room_id: batch for room_id, batch in batches.items() if batch.events}
-        received = (self._receive_in_room(origin, batch) for batch in rooms.values())
+        filled = {key: batch for key, batch in batches.items() if batch.events}
+        received = (self._receive_in_room(origin, batch) for batch in filled.values())
         answers = await asyncio.gather(*received, return_exceptions=True)
-        for (room_id, batch), outcomes in zip(rooms.items(), answers, strict=True):
+        for ((room_id, _), batch), outcomes in zip(filled.items(), answers, strict=True):
             if isinstance(outcomes, BaseException):
                 failure = as_outcome(outcomes, room_id=room_id, event_id=None)
                 outcomes = dict.fromkeys(batch.events, failure)
@@ -108,10 +112,10 @@ class Receiver:
             results.update(await self._receive_after_join(origin, room_id, waiting))
         return results
 
-    async def _comes_early(self, pdu: Any, batches: Mapping[str, _Batch], early: dict[str, list[Any]]) -> bool:
+    async def _comes_early(self, pdu: Any, batches: _Batches, early: dict[str, list[Any]]) -> bool:
         """Whether an event is of a room that one of our users is just joining; it is then put aside."""
         room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
-        if not isinstance(room_id, str) or room_id in batches:
+        if not isinstance(room_id, str) or any(room_id == of_room for of_room, _ in batches):
             return False
         if room_id not in early:
             head = await self._heads.find(room_id)
@@ -132,18 +136,15 @@ class Receiver:
 
     # -- checks 1 to 3 -------------------------------------------------------------------------------------------------
 
-    async def _sort_in(self, origin: str, pdu: Any, batches: dict[str, _Batch], results: Results) -> None:
+    async def _sort_in(self, origin: str, pdu: Any, batches: _Batches, results: Results) -> None:
         """Check 1, and whether the origin may send into the room at all."""
         room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
         if not isinstance(room_id, str):
             return  # without a room there is no version, without a version no event ID to answer for
-        batch = batches.get(room_id)
+        batch = await self._batch_of(room_id, pdu, batches)
         if batch is None:
-            batch = await self._open_batch(room_id)
-            if batch is None:
-                _refuse(pdu, None, "This server is not in the room", results)
-                return
-            batches[room_id] = batch
+            _refuse(pdu, None, "This server is not in the room", results)
+            return
         try:
             event = parse_event(pdu, batch.version, room_id=room_id)
         except InvalidEvent as error:
@@ -158,23 +159,24 @@ class Receiver:
             return
         batch.events.setdefault(event.event_id, event)
 
-    def _answer_internal_error(
-        self, pdu: Any, batches: Mapping[str, _Batch], error: Exception, results: Results
-    ) -> None:
+    def _answer_internal_error(self, pdu: Any, batches: _Batches, error: Exception, results: Results) -> None:
         """Answer for a PDU that this server could not even read."""
         room_id = pdu.get("room_id")
-        batch = batches.get(room_id)
+        batch = next((batch for (of_room, _), batch in batches.items() if of_room == room_id), None)
         failure = as_outcome(error, room_id=room_id, event_id=None)
         event_id = _refuse(pdu, batch.version if batch is not None else None, str(failure), results)
         if event_id is not None:
             self._incoming.note_internal_error(event_id)
 
-    async def _open_batch(self, room_id: str) -> _Batch | None:
+    async def _batch_of(self, room_id: str, pdu: JsonObject, batches: _Batches) -> _Batch | None:
         head = await self._heads.find(room_id)
         if head is not None and head.joined_local:
-            return _Batch(head, head.version)
-        version = ROOM_VERSIONS.get(await self._outside.room_version(room_id) or "")
-        return None if version is None else _Batch(None, version)
+            return batches.setdefault((room_id, ""), _Batch(head, head.version))
+        # The version of a room that this server is not in is only known from what its user was invited with.
+        user_id = pdu.get("state_key")
+        claimed = await self._outside.version_for(room_id, user_id if isinstance(user_id, str) else None)
+        version = ROOM_VERSIONS.get(claimed or "")
+        return None if version is None else batches.setdefault((room_id, version.identifier), _Batch(None, version))
 
     async def _check_signatures(self, origin: str, batches: Iterable[_Batch], results: Results) -> None:
         """Checks 2 and 3, for the whole transaction at once.

@@ -17,7 +17,7 @@ from homeserver.graph.incoming_events import EVENTS_AT_A_STRETCH, IncomingEvents
 from homeserver.graph.judgement import auth_events_first, judge_alone
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.event_format import parse_event
-from homeserver.protocol.events import CREATE, Event, StateKey
+from homeserver.protocol.events import CREATE, Event, StateKey, create_version
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 
@@ -47,6 +47,11 @@ class JoinedRoom:
     state: Mapping[StateKey, Event]
     """The state before the join."""
     auth_chain: Sequence[Event]
+
+    @property
+    def create(self) -> Event:
+        """The create event, from which the room's version comes."""
+        return self.state[CREATE]
 
 
 class JoinAnswers:
@@ -163,8 +168,7 @@ def _check_create(server_name: str, version: RoomVersion, state: Mapping[StateKe
     create = state.get(CREATE)
     if create is None:
         raise UnusableAnswer(server_name, "the state has no create event")
-    said = create.content.get("room_version", "1")
-    if said != version.identifier:
+    if create_version(create) != version.identifier:
         raise UnusableAnswer(server_name, "the create event is of another room version")
 
 

@@ -35,7 +35,7 @@ from homeserver.protocol.identifiers import is_valid_user_id, server_of
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.reading.client_events import stripped_event
-from homeserver.storage import accounts, room_state, user_rooms
+from homeserver.storage import accounts, out_of_band_events, room_state, user_rooms
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
 from homeserver.storage.user_rooms import Standing
@@ -106,7 +106,8 @@ class OutOfBand:
             if user_id in head.joined:
                 raise Forbidden("The user is in the room already")
             return signed
-        await self._check_known_version(room_id, version)
+        if head is not None and head.version is not version:
+            raise InvalidParam("The room has another version")
         await self._take_in(signed, shown)
         return signed
 
@@ -134,11 +135,6 @@ class OutOfBand:
             raise Forbidden(f"The event is not properly signed: {outcome}")
         return event
 
-    async def _check_known_version(self, room_id: str, version: RoomVersion) -> None:
-        known = await self.room_version(room_id)
-        if known is not None and known != version.identifier:
-            raise InvalidParam("The room has another version")
-
     async def _check_room_state(
         self, version: RoomVersion, room_id: str, room_state: Sequence[Any]
     ) -> list[JsonObject]:
@@ -148,6 +144,7 @@ class OutOfBand:
         of it must be events of the room, the create event among them. Otherwise what cannot be used is left out.
         """
         entries = [entry for entry in room_state[:ROOM_STATE_EVENTS_MAX] if isinstance(entry, dict)]
+        _check_version_in(entries, version)
         if version.room_id_is_create_hash:
             return await self._check_strictly(version, room_id, entries)
         shown = [stripped for entry in entries if (stripped := _stripped(entry, room_id)) is not None]
@@ -172,8 +169,15 @@ class OutOfBand:
 
     # -- what ends them ------------------------------------------------------------------------------------------------
 
-    async def room_version(self, room_id: str) -> str | None:
-        """The version of a room that this server has heard of."""
+    async def version_for(self, room_id: str, user_id: str | None) -> str | None:
+        """The room version of what comes about a user's membership in a room that this server is not in.
+
+        It is the one that the user's invitation or knock came with, which counts for nobody else.
+        """
+        if user_id is not None and is_valid_user_id(user_id):
+            standing = await self._database.read(user_rooms.standing_of, user_id, room_id)
+            if standing is not None:
+                return standing.version
         return await self._database.read(_version_of, room_id)
 
     async def receive(self, origin: str, event: Event) -> None:
@@ -212,7 +216,7 @@ class OutOfBand:
         # From elsewhere, or a second time, it may be an old one that the user has long answered.
         if head is None or not is_signed or origin != invitation.sender_domain:
             raise HomeserverError("This server is not in the room")
-        if await self._events.get(invitation.room_id, invitation.event_id) is not None:
+        if await self._database.read(out_of_band_events.is_known, invitation.room_id, invitation.event_id):
             return
         shown = await shown_to_outsiders(self._heads, head, invitation.sender)
         await self._take_in(invitation, [stripped_event(event) for event in shown])
@@ -247,6 +251,15 @@ def _stripped(entry: JsonObject, room_id: str) -> JsonObject | None:
     if not isinstance(content, dict) or not is_valid_user_id(sender) or entry.get("room_id", room_id) != room_id:
         return None
     return {"content": content, "sender": sender, "state_key": state_key, "type": event_type}
+
+
+def _check_version_in(entries: Sequence[JsonObject], version: RoomVersion) -> None:
+    """The create event among the state that is shown, if there is one, must be of the version that is claimed."""
+    for entry in entries:
+        content: Any = entry.get("content")
+        is_create = entry.get("type") == "m.room.create" and isinstance(content, dict)
+        if is_create and content.get("room_version", "1") != version.identifier:
+            raise InvalidParam("The room's create event is of another room version")
 
 
 def _version_of(connection: Connection, room_id: str) -> str | None:

@@ -38,7 +38,7 @@ from homeserver.membership.out_of_band import servers_in
 from homeserver.membership.owed_requests import LEAVE, UNDO_JOIN, OwedRequests
 from homeserver.protocol.compose import compose_event, finish_template
 from homeserver.protocol.event_format import depth_after
-from homeserver.protocol.events import Event, EventDraft, Signer
+from homeserver.protocol.events import CREATE, Event, EventDraft, Signer, create_version
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.identifiers import is_valid_server_name, server_of
 from homeserver.protocol.json_types import JsonObject
@@ -183,7 +183,7 @@ class RemoteMembership:
 
     async def _is_fresh(self, invitation: Standing) -> bool:
         """Whether an invitation was made so recently that its server may not have stored it yet."""
-        event = (await self._events.by_id(invitation.room_id, [invitation.event_id]))[invitation.event_id].event
+        event = (await self._events.by_nid([invitation.event_nid]))[invitation.event_nid].event
         return event.origin_server_ts > self._clock.now_ms() - FRESH_MS
 
     def _is_resident(self, head: RoomHead | None) -> bool:
@@ -208,6 +208,10 @@ class RemoteMembership:
         async with self._imports.joining(room_id, user_id):
             joined = await self._send_join(server_name, event, vain)
             room = await self._join_answers.check(server_name, version, event, joined)
+            known = await self._heads.find(room_id)
+            if known is not None and known.state.get(CREATE) != room.create.event_id:
+                # The server that made a room's ID can make a second create event for it, but we have the first one.
+                raise UnusableAnswer(server_name, "the room has another create event than the one that is known here")
             imported = await self._imports.import_room(version, room.join, room.state, room.auth_chain)
         if not imported:
             # Meanwhile another process has brought the room along: there the join is one event more.
@@ -242,6 +246,9 @@ class RemoteMembership:
         version = ROOM_VERSIONS.get(answer["room_version"])
         if version is None:
             raise UnusableAnswer(server_name, f"unknown room version {str(answer['room_version'])[:20]}")
+        head = self._heads.cached(room_id)
+        if head is not None and head.version is not version:
+            raise UnusableAnswer(server_name, "the room has another version than what the template is for")
         template = answer["event"]
         given = template.get("content")
         # "the sending server MUST verify that: the room_id is equal to the roomId path parameter; both the sender and
@@ -287,6 +294,8 @@ class RemoteMembership:
                 continue
             # "Entries which are improperly signed or formatted SHOULD be removed by the server"
             shown = await self._incoming.check(answer["knock_room_state"][:KNOCK_STATE_MAX], version, room_id)
+            if any(create_version(entry) != version.identifier for entry in shown if entry.type == "m.room.create"):
+                shown = []  # it describes another room than the one that was knocked on
             stripped = [stripped_event(entry) for entry in shown if entry.is_state]
             await self._imports.out_of_band(version, event, stripped)
             return
@@ -310,7 +319,7 @@ class RemoteMembership:
     async def _leave_here(self, standing: Standing, user_id: str, reason: str | None) -> None:
         """End how the user stands to the room, with an event that is nobody's but ours."""
         version = ROOM_VERSIONS[standing.version]
-        ended = (await self._events.by_id(standing.room_id, [standing.event_id]))[standing.event_id].event
+        ended = (await self._events.by_nid([standing.event_nid]))[standing.event_nid].event
         reference = (ended.event_id, unpadded_base64(reference_hash(ended.pdu, version)))
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
         event = compose_event(

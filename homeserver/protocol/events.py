@@ -140,6 +140,14 @@ class Signer(Protocol):
         """The signature of the bytes, in unpadded base64."""
 
 
+def create_version(create: Event) -> Any:
+    """The room version that a create event says; whatever it says, if it is none.
+
+    https://spec.matrix.org/v1.19/client-server-api/#mroomcreate
+    """
+    return create.content.get("room_version", "1")
+
+
 def references(version: RoomVersion, events: Sequence[tuple[str, str]]) -> list[Any]:
     """Pairs of ``(event_id, reference hash)`` in the form that prev_events and auth_events have in that version."""
     if version.references_with_hashes:

@@ -8,7 +8,7 @@ from enum import IntFlag
 from typing import Any, TypeAlias
 
 import orjson
-from sqlalchemy import Connection, Select, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, literal_column, select
 
 from homeserver.protocol.events import Event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
@@ -56,6 +56,8 @@ class StoredEvent:
     """A redaction of this event that is allowed."""
     txn: tuple[str, str, str] | None = None
     """``(user_id, device_id, txn_id)`` if a client of ours sent it."""
+    is_out_of_band: bool = False
+    """Whether it came beside the room's graph, and is no part of it: see ``out_of_band_events``."""
 
     @property
     def event_id(self) -> str:
@@ -80,13 +82,16 @@ _COLUMNS = (
     rooms.c.room_id,
     rooms.c.version,
     events.c.place,
+    events.c.claimed_version,
 )
+IN_GRAPH = events.c.claimed_version == literal_column("''")
+"""Of the graph of its room, outliers included; not what came out of band."""
 _STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
 _BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
 _BY_ID = _STORED.where(
-    rooms.c.room_id == bindparam("room_id"), events.c.event_id.in_(bindparam("wanted", expanding=True))
+    rooms.c.room_id == bindparam("room_id"), events.c.event_id.in_(bindparam("wanted", expanding=True)), IN_GRAPH
 )
-_IN_ANY_ROOM = _STORED.where(events.c.event_id == bindparam("event_id")).limit(SAME_ID_MAX)
+_IN_ANY_ROOM = _STORED.where(events.c.event_id == bindparam("event_id"), IN_GRAPH).limit(SAME_ID_MAX)
 _TXNS = select(
     client_transactions.c.event_nid,
     client_transactions.c.user_id,
@@ -97,6 +102,7 @@ _redaction_events = events.alias("redaction_events")
 _VERDICTS = select(events.c.event_id, events.c.event_nid, events.c.verdict, events.c.room_nid).where(
     events.c.event_id.in_(bindparam("wanted", expanding=True)),
     events.c.room_nid.in_(bindparam("room_nids", expanding=True)),
+    IN_GRAPH,
 )
 _REDACTIONS = (
     select(
@@ -152,7 +158,7 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
             redacted_by[room_nid, target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
     return [
         StoredEvent(
-            event=Event(orjson.loads(row[7]), rooms_of[row[2]][0], row[1], row[8], bytes(row[7])),
+            event=Event(orjson.loads(row[7]), ROOM_VERSIONS[row[11] or row[9]], row[1], row[8], bytes(row[7])),
             event_nid=row[0],
             room_nid=row[2],
             verdict=Verdict(row[3]),
@@ -160,8 +166,9 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
             state_group=row[5],
             place=row[10],
             replaces_nid=row[6],
-            redacted_by=redacted_by.get((row[2], row[1])),
+            redacted_by=None if row[11] else redacted_by.get((row[2], row[1])),
             txn=txns.get(row[0]),
+            is_out_of_band=bool(row[11]),
         )
         for row in rows
     ]

@@ -17,7 +17,7 @@ from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import auth_chains
 from homeserver.storage.database import in_slices
-from homeserver.storage.event_graph import Verdict, nids_of
+from homeserver.storage.event_graph import IN_GRAPH, Verdict, nids_of
 from homeserver.storage.room_state import event_ids_of
 from homeserver.storage.tables import (
     backward_extremities,
@@ -184,7 +184,7 @@ def _pdus(
     found: dict[object, tuple[str, bytes]] = {}
     for part in in_slices(wanted):
         statement = select(column, events.c.event_id, events.c.json).where(
-            column.in_(part), events.c.room_nid == room_nid
+            column.in_(part), events.c.room_nid == room_nid, IN_GRAPH
         )
         found.update((row[0], (row[1], bytes(row[2]))) for row in connection.execute(statement))
     redacted = _redacted(connection, room_nid, [event_id for event_id, _ in found.values()])

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from homeserver.storage import auth_chains, invitations, room_state
 from homeserver.storage.database import in_slices
+from homeserver.storage.event_graph import IN_GRAPH
 from homeserver.storage.prepared import prepared, prepared_insert, prepared_upsert
 from homeserver.storage.tables import (
     backward_extremities,
@@ -196,7 +197,12 @@ def _redact_members(connection: Connection, room_nid: int, redacted: Sequence[st
         statement = (
             select(state_keys.c.state_key, events.c.event_nid, events.c.json)
             .join_from(events, state_keys, state_keys.c.state_key_nid == events.c.state_key_nid)
-            .where(events.c.room_nid == room_nid, events.c.event_id.in_(part), state_keys.c.type == "m.room.member")
+            .where(
+                events.c.room_nid == room_nid,
+                events.c.event_id.in_(part),
+                IN_GRAPH,
+                state_keys.c.type == "m.room.member",
+            )
         )
         found = connection.execute(statement).all()
         _HIDE_PROFILE.run(
@@ -222,6 +228,7 @@ def _link_waiting_events(connection: Connection, new_nids: Sequence[int]) -> Non
                 and_(
                     events.c.event_id == backward_extremities.c.missing_event_id,
                     events.c.room_nid == backward_extremities.c.room_nid,
+                    IN_GRAPH,
                 ),
             )
             .where(events.c.event_nid.in_(part))

@@ -198,16 +198,16 @@ def _event_contents(connection: Connection) -> _Found:
 def _broken_events(connection: Connection) -> Iterator[str]:
     last = -1
     statement = (
-        select(events.c.event_nid, events.c.event_id, events.c.json, rooms.c.version)
+        select(events.c.event_nid, events.c.event_id, events.c.json, rooms.c.version, events.c.claimed_version)
         .join(rooms, rooms.c.room_nid == events.c.room_nid)
         .order_by(events.c.event_nid)
         .limit(EVENTS_PER_READ)
     )
     while rows := connection.execute(statement.where(events.c.event_nid > last)).all():
-        for event_nid, event_id, stored, version in rows:
+        for event_nid, event_id, stored, version, claimed in rows:
             last = event_nid
             try:
-                event = parse_event(orjson.loads(stored), ROOM_VERSIONS[version])
+                event = parse_event(orjson.loads(stored), ROOM_VERSIONS[claimed or version])
             except (InvalidEvent, ValueError, KeyError):
                 yield event_id
             else:

@@ -18,7 +18,11 @@ stored), display name. A tuple, since there are many of them.
 _named = events.alias("named")
 _BY_NAME = (
     select(_named.c.event_nid)
-    .where(_named.c.event_id == receipts.c.event_id, _named.c.room_nid == receipts.c.room_nid)
+    .where(
+        _named.c.event_id == receipts.c.event_id,
+        _named.c.room_nid == receipts.c.room_nid,
+        _named.c.claimed_version == "",
+    )
     .correlate(receipts)
     .scalar_subquery()
 )

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, and_, or_, select
 
 from homeserver.storage import streams
 from homeserver.storage.database import among, in_slices, upsert
+from homeserver.storage.event_graph import IN_GRAPH
 from homeserver.storage.tables import events, receipts, rooms
 
 RECEIPTS_PER_READ_MAX = 20_000
@@ -137,7 +138,7 @@ def _places(connection: Connection, named: Iterable[tuple[int, str]]) -> _Places
     for part in in_slices(list({event_id for _, event_id in wanted})):
         rows = connection.execute(
             select(events.c.event_id, events.c.event_nid, events.c.room_nid, events.c.stream_position).where(
-                events.c.event_id.in_(part), events.c.room_nid.in_(room_nids)
+                events.c.event_id.in_(part), events.c.room_nid.in_(room_nids), IN_GRAPH
             )
         )
         found.update(((row[2], row[0]), _Place(row[1], row[3])) for row in rows if (row[2], row[0]) in wanted)

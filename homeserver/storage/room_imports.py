@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, select
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from homeserver.protocol.events import Event, StateKey
 from homeserver.storage import graph_writes, invitations, streams, under_way, user_rooms
@@ -106,6 +106,9 @@ def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Impor
         return None
     room_nid, _ = graph_writes.add_room(connection, room)
     group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == room_nid)).scalar_one()
+    if group is None:
+        # Until now the version is what an invitation claimed. It does not count against the room's create event.
+        connection.execute(update(rooms).where(rooms.c.room_nid == room_nid).values(version=room.version))
     return Importing(room.room_id, room_nid, kind, owner, group is not None)
 
 

@@ -132,9 +132,10 @@ events = Table(
     Column("replaces_nid", Nid),
     Column("verdict", SmallInteger, nullable=False, server_default=text("0")),
     Column("json", LargeBinary, nullable=False),
+    Column("claimed_version", Name, nullable=False, server_default=text("('')")),
     # An event is known by its room and its ID. In room versions 1 and 2 servers choose event IDs, and two rooms may
-    # have the same one.
-    Index("events_by_id", "event_id", "room_nid", unique=True),
+    # have the same one. Out of band it may come under several room versions (see ``out_of_band_events``).
+    Index("events_by_id", "event_id", "room_nid", "claimed_version", unique=True),
     Index("events_by_stream", "stream_position"),
     Index("events_by_room_stream", "room_nid", "stream_position"),
     Index("events_by_room_place", "room_nid", "place", unique=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, select, update
+from sqlalchemy import Connection, case, exists, select, update
 
 from homeserver.storage.database import upsert
 from homeserver.storage.event_graph import Verdict
@@ -21,8 +21,10 @@ class Standing:
     room_id: str
     room_nid: int
     version: str
+    """The version of the room, or what it was said to be by whom the membership came from out of band."""
     membership: str
     event_id: str
+    event_nid: int
     sender: str
     position: int
     forgotten: bool
@@ -40,9 +42,10 @@ _STANDING = (
     select(
         rooms.c.room_id,
         rooms.c.room_nid,
-        rooms.c.version,
+        case((events.c.claimed_version == "", rooms.c.version), else_=events.c.claimed_version),
         user_rooms.c.membership,
         events.c.event_id,
+        events.c.event_nid,
         user_rooms.c.sender,
         user_rooms.c.position,
         user_rooms.c.forgotten,
