@@ -15,7 +15,8 @@ from homeserver.errors import Forbidden, InvalidParam, UnsupportedRoomVersion
 from homeserver.protocol.identifiers import is_valid_room_id, is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from homeserver.rooms.upgrades import RoomUpgrades, UpgradeRequest
+from homeserver.rooms.old_rooms import UpgradeRequest
+from homeserver.rooms.upgrades import RoomUpgrades
 from homeserver.web import json_response, optional_list_of_str, read_json_object, required_str, service
 
 router = APIRouter()

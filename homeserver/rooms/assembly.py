@@ -10,6 +10,7 @@ from homeserver.graph.assembly import GraphServices
 from homeserver.membership.assembly import MembershipServices
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.creation import RoomCreation
+from homeserver.rooms.old_rooms import OldRooms
 from homeserver.rooms.personal_settings import PersonalSettings
 from homeserver.rooms.upgrades import RoomUpgrades
 
@@ -42,5 +43,13 @@ def build(
     return RoomServices(
         aliases=aliases,
         creation=RoomCreation(writers, sender, membership.memberships, aliases, profiles, keys, clock),
-        upgrades=RoomUpgrades(database, heads, writers, sender, graph.governed, profiles, settings, keys, clock),
+        upgrades=RoomUpgrades(
+            OldRooms(database, heads, sender, graph.governed, keys),
+            writers,
+            sender,
+            profiles,
+            settings,
+            clock,
+            base.server_name,
+        ),
     )

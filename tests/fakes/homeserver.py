@@ -32,6 +32,7 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.reading.client_events import ClientEvents
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.rooms.creation import PRESETS, RoomCreation, RoomRequest
+from homeserver.rooms.old_rooms import OldRooms
 from homeserver.rooms.personal_settings import PersonalSettings
 from homeserver.rooms.upgrades import RoomUpgrades
 from homeserver.storage import accounts, streams
@@ -146,15 +147,13 @@ class CoreServer:
             self.writers, self.sender, self.memberships, self.aliases, self.profiles, self.key, self.clock
         )
         self.upgrades = RoomUpgrades(
-            database,
-            heads,
+            OldRooms(database, heads, self.sender, self.governed, self.key),
             self.writers,
             self.sender,
-            self.governed,
             self.profiles,
             settings,
-            self.key,
             self.clock,
+            SERVER_NAME,
         )
         self.client_events = ClientEvents(events)
         self.judge = Judge(events, self.states)

@@ -16,7 +16,7 @@ from homeserver.protocol.events import Event, EventDraft
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.rooms import upgrades
-from homeserver.rooms.upgrades import UpgradeRequest
+from homeserver.rooms.old_rooms import UpgradeRequest
 from homeserver.storage import account_data, aliases
 from homeserver.storage.appends import Appended, RoomAppend
 from homeserver.storage.database import Database

@@ -8,7 +8,8 @@ import pytest
 
 from homeserver.errors import NotRecommended
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.rooms.upgrades import RoomUpgrades, UpgradeRequest
+from homeserver.rooms.old_rooms import UpgradeRequest
+from homeserver.rooms.upgrades import RoomUpgrades
 from homeserver.storage.database import Database
 from homeserver.storage.integrity import find_problems
 from tests.fakes.servers import Servers
