@@ -323,7 +323,7 @@ class NotRecommended(Forbidden):
 
 
 class RefusedElsewhere(MatrixError):
-    """Another server refuses what our user asks for, in its own words: status, code and text are what it answered."""
+    """Another server refuses a request of our user; status, code and text are those of its answer."""
 
     text = "The other server refuses this"
 

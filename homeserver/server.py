@@ -34,7 +34,7 @@ logger = structlog.get_logger(__name__)
 
 GRACEFUL_STOP_SECONDS = 10
 STOPS = {"errcode": "M_UNKNOWN", "error": "The server stops"}
-"""What a request is answered that did not finish within that time."""
+"""The answer to a request that did not finish within that time."""
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
 REQUEST_WAIT_SECONDS = 60

@@ -54,8 +54,8 @@ class Login:
         password_hash = account.password_hash if account else None
         fits = await self._passwords.verify(password_hash, password)
         if account is not None and account.is_deactivated:
-            # NOTSPEC: told without checking the password, because its hash is deleted. /register/available reveals as
-            # much.
+            # NOTSPEC: the client learns this without a valid password, because the hash is deleted. /register/available
+            # reveals as much.
             raise UserDeactivated()
         if not fits or password_hash is None:
             raise Forbidden("Invalid user name or password")

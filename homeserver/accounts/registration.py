@@ -23,7 +23,7 @@ from homeserver.storage.sessions import start_session
 
 RANDOM_USERNAME_CHARACTERS = 12
 OPERATION = "register"
-"""What sessions of user-interactive authentication are for here."""
+"""The operation of these sessions of user-interactive authentication."""
 
 
 def user_id_for(username: str, server_name: str) -> str:
@@ -70,7 +70,7 @@ class Registration:
         return user_id
 
     async def recalled(self, parameters: JsonObject) -> JsonObject:
-        """The body of a request, completed by what the first request of its session said."""
+        """The body of a request; parameters that it leaves out come from the first request of its session."""
         return await self._user_interactive.recalled(OPERATION, parameters)
 
     async def register(

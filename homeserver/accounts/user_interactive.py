@@ -66,13 +66,13 @@ async def dummy_stage(_auth: JsonObject) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FinishedSession:
-    """A session whose operation is done, with its answer."""
+    """A session with the answer of its operation, which is done."""
 
     stored_id: str
     session: UiaSession
 
     def store(self, connection: Connection, now_ms: int) -> None:
-        """Store it, in the transaction that carries the operation out."""
+        """Store it. Call this in the transaction that carries the operation out."""
         put_uia_session(connection, self.stored_id, self.session, now_ms)
 
 
@@ -84,7 +84,7 @@ class UserInteractive:
         self._clock = clock
 
     async def recalled(self, operation: str, parameters: JsonObject) -> JsonObject:
-        """The parameters of a request, completed by those that its session's first request gave."""
+        """The parameters of a request; those that it leaves out come from the first request of its session."""
         session_id, session = await self._session_of(operation, parameters)
         if session is None or session.parameters is None:
             return parameters
@@ -92,7 +92,7 @@ class UserInteractive:
         return {**remembered, **parameters} if isinstance(remembered, dict) else parameters
 
     async def answer_of(self, operation: str, parameters: JsonObject) -> JsonObject | None:
-        """What the operation was answered with, if this is the same request once more; see ``finished``."""
+        """The stored answer of the operation, if this is a repetition of its request; see ``finished``."""
         session_id, session = await self._session_of(operation, parameters)
         if session is None or session.answer is None:
             return None
@@ -102,9 +102,9 @@ class UserInteractive:
         return answer if isinstance(answer, dict) else None
 
     def finished(self, operation: str, parameters: JsonObject, answer: JsonObject) -> FinishedSession | None:
-        """What to store, in the transaction of the operation, so that the same request gets the same answer again.
+        """What to store in the transaction of the operation, so that a repeated request gets the same answer.
 
-        None where the request names no session.
+        None if the request names no session.
         """
         auth = parameters.get("auth")
         session_id = auth.get("session") if isinstance(auth, dict) else None
@@ -145,7 +145,7 @@ class UserInteractive:
         session_id, stage = _word(auth, "session"), _word(auth, "type")
         session = None if session_id is None else await self._find(session_id, operation)
         if session is not None and session.answer is not None:
-            session = None  # it was for another request, which is done
+            session = None  # the session was for another request, which is done
         if session_id is not None and session is None:
             raise await self._new_challenge(operation, flows, UnknownError("The session is unknown or has expired"))
         completed = session.completed if session else ()
@@ -244,7 +244,7 @@ def _challenge(
 
 def _check_binding(session_id: str, session: UiaSession, parameters: JsonObject) -> None:
     if not hmac.compare_digest(session.request, _binding(session_id, parameters)):
-        raise Forbidden("The request is not the one that the session was begun for")
+        raise Forbidden("The session belongs to another request")
 
 
 def _binding(session_id: str, parameters: JsonObject) -> bytes:
@@ -256,7 +256,7 @@ def _binding(session_id: str, parameters: JsonObject) -> bytes:
 
 
 def _remembered(session_id: str, parameters: JsonObject) -> bytes | None:
-    """The parameters of a first request, encrypted; None where there are none, or too many."""
+    """The parameters of a first request, encrypted; None if there are none or they are too large."""
     without_auth = {name: value for name, value in parameters.items() if name != "auth"}
     if not without_auth or len(orjson.dumps(without_auth)) > PARAMETERS_BYTES_MAX:
         return None
@@ -264,7 +264,7 @@ def _remembered(session_id: str, parameters: JsonObject) -> bytes | None:
 
 
 def _box(session_id: str) -> SecretBox:
-    # Only the client knows the session ID: what is stored can be read by nobody else, also not from the database.
+    # Only the client knows the session ID, so the stored data cannot be decrypted with the database alone.
     return SecretBox(hmac.digest(session_id.encode(), b"what a session keeps", "sha256"))
 
 

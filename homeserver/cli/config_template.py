@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 _TEMPLATE = """\
-# The configuration of this homeserver. What is commented out shows the default.
+# The configuration of this homeserver. Lines that are commented out show the defaults.
 # Each key can be set by an environment variable as well: HOMESERVER_DATABASE__URL for url under [database].
-# Relative paths are relative to this file. `homeserver config check` says what is in force.
+# Relative paths are relative to this file. `homeserver config check` shows the effective settings.
 
-# What stands after the colon in user IDs. It cannot be changed once the server has users.
+# The name after the colon in user IDs. It cannot be changed once the server has users.
 server_name = {server_name}
 
 # Where clients reach this server, when that is not https://<server_name>; served in /.well-known/matrix/client.
@@ -35,9 +35,9 @@ port = 8008
 # url = "postgresql+psycopg://user:password@host/name"
 
 [registration]
-# Anybody who can reach this server may make an account.
+# Anybody who can reach this server may create an account.
 {registration_enabled}
-# Whoever knows the secret may make accounts, administrators included.
+# Anybody who knows the secret may create accounts, administrators included.
 # shared_secret = ""
 # Only with a registration token.
 # require_token = false
@@ -49,7 +49,7 @@ port = 8008
 # ca_file = ""
 # Allow requests to loopback and private addresses; only for closed networks and tests.
 # allow_private_addresses = false
-# Speak to these servers only; empty: to all.
+# Talk to these servers only; empty: to all.
 # allowed_servers = []
 # denied_servers = []
 # Notary servers to ask for the keys of others; empty: ask each server itself.

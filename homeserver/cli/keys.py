@@ -74,7 +74,7 @@ def rotate(config: ConfigOption = None) -> None:
 @commands.command()
 def export(
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which is what it does anyway.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (the default).")] = True,
 ) -> None:
     """Print the public half, as served under /_matrix/key/v2/server."""
     print_json(_keys(config).server_keys_object(now_ms()))
@@ -93,7 +93,7 @@ def verify(
     if as_json:
         print_json({"server_name": name, "addresses": addresses, "signatures": "valid", "published": keys.published})
         return
-    typer.echo(f"{name} answers at {', '.join(addresses)}; its keys are signed as they must be")
+    typer.echo(f"{name} answers at {', '.join(addresses)}; its keys have valid signatures")
     print_table(
         ("KEY ID", "VALID UNTIL", "RETIRED"),
         [(key_id, time_text(valid_until_ts), retired) for key_id, valid_until_ts, retired in rows],
@@ -144,11 +144,11 @@ async def _fetch_keys(config: Config, server_name: str) -> tuple[ServerKeys, lis
         await discovery.aclose()
         await http.aclose()
     if answer.status != 200:
-        raise HomeserverError(f"{server_name}: asked for its keys, it answers {answer.status}")
+        raise HomeserverError(f"{server_name} answers the request for its keys with {answer.status}")
     try:
         published = json.loads(answer.body)
     except ValueError as error:
-        raise HomeserverError(f"{server_name}: what it gives as its keys is not JSON") from error
+        raise HomeserverError(f"{server_name}: its answer to the request for its keys is not JSON") from error
     addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in destination.addresses]
     return parse_server_keys(published, server_name, now_ms()), addresses
 

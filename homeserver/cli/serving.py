@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def init(
     server_name: Annotated[
-        str, typer.Option("--server-name", metavar="NAME", help="What stands after the colon in user IDs; for ever.")
+        str,
+        typer.Option(
+            "--server-name", metavar="NAME", help="The name after the colon in user IDs; it can never change."
+        ),
     ],
     data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Where everything is kept.")] = Path(
         "data"
@@ -32,9 +35,7 @@ def init(
     ] = None,
     development: Annotated[
         bool,
-        typer.Option(
-            "--development", help="For trying things out: anybody may register, and keys that are there are used."
-        ),
+        typer.Option("--development", help="For trying things out: anybody may register, and existing keys are used."),
     ] = False,
 ) -> None:
     """Write a configuration and a signing key for a new server; overwrites nothing."""
@@ -50,7 +51,7 @@ def init(
     configure_logging(config.logging)
     file = directory / FILE_NAME
     if file.exists():
-        raise HomeserverError(f"{file} is there already; nothing was changed")
+        raise HomeserverError(f"{file} exists already; nothing was changed")
     keys = SigningKeys.load(config.keys_dir, server_name)
     if keys.list() and not development:
         raise HomeserverError(f"{config.keys_dir} holds signing keys already; nothing was changed")

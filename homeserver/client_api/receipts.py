@@ -35,7 +35,7 @@ async def post_receipt(
     if receipt_type == FULLY_READ:
         # "It is provided for an incompatible receipt type."
         if thread_id is not None:
-            raise InvalidParam("m.fully_read knows no threads")
+            raise InvalidParam("m.fully_read does not take a thread_id")
         await receipts.find_event(requester.user_id, room_id, event_id)
         await account_data.store(requester.user_id, FULLY_READ, {"event_id": event_id}, room_id)
     else:

@@ -51,7 +51,7 @@ async def create_room(
     created = await creation.create(requester.user_id, _room_request(body, capabilities.default_room_version))
     answer: JsonObject = {"room_id": created.room_id}
     if created.failed_invitations:
-        # NOTSPEC: the specification has no word for a room that stands without some of its invitations.
+        # NOTSPEC: the specification has no answer for a room that was created although some invitations failed.
         answer[FAILED_INVITATIONS] = [failure.body() for failure in created.failed_invitations]
     return json_response(answer)
 

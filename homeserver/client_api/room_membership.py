@@ -61,7 +61,7 @@ async def join_room(
     # ``server_name`` is the older name of ``via``.
     via = query_strs(request, "via") + query_strs(request, "server_name")
     if not all(map(is_valid_server_name, via)):
-        raise InvalidParam("'via' names what is not a server name")
+        raise InvalidParam("'via' has a value that is not a server name")
     room_id = room_id_or_alias
     if room_id_or_alias.startswith("#"):
         target = await aliases.resolve(room_id_or_alias)

@@ -47,7 +47,7 @@ async def send_message(request: Request) -> Response:
     if event_type == "m.room.redaction":
         return await _redact(request, requester, content.pop("redacts", None), content)
     if event_type in ONLY_STATE:
-        raise BadJson(f"{event_type} is a state event: it can be sent as such only")
+        raise BadJson(f"{event_type} is a state event: it can only be sent as a state event")
     _check_tombstone(room_id, event_type, content)
     txn = transaction_key(request, requester, f"send/{room_id}/{event_type}")
     draft = EventDraft(event_type, requester.user_id, content)
@@ -71,7 +71,7 @@ async def _redact(request: Request, requester: Requester, target: object, conten
     if not isinstance(target, str):
         raise BadJson("'redacts' is not a string")
     if not is_valid_event_id(target):
-        raise InvalidParam("What is to be redacted is not an event ID")
+        raise InvalidParam("The event to redact is not named by an event ID")
     room_id = request.path_params["room_id"]
     txn = transaction_key(request, requester, f"redact/{room_id}/{target}")
     draft = EventDraft("m.room.redaction", requester.user_id, content, redacts=target)

@@ -44,7 +44,7 @@ GIVE_UP_AFTER_MS = 90 * 24 * 3600 * 1000
 """After a server has been unreachable for this long, what is owed to it is deleted."""
 NOT_TO_SEND_MAX = 1000
 CATCH_UP_SECONDS_MAX = 5.0
-CATCH_UP_LOOK_S = 0.005
+CATCH_UP_POLL_S = 0.005
 
 
 class LeaseLost(Exception):
@@ -126,7 +126,7 @@ class Delivery:
         """Deliver until the lease is lost or the server stops."""
         await self._load()
         self._delivers = True
-        tasks = [asyncio.ensure_future(part) for part in (self._read(), self._write(), self._keep_house())]
+        tasks = [asyncio.ensure_future(part) for part in (self._read(), self._write(), self._forget_unreachable())]
         is_ours = True
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -244,7 +244,7 @@ class Delivery:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
                 while self._position < position or self._is_behind(server_name):  # noqa: ASYNC110 - two things, rarely
-                    await asyncio.sleep(CATCH_UP_LOOK_S)
+                    await asyncio.sleep(CATCH_UP_POLL_S)
 
     def _is_behind(self, server_name: str) -> bool:
         queue = self._queues.get(server_name)
@@ -302,7 +302,7 @@ class Delivery:
     async def _checkpoint(self, patience_s: float) -> None:
         """Store how far everything is delivered, and the events whose sending takes too long."""
         async with self._means.checkpoint_lock:
-            position, owed = self._survey(patience_s)
+            position, owed = self._find_undelivered(patience_s)
             changed = [queue for queue in self._queues.values() if not queue.is_reachability_stored]
             if position == self._stored_position and not owed and not changed:
                 return
@@ -319,7 +319,7 @@ class Delivery:
         for queue in list(self._queues.values()):
             self._drop_if_idle(queue)
 
-    def _survey(self, patience_s: float) -> tuple[int, dict[str, list[OutboundPdu]]]:
+    def _find_undelivered(self, patience_s: float) -> tuple[int, dict[str, list[OutboundPdu]]]:
         """The position up to which all is delivered, and by server the events that must be stored for that to hold."""
         position = self._position
         owed: dict[str, list[OutboundPdu]] = {}
@@ -334,7 +334,7 @@ class Delivery:
                 position = min(position, oldest.stream_position - 1)
         return position, owed
 
-    async def _keep_house(self) -> None:
+    async def _forget_unreachable(self) -> None:
         while True:
             await self._database.write(store.forget_destinations, self._clock.now_ms() - GIVE_UP_AFTER_MS)
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)

@@ -169,7 +169,7 @@ class KeyRing:
     def _add_wanted(
         self, wanted: dict[str, dict[str, int]], events: Sequence[Event], signers: Sequence[_Signers]
     ) -> None:
-        """Add to what is ``wanted`` the keys of these events' signatures, and until when they must hold."""
+        """Add to ``wanted`` the keys that signed these events, and until when they must be valid."""
         now = self._clock.now_ms()
         for event, servers in zip(events, signers, strict=True):
             if isinstance(servers, InvalidSignature):

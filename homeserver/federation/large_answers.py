@@ -1,6 +1,6 @@
 """Parsing large answers in slices.
 
-The state of a large room is tens of megabytes of JSON. Parsed at once, it would hold up everybody else for as long.
+The state of a large room is tens of megabytes of JSON. Parsing it at once would block the event loop for as long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Any, NoReturn
 
 ELEMENTS_AT_A_STRETCH = 100
-"""Elements of a list that are parsed before others get their turn."""
+"""How many elements of a list are parsed before other tasks of the event loop may run."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -23,7 +23,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse_json(body: bytes) -> Any:
-    """What Python's parser makes of a text, with all that it takes and orjson does not. Raises ``ValueError``."""
+    """Parse JSON with Python's parser, which accepts more than orjson does. Raises ``ValueError``."""
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -31,7 +31,7 @@ def parse_json(body: bytes) -> Any:
 
 
 async def parse_large_json(body: bytes) -> Any:
-    """The same, where the lists of a JSON object are parsed element by element. Raises ``ValueError``."""
+    """The same, but parse the lists of a JSON object element by element. Raises ``ValueError``."""
     text = body.decode()
     try:
         position = _skip_space(text, 0)
@@ -59,7 +59,7 @@ async def parse_large_json(body: bytes) -> Any:
 
 
 async def _parse_list(text: str, position: int) -> tuple[list[Any], int]:
-    """The elements of a list from after its bracket on, and the position after it."""
+    """Parse the elements of a list, starting after its bracket; also returns the position after the list."""
     elements: list[Any] = []
     position = _skip_space(text, position)
     if text.startswith("]", position):
@@ -77,7 +77,7 @@ async def _parse_list(text: str, position: int) -> tuple[list[Any], int]:
 
 def _skip_space(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
-    assert match is not None  # it matches nothing, too
+    assert match is not None  # the pattern also matches the empty string
     return match.end()
 
 

@@ -38,8 +38,7 @@ _OUR_FAULT_CODES = frozenset(
         "M_TOO_LARGE",
     }
 )
-"""What another server says of our request, or of us: it would mean something else to our user's client, which may log
-out for instance."""
+"""Codes that are about our server or its request. Our user's client would misunderstand them, and may log out."""
 _PASSED_STATUSES = frozenset({400, 403, 404, 409, 410, 422, 451})
 _ERRCODE = re.compile(r"[A-Z][A-Z0-9_.]{0,99}")
 _ELSEWHERE_CODES = frozenset({UnableToAuthoriseJoin.errcode, UnableToGrantJoin.errcode})

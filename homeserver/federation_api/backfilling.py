@@ -35,7 +35,7 @@ async def backfill_room(
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid"""
     event_ids = query_strs(request, "v", most=EVENT_IDS_MAX)
     if not event_ids or "limit" not in request.query_params:
-        raise MissingParam("The query parameters 'v' and 'limit' must be there")
+        raise MissingParam("The query parameters 'v' and 'limit' are required")
     limit = query_int(request, "limit", BACKFILL_MAX, maximum=BACKFILL_MAX)
     async with expensive.turn(origin):
         pdus = await history.backfill(origin, room_id, event_ids, limit)

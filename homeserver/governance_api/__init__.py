@@ -1,4 +1,4 @@
-"""The governance API: roles, invitations, bans and who has read what, under ``/_homeserver/v1``.
+"""The governance API: roles, invitations, bans and read receipts, under ``/_homeserver/v1``.
 
 It adds what the client-server API lacks for rooms that several organisations share; docs/governance.md describes the
 model. The rules themselves apply to every event that our users send, by whatever endpoint: see

@@ -223,9 +223,9 @@ def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
         target = url.join(location).copy_with(fragment=None)
         reason = _unusable(target)
     except (httpx.InvalidURL, ValueError) as error:
-        raise RemoteUnreachable(name, f"redirects to what is not a URL: {error}") from error
+        raise RemoteUnreachable(name, f"redirects to an invalid URL: {error}") from error
     if reason is None and url.scheme == "https" and target.scheme != "https":
         reason = "no longer https"
     if reason is not None:
-        raise RemoteUnreachable(name, f"redirects to another place that is not used: {reason}")
+        raise RemoteUnreachable(name, f"redirects to a place that is not allowed: {reason}")
     return target

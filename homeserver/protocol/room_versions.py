@@ -39,7 +39,7 @@ class RedactionRules:
 
     top_level: frozenset[str]
     content: Mapping[str, frozenset[str] | None]
-    """Event type to the content keys that are kept; ``None`` keeps all. Of a type that is missing here none is kept."""
+    """Event type to the content keys that are kept; ``None`` keeps all. For other types, none is kept."""
     keep_third_party_signed: bool = False
     """Whether ``third_party_invite.signed`` of a membership is kept."""
 

@@ -45,7 +45,7 @@ def server_acl_allows(acl_content: JsonObject | None, server_name: str) -> bool:
 def check_acl(content: JsonObject, own_server_name: str) -> None:
     """Refuse an m.room.server_acl that one of our users must not set.
 
-    Raises ``BadJson`` where a field has the wrong type (other servers would ignore it and shut everybody out), and
+    Raises ``BadJson`` where a field has the wrong type (other servers would ignore it and exclude all servers), and
     ``InvalidParam`` where it would shut out our own server: its users could never repair it.
     """
     for name in ("allow", "deny"):

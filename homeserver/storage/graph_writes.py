@@ -116,7 +116,7 @@ class GraphWriter:
             # Look for the repeated request only now, so that other requests do not pay for the query.
             todo = _without_repeated(connection, todo, outcomes)
             if todo and not self._write(connection, todo, known, outcomes):
-                raise RuntimeError("transaction IDs are taken that nobody has used")
+                raise RuntimeError("transaction IDs are taken, but no request has used them")
         return outcomes
 
     def _write(

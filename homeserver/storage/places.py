@@ -1,4 +1,4 @@
-"""The order of a room's history: one number, the *place*, for each event that stands in the graph.
+"""The order of a room's history: one number, the *place*, for each event in the graph.
 
 An event that arrives live gets its place from its position in the stream. Between the places of two positions is a
 *lane*: the numbers below a live event and above the position before it. Events that are backfilled because that event's

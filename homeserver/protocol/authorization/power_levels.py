@@ -68,7 +68,7 @@ def _check_changes(old: _Levels, new: _Levels, sender_level: Level) -> None:
             raise NotAuthorized(f"the sender's power level is too low to change the level of {name}")
         # If the new value is higher than the sender's current power level, reject.
         if after is not None and after > sender_level:
-            raise NotAuthorized(f"the sender cannot raise the level of {name} above his own")
+            raise NotAuthorized(f"the sender cannot raise the level of {name} above the sender's own")
 
 
 def _check_users(old: _Levels, new: _Levels, sender: str, sender_level: Level) -> None:
@@ -79,11 +79,11 @@ def _check_users(old: _Levels, new: _Levels, sender: str, sender_level: Level) -
         # For each entry being changed in, or removed from, the users property, other than the sender's own entry:
         # if the current value is greater than or equal to the sender's current power level, reject.
         if before is not None and user_id != sender and before >= sender_level:
-            raise NotAuthorized("the sender cannot change the level of a user who is not below him")
+            raise NotAuthorized("the sender cannot change the level of a user whose level is not lower")
         # For each entry being added to, or changed in, the users property:
         # if the new value is greater than the sender's current power level, reject.
         if after is not None and after > sender_level:
-            raise NotAuthorized("the sender cannot give a user a higher level than his own")
+            raise NotAuthorized("the sender cannot give a user a higher level than the sender's own")
 
 
 def _named_levels(content: JsonObject, version: RoomVersion) -> dict[str, int]:
