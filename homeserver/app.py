@@ -83,8 +83,7 @@ class Homeserver:
 
     async def start(self) -> None:
         """Begin the background work."""
-        self.graph.others.start(self.graph.notifier, self.ephemeral.relay)
-        await self.ephemeral.typing.start()
+        self.graph.others.start(self.graph.notifier, self.ephemeral.relay, self.ephemeral.typing)
         await self.receiving.start()
         await self.graph.waiting.start(self.graph.arrivals.retry)
         await self.graph.delivery.start()

@@ -36,7 +36,6 @@ class Stream(Enum):
 
     EVENTS = "events"
     RECEIPTS = "receipts"
-    TYPING = "typing"
     ACCOUNT_DATA = "account_data"
     MEMBERSHIP = "membership"
     """The membership of one of our users, changed without an event of the room: an invitation from outside, a forgotten
@@ -124,7 +123,13 @@ class _Waiters:
         """Wake all requests that a change concerns."""
         for user_id in change.users:
             self.wake_user(user_id)
-        if change.wakes_room and change.room_id is not None and (users := self._users.get(change.room_id)):
+        if change.wakes_room and change.room_id is not None:
+            self.wake_room(change.room_id)
+
+    def wake_room(self, room_id: str) -> None:
+        """Wake all requests that wait for changes in a room."""
+        users = self._users.get(room_id)
+        if users and self._futures:
             waiting = self._futures
             found = (
                 [u for u in users if u in waiting] if len(users) < len(waiting) else [u for u in waiting if u in users]
@@ -289,6 +294,10 @@ class Notifier:
     def wake_user(self, user_id: str) -> None:
         """Wake a user's requests for a reason that has no position (a logout)."""
         self._waiters.wake_user(user_id)
+
+    def wake_room(self, room_id: str) -> None:
+        """Wake the requests that wait for a room, for a reason that has no position (typing)."""
+        self._waiters.wake_room(room_id)
 
     def reader(self) -> asyncio.Event:
         """An event that is set at every change; for background readers, which clear it themselves."""

@@ -26,11 +26,13 @@ async def sync(request: Request) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3sync"""
     requester = await authenticate(request)
     since = query_str(request, "since")
+    token = parse_sync_token(since) if since else None
     query_choice(request, "set_presence", PRESENCE_STATES, "online")
     asked = SyncRequest(
         user_id=requester.user_id,
         device_id=requester.device_id,
-        since=parse_sync_token(since).position if since else None,
+        since=token.position if token else None,
+        typing_since=token.ephemeral if token else 0,
         filter=await _filter(request, requester.user_id),
         full_state=query_bool(request, "full_state"),
         state_after=query_bool(request, "use_state_after", query_bool(request, USE_STATE_AFTER_UNSTABLE)),

@@ -13,6 +13,7 @@ from homeserver.foundation import Foundation
 from homeserver.graph.assembly import GraphServices
 from homeserver.graph.received_transactions import EduHandler
 from homeserver.reading.assembly import ReadingServices
+from homeserver.storage.notices import Notices
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,15 @@ def build(base: Foundation, graph: GraphServices, reading: ReadingServices) -> E
     receipts = Receipts(
         database, graph.notifier, heads, events, delivery, base.clock, enabled=base.config.read_receipts.enabled
     )
-    typing = Typing(database, graph.notifier, heads, delivery, base.clock)
+    typing = Typing(
+        graph.notifier,
+        heads,
+        delivery,
+        Notices(database),
+        base.clock,
+        process=int(database.name[:4], 16),
+        is_local=base.is_local,
+    )
     graph.writers.watch_departures(typing.departed)
     return EphemeralServices(
         receipts=receipts,

@@ -1,4 +1,4 @@
-"""Sends receipts and typing notices that other processes have stored on to other servers.
+"""Sends receipts that other processes have stored on to other servers.
 
 Of all processes on a database, one delivers to other servers. It sends what its own clients report at once, and reads
 what the clients of other processes report from the database.
@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from homeserver.federation.outbound_edus import Receipt
-from homeserver.storage import receipts, typing
+from homeserver.storage import receipts
 from homeserver.storage.changes import WrittenChange
 from homeserver.storage.database import Database
 from homeserver.storage.receipts import StoredReceipt
-from homeserver.storage.typing import TypingUser
 
 logger = structlog.get_logger(__name__)
 
 READ = "m.read"
 POSITIONS_MAX = 2_000
-"""How many receipts and typing notices may wait to be read; above that the oldest are dropped: newer ones follow."""
+"""How many receipts may wait to be read; above that the oldest are dropped: newer ones follow."""
 
 
 class EphemeralDelivery(Protocol):
@@ -37,9 +35,6 @@ class EphemeralDelivery(Protocol):
     async def send_receipt(self, receipt: Receipt) -> None:
         """Tell the other servers in the room that one of our users has read up to an event. Best effort."""
 
-    async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Tell the other servers in the room that one of our users is typing, or has stopped. Best effort."""
-
 
 class OwnReceipts(Protocol):
     """Knows the receipts that this process has stored, which are sent already."""
@@ -51,7 +46,7 @@ class OwnReceipts(Protocol):
 class EphemeralRelay:
     """Sends what other processes have stored, if this process is the one that delivers.
 
-    Best effort: sometimes a receipt or notice is sent twice, which changes nothing for the receiver.
+    Best effort: sometimes a receipt is sent twice, which changes nothing for the receiver.
     """
 
     def __init__(
@@ -65,10 +60,10 @@ class EphemeralRelay:
         self._task: asyncio.Task[None] | None = None
 
     def note(self, changes: Iterable[WrittenChange]) -> None:
-        """Take note of changes by other processes, to send receipts and typing notices on soon."""
+        """Take note of changes by other processes, to send receipts on soon."""
         if self._database.is_sqlite or not self._delivery.delivers:
             return
-        self._positions += [change.position for change in changes if change.stream in ("receipts", "typing")]
+        self._positions += [change.position for change in changes if change.stream == "receipts"]
         del self._positions[:-POSITIONS_MAX]
         if self._positions and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -83,23 +78,16 @@ class EphemeralRelay:
         try:
             while self._positions:
                 positions, self._positions = self._positions, []
-                await self._send_on(*await self._database.read(_written_at, positions))
+                await self._send_on(await self._database.read(receipts.receipts_at, positions))
         except Exception:
-            logger.exception("receipts and typing of another process were not sent on")
+            logger.exception("receipts of another process were not sent on")
         finally:
             self._task = None
 
-    async def _send_on(self, read: Iterable[StoredReceipt], typing: Iterable[TypingUser]) -> None:
+    async def _send_on(self, read: Iterable[StoredReceipt]) -> None:
         for receipt in read:
             is_for_others = receipt.receipt_type == READ and self._is_local(receipt.user_id)
             if is_for_others and self._own.recent(receipt.position) is None:
                 await self._delivery.send_receipt(
                     Receipt(receipt.room_id, receipt.user_id, receipt.event_id, receipt.ts, receipt.thread_id or None)
                 )
-        for user in typing:
-            if self._is_local(user.user_id):
-                await self._delivery.send_typing(user.room_id, user.user_id, user.expires_ts > 0)
-
-
-def _written_at(connection: Connection, positions: list[int]) -> tuple[list[StoredReceipt], list[TypingUser]]:
-    return receipts.receipts_at(connection, positions), typing.typing_at(connection, positions)

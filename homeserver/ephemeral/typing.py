@@ -1,7 +1,10 @@
 """Who is typing in which room.
 
-Typing notices are stored in the database, so that all processes on it agree; each process caches those that it knows.
-A notice ends by itself when its time has run out: one timer waits for the next one that is due.
+Nothing of it is stored. Each process keeps what it was told by its clients and by other servers, tells the other
+processes, and hears from them what they were told (``storage/notices.py``). A notice ends by itself when its time has
+run out: one timer waits for the next one that is due. So a restart forgets who types, and clients are told so.
+
+Which changes a client has been told of its token says, see ``ephemeral/typing_tokens.py``.
 
 https://spec.matrix.org/v1.19/client-server-api/#typing-notifications
 """
@@ -10,121 +13,164 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
 import structlog
 
+from homeserver.caches import register
 from homeserver.clock import Clock
 from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
+from homeserver.ephemeral.typing_tokens import DIGEST_MAX, Point
 from homeserver.errors import Forbidden
 from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.notifier import Change, Notifier, Stream
+from homeserver.notifier import Notifier
 from homeserver.protocol.json_types import JsonObject
-from homeserver.storage import typing as store
-from homeserver.storage.database import Database
-from homeserver.storage.typing import TypingNotice
 
 logger = structlog.get_logger(__name__)
 
 TIMEOUT_MS_DEFAULT = 30_000
 TIMEOUT_MS_MAX = 120_000
 REMOTE_TIMEOUT_MS = 60_000
-"""How long a user of another server counts as typing, unless that server says that they have stopped."""
+"""How long a user of another server types, unless that server says that it has stopped."""
 FEDERATION_REPEAT_S = 30.0
-"""Other servers are told again after this long, so that they do not assume that the user has stopped."""
-ROOMS_REMEMBERED_MAX = 10_000
+"""Other servers are told again after this long, before they think that the user has stopped."""
+ELSEWHERE_SLACK_MS = 60_000
+"""How much later than another process this one may hear of a change, the difference of their clocks included."""
+BYTES_MAX = 8 * 2**20
+"""What is remembered of all rooms together."""
+ROOM_BYTES = 900
+USER_BYTES = 700
+"""Two entries of a dictionary and of a heap, and a user ID that may be long."""
+TYPISTS_PER_ROOM_MAX = 500
+"""Everybody in the room is sent the whole list at each change."""
+DUE_SPARE = 1_000
+"""Entries of the heap that may no longer count, besides as many as do."""
+WHO_TYPES = "who types"
 
 
 class TypingDelivery(Protocol):
-    """Sends typing notices to other servers."""
+    """Tells other servers."""
 
     async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Tell the other servers in the room that one of our users is typing, or has stopped. Best effort."""
+        """Tell the other servers in the room that one of our users types, or has stopped. Best effort.
+
+        Does nothing in a process that does not deliver.
+        """
+
+
+class TypingNotices(Protocol):
+    """Tells the other processes of this server."""
+
+    def send(self, key: tuple[str, ...], body: str) -> None:
+        """Tell them soon, in place of what still waits under the same key. Best effort."""
+
+    async def stop(self) -> None:
+        """Leave off."""
+
+
+@dataclass(slots=True)
+class _Typist:
+    """Somebody types."""
+
+    until: float
+    """When it ends, by the monotonic clock."""
+    due: float
+    """When the timer looks at it. Not later than ``until``."""
+    is_own: bool
+    """Whether this process was told by the user, or by the user's server; not by another process."""
+    told: float | None = None
+    """When other servers were last told of it."""
 
 
 @dataclass(slots=True)
 class _RoomTyping:
-    """Who is typing in one room."""
+    """Who types in one room."""
 
-    room_nid: int
-    position: int = 0
-    """The position of the last change that is included here."""
-    users: dict[str, int] = field(default_factory=dict)
-    """When each user's notice ends, in milliseconds since the epoch; in the order in which they began."""
-    positions: dict[str, int] = field(default_factory=dict)
-    """The position of each user's last change."""
+    changed: int
+    """When it last changed who types, by ``Typing.position``."""
+    users: dict[str, _Typist] = field(default_factory=dict)
+    """In the order in which they began."""
     rendered: bytes | None = None
+    digest: int | None = None
 
 
 class Typing:
     """The typing notices of all rooms."""
 
+    name = "typing"
+
     def __init__(
         self,
-        database: Database,
         notifier: Notifier,
         heads: RoomHeads,
         delivery: TypingDelivery,
+        notices: TypingNotices,
         clock: Clock,
+        *,
+        process: int,
+        is_local: Callable[[str], bool],
     ) -> None:
-        self._database = database
+        """``process`` is a number of 16 bits that tells this process from others, and from those before it."""
         self._notifier = notifier
         self._heads = heads
         self._delivery = delivery
+        self._notices = notices
         self._clock = clock
+        self._process = process
+        self._is_local = is_local
+        self.position = clock.now_ms()
+        """When it last changed anywhere who types: milliseconds since the epoch, a little more if much happens."""
+        self._floor = self.position
+        """Of changes up to here not everything is remembered."""
         self._rooms: OrderedDict[str, _RoomTyping] = OrderedDict()
-        self._due: list[tuple[int, str, str]] = []
-        """A heap of the times when notices may end: ``(expires_ts, room_id, user_id)``."""
+        """The room that changed last comes last."""
+        self._active: dict[str, _RoomTyping] = {}
+        """Those in which somebody types."""
+        self._quiet: OrderedDict[str, None] = OrderedDict()
+        """The others, in the same order."""
+        self.bytes = 0
+        self.bytes_max = BYTES_MAX
+        self._due: list[tuple[float, str, str]] = []
+        """A heap of times that may run out, ``(due, room_id, user_id)``. Entries that no longer count are in it too."""
+        self._typists = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._expiring: asyncio.Task[None] | None = None
-        self._ending: set[asyncio.Task[None]] = set()
-        """Tasks that end the notices of users who have left their room."""
-        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
-        """When other servers were last told that a user is typing, by room and user."""
+        self._for_servers: dict[tuple[str, str], bool] = {}
+        """What other servers are still to be told, by room and user."""
+        self._telling: asyncio.Task[None] | None = None
+        register(self)
 
-    async def start(self) -> None:
-        """Load the notices that had not ended when the server stopped."""
-        await self._database.write(store.forget_stopped)
-        for user in await self._database.read(store.all_typing):
-            room = self._rooms.setdefault(user.room_id, _RoomTyping(user.room_nid))
-            self._note(user.room_id, room, user.user_id, user.expires_ts, user.position)
+    def __len__(self) -> int:
+        return len(self._rooms)
 
     async def stop(self) -> None:
-        """Stop the timer and the background work. Stored notices stay, and end when their time has run out."""
+        """Forget the timer, and tell nobody any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._expiring is not None:
-            self._expiring.cancel()
-            await asyncio.gather(self._expiring, return_exceptions=True)
-        for task in list(self._ending):
-            task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+        await self._notices.stop()
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
     @refuses_by_newest_state
     async def set_typing(self, user_id: str, room_id: str, typing: bool, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
-        """Note that one of our users is typing, for ``timeout_ms`` at most, or has stopped. Raises ``Forbidden``."""
+        """One of our users types in a room for so long, or has stopped. Raises ``Forbidden`` for who is not in it."""
         head = await self._heads.find(room_id)
-        if head is None or user_id not in head.joined_local:
+        if head is None or not self._is_in(head, user_id):
             raise Forbidden("You are not in this room")
-        # A timeout of zero means that the user has stopped.
-        typing = typing and timeout_ms > 0
-        changed = await self._store(head, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing else 0)
-        key, now = (room_id, user_id), self._clock.monotonic()
-        if changed or (typing and now - self._told.get(key, 0.0) > FEDERATION_REPEAT_S):
-            self._remember_told(key, now if typing else None)
-            await self._delivery.send_typing(room_id, user_id, typing)
-        await self._end_if_departed(room_id, user_id)
+        # A timeout of nothing is a stop.
+        self._take_in(head.room_id, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing and timeout_ms > 0 else 0)
 
     async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Store the notice of an m.typing EDU; an invalid one is dropped.
+        """Take in an m.typing EDU; what does not fit is dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#typing-notifications
         """
@@ -135,99 +181,155 @@ class Typing:
         if not isinstance(typing, bool) or not is_user_of(user_id, origin):
             return
         head = await room_of_edu(self._heads, content.get("room_id"), origin)
-        if head is None or user_id not in head.joined:
+        if head is None or not self._is_in(head, user_id):
             return
-        await self._store(head, user_id, REMOTE_TIMEOUT_MS if typing else 0)
-        await self._end_if_departed(head.room_id, user_id)
+        self._take_in(head.room_id, user_id, REMOTE_TIMEOUT_MS if typing else 0)
+
+    def _is_in(self, head: RoomHead, user_id: str) -> bool:
+        # The user may have left while the head was being read; ``departed`` has come too early then.
+        return user_id in (self._heads.cached(head.room_id) or head).joined
 
     def departed(self, room_id: str, user_ids: Iterable[str]) -> None:
-        """End the notices of users, of any server, who have left a room or were removed from it."""
-        room = self._rooms.get(room_id)
-        typing = [user_id for user_id in user_ids if room is not None and user_id in room.users]
-        if typing:
-            task = asyncio.get_running_loop().create_task(self._end(room_id, typing))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+        """Users, of any server, have left a room or were removed from it: they do not type there any longer."""
+        room = self._active.get(room_id)
+        for user_id in [user_id for user_id in user_ids if room is not None and user_id in room.users]:
+            self._take_in(room_id, user_id, 0)
 
-    async def _end_if_departed(self, room_id: str, user_id: str) -> None:
-        """End a notice whose user left the room while it was being stored."""
-        head = self._heads.cached(room_id)
-        if head is not None and user_id not in head.joined:
-            await self._end(room_id, [user_id])
+    def _take_in(self, room_id: str, user_id: str, timeout_ms: int) -> None:
+        """Note what a client or another server says, and tell the other processes."""
+        # To type on is no change for clients, but it is news for the other processes, who would end it.
+        if self._note(room_id, user_id, timeout_ms, is_own=True) or timeout_ms:
+            self._notices.send((room_id, user_id), _notice_of(room_id, user_id, timeout_ms))
 
-    async def _end(self, room_id: str, user_ids: Iterable[str]) -> None:
+    # -- other processes -----------------------------------------------------------------------------------------------
+
+    def begin_to_hear(self) -> None:
+        """Notices of other processes arrive from now on: ask for those that were missed."""
+        self._notices.send((WHO_TYPES,), orjson.dumps([WHO_TYPES]).decode())
+
+    def hear(self, body: str) -> None:
+        """Take in a notice of another process; what does not fit is dropped."""
         try:
-            head = await self._heads.get(room_id)
-            for user_id in user_ids:
-                if user_id not in head.joined:  # a user who has rejoined meanwhile may be typing again
-                    await self._store(head, user_id, 0)
-                    self._told.pop((room_id, user_id), None)
-        except Exception:
-            # The notice ends by itself when its time has run out.
-            logger.exception("typing could not be ended with the membership", room_id=room_id)
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return
+        match said:
+            case ["typing", str(room_id), str(user_id), int(timeout_ms)] if 0 <= timeout_ms <= TIMEOUT_MS_MAX:
+                head = self._heads.cached(room_id)
+                if timeout_ms and head is not None and user_id not in head.joined:
+                    # The user has left meanwhile, which the other process does not know yet.
+                    self._notices.send((room_id, user_id), _notice_of(room_id, user_id, 0))
+                else:
+                    self._note(room_id, user_id, timeout_ms, is_own=False)
+            case [str(what)] if what == WHO_TYPES:
+                now = self._clock.monotonic()
+                for active_id, room in self._active.items():
+                    for user_id, typist in room.users.items():
+                        if typist.is_own and typist.until > now:
+                            left_ms = int((typist.until - now) * 1000)
+                            self._notices.send((active_id, user_id), _notice_of(active_id, user_id, left_ms))
+            case _:
+                return
 
-    async def _store(self, head: RoomHead, user_id: str, timeout_ms: int) -> bool:
-        """Store a notice. Returns whether the set of typing users has changed."""
-        now = self._clock.now_ms()
-        expires_ts = now + timeout_ms if timeout_ms else 0
-        notice = TypingNotice(head.room_nid, user_id, expires_ts, now)
-        await self._known(head)
-        position = await self._database.write_batched(store.store, notice)
-        # Await nothing between commit and publication: the notifier holds back later positions until then.
-        room = self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
-        self._note(head.room_id, room, user_id, expires_ts, position)
-        if position is None:
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def _note(self, room_id: str, user_id: str, timeout_ms: int, *, is_own: bool) -> bool:
+        """Remember that a user types for so long, or has stopped; whether who types in the room is another set now."""
+        room = self._rooms.get(room_id)
+        typist = room.users.get(user_id) if room is not None else None
+        now = self._clock.monotonic()
+        if not timeout_ms:
+            if room is None or typist is None:
+                return False
+            del room.users[user_id]
+            self._typists -= 1
+            self.bytes -= USER_BYTES
+            self._changed(room_id, room)
+            self._tell_servers(room_id, user_id, False)
+            return True
+        until = now + timeout_ms / 1000
+        if room is not None and typist is not None:
+            # Where it ends later than was thought, the heap is given the new time when the old one has come.
+            typist.until, typist.is_own = until, is_own
+            if until < typist.due:
+                self._await_end(room_id, user_id, typist)
+            if typist.told is None or now - typist.told > FEDERATION_REPEAT_S:
+                typist.told = now
+                self._tell_servers(room_id, user_id, True)
             return False
-        self._publish(head.room_id, position)
+        if not self._has_place(room):
+            return False
+        if room is None:
+            room = self._rooms[room_id] = _RoomTyping(0)
+            self.bytes += ROOM_BYTES
+        room.users[user_id] = typist = _Typist(until, until, is_own, now)
+        self._typists += 1
+        self.bytes += USER_BYTES
+        self._await_end(room_id, user_id, typist)
+        self._changed(room_id, room)
+        self._tell_servers(room_id, user_id, True)
         return True
 
-    async def _known(self, head: RoomHead) -> None:
-        """Load the notices of a room into memory."""
-        if head.room_id not in self._rooms:
-            await self.refresh(head.room_id)
-            self._rooms.setdefault(head.room_id, _RoomTyping(head.room_nid))
-        self._rooms.move_to_end(head.room_id)
+    def _has_place(self, room: _RoomTyping | None) -> bool:
+        if room is not None and len(room.users) >= TYPISTS_PER_ROOM_MAX:
+            return False
+        while self._quiet and self.bytes + ROOM_BYTES + USER_BYTES > self.bytes_max:
+            room_id, _ = self._quiet.popitem(last=False)
+            self._floor = self._rooms.pop(room_id).changed
+            self.bytes -= ROOM_BYTES
+        return self.bytes + ROOM_BYTES + USER_BYTES <= self.bytes_max
 
-    def _note(self, room_id: str, room: _RoomTyping, user_id: str, expires_ts: int, position: int | None) -> None:
-        """Update the memory after a write. ``position`` is None if only the time of a notice has moved."""
-        if position is not None:
-            if position < room.positions.get(user_id, 0):
-                return  # two writes returned in the opposite order
-            room.positions[user_id] = position
-            room.position = max(room.position, position)
-            room.rendered = None
-        if not expires_ts:
-            room.users.pop(user_id, None)
-            room.positions.pop(user_id, None)
+    def _changed(self, room_id: str, room: _RoomTyping) -> None:
+        self.position = max(self.position + 1, self._clock.now_ms())
+        room.changed = self.position
+        room.rendered = room.digest = None
+        self._rooms.move_to_end(room_id)
+        self._quiet.pop(room_id, None)
+        if room.users:
+            self._active[room_id] = room
+        else:
+            self._active.pop(room_id, None)
+            self._quiet[room_id] = None
+        self._notifier.wake_room(room_id)
+
+    # -- other servers -------------------------------------------------------------------------------------------------
+
+    def _tell_servers(self, room_id: str, user_id: str, typing: bool) -> None:
+        """Every process tells of what it hears; the one that delivers does send it."""
+        if not self._is_local(user_id):
             return
-        room.users[user_id] = expires_ts
-        heapq.heappush(self._due, (expires_ts, room_id, user_id))
-        self._set_timer()
-        self._forget_quiet_rooms()
+        self._for_servers.pop((room_id, user_id), None)
+        self._for_servers[room_id, user_id] = typing
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
 
-    def _forget_quiet_rooms(self) -> None:
-        while len(self._rooms) > ROOMS_REMEMBERED_MAX:
-            room_id, room = next(iter(self._rooms.items()))
-            if room.users:
-                return  # the timer will end these notices
-            del self._rooms[room_id]
-
-    def _publish(self, room_id: str, position: int) -> None:
-        self._notifier.publish([Change(position, Stream.TYPING, room_id, wakes_room=True)])
-
-    def _remember_told(self, key: tuple[str, str], when: float | None) -> None:
-        self._told.pop(key, None)
-        if when is not None:
-            self._told[key] = when
-            if len(self._told) > ROOMS_REMEMBERED_MAX:
-                self._told.popitem(last=False)
+    async def _tell(self) -> None:
+        try:
+            while self._for_servers:
+                (room_id, user_id), typing = next(iter(self._for_servers.items()))
+                del self._for_servers[room_id, user_id]
+                try:
+                    await self._delivery.send_typing(room_id, user_id, typing)
+                except Exception:
+                    # For them it ends by itself after a while.
+                    logger.exception("other servers could not be told who types")
+        finally:
+            self._telling = None
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
+    def _await_end(self, room_id: str, user_id: str, typist: _Typist) -> None:
+        typist.due = typist.until
+        heapq.heappush(self._due, (typist.due, room_id, user_id))
+        if len(self._due) > 2 * self._typists + DUE_SPARE:
+            self._due = [(t.due, i, u) for i, room in self._active.items() for u, t in room.users.items()]
+            self._due.append((typist.due, room_id, user_id))  # its room may not count as active yet
+            heapq.heapify(self._due)
+        self._set_timer()
+
     def _set_timer(self) -> None:
-        due_ts = self._due[0][0]
         loop = asyncio.get_running_loop()
-        when = loop.time() + max(0, due_ts - self._clock.now_ms()) / 1000
+        when = loop.time() + max(0.0, self._due[0][0] - self._clock.monotonic())
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
@@ -236,83 +338,88 @@ class Typing:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._expiring is None:
-            self._expiring = asyncio.get_running_loop().create_task(self._expire_logged())
+        self.expire()
+        if self._due:
+            self._set_timer()
 
-    async def _expire_logged(self) -> None:
-        try:
-            await self.expire()
-        except Exception:
-            logger.exception("typing notices could not be ended")
-        finally:
-            self._expiring = None
-            if self._due:
-                self._set_timer()
-
-    async def expire(self) -> None:
-        """End the notices that have run out."""
-        now = self._clock.now_ms()
-        due: dict[tuple[int, str], str] = {}
+    def expire(self) -> None:
+        """End the notices whose time has run out. Each process does so for itself."""
+        now = self._clock.monotonic()
         while self._due and self._due[0][0] <= now:
-            expires_ts, room_id, user_id = heapq.heappop(self._due)
-            room = self._rooms.get(room_id)
-            if room is not None and room.users.get(user_id) == expires_ts:
-                due[room.room_nid, user_id] = room_id
-        if not due:
-            return
-        # Another process may have prolonged the notice, or ended it already.
-        heads = await self._heads.of_many(list(set(due.values())))
-        answers = await self._database.write(store.expire, list(due), now)
-        ended: list[tuple[str, str]] = []
-        for (room_nid, user_id), (expires_ts, position) in answers.items():
-            room_id = due[room_nid, user_id]
-            self._note(room_id, self._rooms.setdefault(room_id, _RoomTyping(room_nid)), user_id, expires_ts, position)
-            self._told.pop((room_id, user_id), None)
-            if position is not None:
-                head = self._heads.cached(room_id) or heads.get(room_id)
-                self._publish(room_id, position)
-                if head is not None and user_id in head.joined_local:
-                    ended.append((room_id, user_id))
-        for room_id, user_id in ended:
-            await self._delivery.send_typing(room_id, user_id, False)
+            due, room_id, user_id = heapq.heappop(self._due)
+            room = self._active.get(room_id)
+            typist = room.users.get(user_id) if room is not None else None
+            if typist is None or typist.due != due:
+                continue  # the user has stopped, or another entry counts
+            if typist.until <= now:
+                self._note(room_id, user_id, 0, is_own=False)
+            else:
+                typist.due = typist.until
+                heapq.heappush(self._due, (typist.due, room_id, user_id))
 
     # -- readers -------------------------------------------------------------------------------------------------------
 
-    def is_fresh(self, room_id: str, position: int) -> bool:
-        """Whether memory includes the change at this position."""
-        room = self._rooms.get(room_id)
-        return room is not None and room.position >= position
+    def token(self, joined: Collection[str]) -> int:
+        """What a client knows who has been told of everything in the rooms that its user is in; for its token."""
+        return Point(self.position, self._process, self._digest(joined)).as_number()
 
-    async def refresh(self, room_id: str, position: int = 0) -> None:
-        """Read from the database what other processes wrote, up to ``position`` or later."""
-        stored = {user.user_id: user for user in await self._database.read(store.typing_in, room_id)}
-        for user in stored.values():
-            room = self._rooms.setdefault(room_id, _RoomTyping(user.room_nid))
-            if user.position >= room.positions.get(user.user_id, 0):
-                self._note(room_id, room, user.user_id, user.expires_ts, user.position)
-        if (known := self._rooms.get(room_id)) is not None:
-            for user_id in known.users.keys() - stored.keys():
-                self._note(room_id, known, user_id, 0, position)
-            known.position = max(known.position, position)
+    def to_tell(self, token: int, joined: Collection[str]) -> Collection[str]:
+        """The rooms of which a client with this token is to be told who types, if nobody is typing any more too."""
+        point = Point.of_number(token)
+        if point.process == self._process and self._floor <= point.ms <= self.position:
+            return () if point.ms == self.position else self._changed_since(point.ms, joined)
+        # The token is of another process, or of before a restart.
+        if point.digest == self._digest(joined):
+            return ()
+        after = min(point.ms, self._clock.now_ms()) - ELSEWHERE_SLACK_MS
+        if after < self._floor and point.digest:
+            return joined  # the client thinks of somebody as typing, of whom this process may know nothing
+        return {*self._changed_since(after, joined), *self.active(joined)}
+
+    def active(self, joined: Collection[str]) -> list[str]:
+        """Those of some rooms in which somebody types."""
+        if len(self._active) < len(joined):
+            return [room_id for room_id in self._active if room_id in joined]
+        return [room_id for room_id in joined if room_id in self._active]
 
     def users_in(self, room_id: str) -> list[str]:
-        """The IDs of the users who are typing in a room."""
-        room = self._rooms.get(room_id)
+        """Who types in a room."""
+        room = self._active.get(room_id)
         return list(room.users) if room is not None else []
 
     def event_in(self, room_id: str) -> bytes:
         """The m.typing event of a room, for clients."""
-        room = self._rooms.get(room_id)
+        room = self._active.get(room_id)
         if room is None:
             return _render(())
         if room.rendered is None:
             room.rendered = _render(room.users)
         return room.rendered
 
-    def last_change_in(self, room_id: str) -> int:
-        """The position of the last change in a room that memory includes, or 0."""
-        room = self._rooms.get(room_id)
-        return room.position if room is not None else 0
+    def _changed_since(self, after: int, joined: Collection[str]) -> list[str]:
+        found: list[str] = []
+        for looked_at, (room_id, room) in enumerate(reversed(self._rooms.items())):
+            if room.changed <= after:
+                break
+            if looked_at > len(joined):
+                return [i for i in joined if (known := self._rooms.get(i)) is not None and known.changed > after]
+            if room_id in joined:
+                found.append(room_id)
+        return found
+
+    def _digest(self, joined: Collection[str]) -> int:
+        """The same in each process that knows the same users to type in these rooms; 0 if nobody does."""
+        digest = 0
+        for room_id in self.active(joined):
+            room = self._active[room_id]
+            if room.digest is None:
+                room.digest = zlib.crc32(orjson.dumps([room_id, *sorted(room.users)])) | 1 << 32
+            digest += room.digest
+        return digest and digest % DIGEST_MAX + 1
+
+
+def _notice_of(room_id: str, user_id: str, timeout_ms: int) -> str:
+    return orjson.dumps(["typing", room_id, user_id, timeout_ms]).decode()
 
 
 def _render(user_ids: Iterable[str]) -> bytes:

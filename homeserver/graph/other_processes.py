@@ -16,7 +16,7 @@ from homeserver.graph.events import Events
 from homeserver.graph.state import RoomHeads
 from homeserver.notifier import Change, Notifier, StateEffect, Stream
 from homeserver.storage import changes, streams
-from homeserver.storage.changes import WrittenChange
+from homeserver.storage.changes import Notice, WrittenChange
 from homeserver.storage.database import Database
 
 logger = structlog.get_logger(__name__)
@@ -37,6 +37,16 @@ class ChangeListener(Protocol):
         """Leave off."""
 
 
+class NoticeListener(Protocol):
+    """Is told of the notices of other processes, which are not stored."""
+
+    def hear(self, body: str) -> None:
+        """Take note of a notice; must not block."""
+
+    def begin_to_hear(self) -> None:
+        """From now on notices arrive. Those from before did not."""
+
+
 class OtherProcesses:
     """Keeps caches in line with what other processes write, and wakes the requests that wait for it.
 
@@ -48,6 +58,7 @@ class OtherProcesses:
         self._heads = heads
         self._events = events
         self._relay: ChangeListener | None = None
+        self._notices: NoticeListener | None = None
         self._following: asyncio.Task[None] | None = None
 
     async def load_changes(self, after: int, upto: int) -> list[Change]:
@@ -78,9 +89,15 @@ class OtherProcesses:
             for change in written.changes
         ]
 
-    def start(self, notifier: Notifier, relay: ChangeListener | None = None) -> None:
-        """Begin to follow what is written, and to tell the notifier; and the relay, of what is for other servers."""
+    def start(
+        self, notifier: Notifier, relay: ChangeListener | None = None, notices: NoticeListener | None = None
+    ) -> None:
+        """Begin to follow what is written, and to tell the notifier; and the relay, of what is for other servers.
+
+        ``notices`` is told what other processes say without storing it.
+        """
         self._relay = relay
+        self._notices = notices
         self._following = asyncio.get_running_loop().create_task(self._follow(notifier))
 
     async def stop(self) -> None:
@@ -111,11 +128,23 @@ class OtherProcesses:
 
     async def _listen(self, notifier: Notifier) -> None:
         async with changes.listening(self._database.engine.url) as announcements:
+            if self._notices is not None:
+                self._notices.begin_to_hear()
             await self._look(notifier)
-            async for announcement in announcements:
-                if announcement is None:
+            async for said in announcements:
+                if said is None:
                     await self._look(notifier)
+                elif said.sender == self._database.name:
                     continue
-                position, writer = announcement
-                if writer != self._database.name:
-                    await notifier.catch_up(position)
+                elif isinstance(said, Notice):
+                    self._hear(said)
+                else:
+                    await notifier.catch_up(said.position)
+
+    def _hear(self, notice: Notice) -> None:
+        if self._notices is not None:
+            try:
+                self._notices.hear(notice.body)
+            except Exception:
+                # The next announcement must be heard all the same.
+                logger.exception("a notice of another process could not be taken in")

@@ -1,10 +1,10 @@
 """Tokens for positions in what clients read. No other module builds or parses them.
 
 ``s1_<events>_<ephemeral>_<user>`` is how much a client knows after a /sync: the positions that it has reached in the
-streams of events, of ephemeral data of rooms (typing, receipts), and of the user's own data. Today one counter numbers
-all three. ``h1_<place>`` is the point in a room's history right after the event with that place, see
-``storage/places.py``. A token of /sync is a point in every room's history too. The number after the letter is the
-version of the format.
+streams of events, of who is typing (``ephemeral/typing_tokens.py`` says what that number means), and of the user's own
+data. Today one counter numbers events, receipts and the user's own data. ``h1_<place>`` is the point in a room's
+history right after the event with that place, see ``storage/places.py``. A token of /sync is a point in every room's
+history too. The number after the letter is the version of the format.
 
 Clients may hold tokens of older formats: ``s<position>``, and ``t<depth>_<position>`` for a room's history.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from homeserver.errors import InvalidParam
 from homeserver.storage.places import HIGHEST, LOWEST, place_of
 
-_SYNC = re.compile(r"s1_([0-9]{1,12})_([0-9]{1,18})_([0-9]{1,18})\Z", re.ASCII)
+_SYNC = re.compile(r"s1_([0-9]{1,12})_([0-9]{1,24})_([0-9]{1,18})\Z", re.ASCII)
 _SYNC_OLD = re.compile(r"s([0-9]{1,12})\Z", re.ASCII)
 _HISTORY = re.compile(r"h1_(-?[0-9]{1,19})\Z", re.ASCII)
 _HISTORY_OLD = re.compile(r"t-?[0-9]{1,18}_([0-9]{1,12})\Z", re.ASCII)
@@ -34,14 +34,14 @@ class SyncToken:
     user: int
 
     @classmethod
-    def at(cls, position: int) -> SyncToken:
-        """The token for everything up to a position, while one counter numbers all streams."""
-        return cls(position, position, position)
+    def at(cls, position: int, ephemeral: int = 0) -> SyncToken:
+        """The token for everything up to a position, while one counter numbers everything that is stored."""
+        return cls(position, ephemeral, position)
 
     @property
     def position(self) -> int:
-        """The position up to which the client knows everything."""
-        return min(self.events, self.ephemeral, self.user)
+        """The position up to which the client knows everything that is stored."""
+        return min(self.events, self.user)
 
     def __str__(self) -> str:
         return f"s1_{self.events}_{self.ephemeral}_{self.user}"

@@ -15,10 +15,10 @@ import psycopg
 from sqlalchemy import Column, Connection, and_, select
 from sqlalchemy.engine import URL
 
-from homeserver.storage import streams
+from homeserver.storage import notices, streams
 from homeserver.storage.database import in_slices
 from homeserver.storage.event_graph import Verdict
-from homeserver.storage.tables import account_data, events, receipts, redactions, rooms, state_keys, typing, user_rooms
+from homeserver.storage.tables import account_data, events, receipts, redactions, rooms, state_keys, user_rooms
 
 SILENCE_MAX_S = 30.0
 """After this long without an announcement, a listener checks whether its connection still works."""
@@ -69,7 +69,6 @@ def load_changes(connection: Connection, after: int, upto: int) -> Written:
     found = _Found()
     _find_events(connection, after, upto, found)
     _find_receipts(connection, after, upto, found)
-    _find_typing(connection, after, upto, found)
     _find_account_data(connection, after, upto, found)
     _find_standings(connection, after, upto, found)
     return Written(
@@ -122,16 +121,6 @@ def _find_receipts(connection: Connection, after: int, upto: int, found: _Found)
         found.changes[position] = WrittenChange(position, "receipts", room_id, users, not is_private)
 
 
-def _find_typing(connection: Connection, after: int, upto: int, found: _Found) -> None:
-    statement = (
-        select(typing.c.position, rooms.c.room_id)
-        .join_from(typing, rooms, rooms.c.room_nid == typing.c.room_nid)
-        .where(_between(typing.c.position, after, upto))
-    )
-    for position, room_id in connection.execute(statement):
-        found.changes[position] = WrittenChange(position, "typing", room_id, wakes_room=True)
-
-
 def _find_account_data(connection: Connection, after: int, upto: int, found: _Found) -> None:
     statement = select(account_data.c.position, account_data.c.room_id, account_data.c.user_id).where(
         _between(account_data.c.position, after, upto)
@@ -176,18 +165,34 @@ def _redacted(connection: Connection, after: int, upto: int) -> set[str]:
     return set(connection.execute(statement).scalars())
 
 
-@contextlib.asynccontextmanager
-async def listening(url: URL) -> AsyncIterator[AsyncIterator[tuple[int, str] | None]]:
-    """Listen to announcements of writers on a PostgreSQL database: the position, and the ``Database.name`` of the
-    writer.
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A process has committed changes up to a position."""
 
-    Yields None from time to time when there are none. What was committed before the listening begins is not announced,
-    so check once after it has begun. Raises ``OSError`` when the connection is lost.
+    position: int
+    sender: str
+    """The ``Database.name`` of that process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A process says something that is not stored, see ``notices``."""
+
+    sender: str
+    body: str
+
+
+@contextlib.asynccontextmanager
+async def listening(url: URL) -> AsyncIterator[AsyncIterator[Announcement | Notice | None]]:
+    """Listen to what the processes on a PostgreSQL database announce, and to their notices; also this process's own.
+
+    Yields None from time to time when there is nothing. What was committed before the listening begins is not
+    announced, so check once after it has begun. Raises ``OSError`` when the connection is lost.
     """
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(notices.conninfo_of(url), autocommit=True) as connection:
             await connection.execute(f"LISTEN {streams.CHANNEL}")
+            await connection.execute(f"LISTEN {notices.CHANNEL}")
             # Close the announcements before the connection, because they lock it for as long as they are open.
             async with contextlib.aclosing(_announcements(connection)) as announcements:
                 yield announcements
@@ -195,17 +200,24 @@ async def listening(url: URL) -> AsyncIterator[AsyncIterator[tuple[int, str] | N
         raise ConnectionError(str(error)) from error
 
 
-async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncGenerator[tuple[int, str] | None]:
+async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncGenerator[Announcement | Notice | None]:
     while True:
         async with contextlib.aclosing(connection.notifies(timeout=SILENCE_MAX_S)) as notifications:
             async for notification in notifications:
-                if (announcement := parse_announcement(notification.payload)) is not None:
+                if notification.channel == notices.CHANNEL:
+                    sender, _, body = notification.payload.partition(" ")
+                    yield Notice(sender, body)
+                elif (announcement := parse_announcement(notification.payload)) is not None:
                     yield announcement
         await connection.execute("SELECT 1")
         yield None
 
 
-def parse_announcement(payload: str) -> tuple[int, str] | None:
-    """The position and the writer's name in a message of ``streams.announce``; None for any other message."""
+def parse_announcement(payload: str) -> Announcement | None:
+    """What ``streams.announce`` says; None for what others say on its channel."""
     position, _, sender = payload.partition(" ")
-    return (int(position), sender) if position.isdecimal() and position.isascii() and len(position) < 20 else None
+    return (
+        Announcement(int(position), sender)
+        if position.isdecimal() and position.isascii() and len(position) < 20
+        else None
+    )

@@ -365,18 +365,6 @@ receipts = Table(
     sqlite_with_rowid=False,
 )
 
-typing = Table(
-    "typing",
-    metadata,
-    Column("room_nid", Nid, primary_key=True),
-    Column("user_id", Name, primary_key=True),
-    Column("expires_ts", Nid, nullable=False),
-    Column("position", Nid, nullable=False),
-    Index("typing_by_position", "position"),
-    comment="expires_ts 0: stopped.",
-    sqlite_with_rowid=False,
-)
-
 client_transactions = Table(
     "client_transactions",
     metadata,

@@ -5,7 +5,7 @@ https://spec.matrix.org/v1.19/client-server-api/#syncing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import orjson
 
@@ -17,6 +17,7 @@ from homeserver.reading.visible_events import VisibleEvents
 from homeserver.storage.account_data import GLOBAL
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.places import place_of
 from homeserver.storage.receipts import StoredReceipt
 from homeserver.sync import room_states
 from homeserver.sync.loaded_events import LoadedEvents
@@ -26,7 +27,7 @@ from homeserver.sync.rendering import event_bytes
 from homeserver.sync.sent_members import Members
 from homeserver.sync.stripped_rooms import StrippedRooms
 from homeserver.sync.timelines import RoomDraft, Timelines
-from homeserver.sync.updates import SyncRequest, Update
+from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
 
 
 class Composer:
@@ -71,8 +72,8 @@ class Composer:
         for draft in drafts:
             if draft.state or draft.members or draft.news.has_left:
                 await self._finish_state(request, draft, loaded)
-            if draft.news.typing_position or draft.news.receipts:
-                await self._add_ephemeral(request, draft)
+            if draft.news.receipts and not draft.news.has_left:
+                self._add_receipts(request, draft)
         if news.account_data:
             _add_account_data(request, news, drafts, update)
         for draft in drafts:
@@ -83,6 +84,7 @@ class Composer:
         if news.invited or news.knocked:
             update.invited = await self._stripped.of(request.user_id, news.invited, news.stripped)
             update.knocked = await self._stripped.of(request.user_id, news.knocked, news.stripped)
+        self._add_typing(request, news.joined, update)
         return update
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -133,20 +135,38 @@ class Composer:
             if allows(stored.event.type, stored.event.sender, draft.room_id, stored.event.content)
         ]
 
-    # -- ephemeral events ----------------------------------------------------------------------------------------------
+    # -- receipts and typing -------------------------------------------------------------------------------------------
 
-    async def _add_ephemeral(self, request: SyncRequest, draft: RoomDraft) -> None:
-        news, room_id = draft.news, draft.room_id
-        if news.has_left:
-            return
-        if news.typing_position and _allows_ephemeral(request, "m.typing", room_id):
-            if not self._typing.is_fresh(room_id, news.typing_position):
-                await self._typing.refresh(room_id, news.typing_position)
+    def _add_receipts(self, request: SyncRequest, draft: RoomDraft) -> None:
+        if self._receipts.enabled and _allows_ephemeral(request, "m.receipt", draft.room_id):
+            draft.update.ephemeral += _receipt_events(draft.news.receipts)
+
+    def compose_typing(self, request: SyncRequest, position: int, joined: Collection[str]) -> Update:
+        """The answer to a request if nothing happened up to a position, except that somebody may have begun to type."""
+        update = Update(position)
+        self._add_typing(request, joined, update)
+        return update
+
+    def _add_typing(self, request: SyncRequest, joined: Collection[str], update: Update) -> None:
+        """Add who is typing now. Nothing is awaited after this, so the token says exactly what the client was told."""
+        update.typing = self._typing.token(joined)
+        if request.since is None:
+            told: Collection[str] = self._typing.active(joined)
+        else:
+            told = self._typing.to_tell(request.typing_since, joined)
+        by_id = {room.room_id: room for room in update.joined}
+        fresh = {room.room_id for room in update.joined if room.is_fresh}
+        for room_id in dict.fromkeys([*told, *self._typing.active(fresh)]):
+            if not request.filter.room.allows_room(room_id) or not _allows_ephemeral(request, "m.typing", room_id):
+                continue
+            room = by_id.get(room_id)
             # A client that knows nothing of the room need not be told that nobody is typing.
-            if not news.is_fresh or self._typing.users_in(room_id):
-                draft.update.ephemeral.append(self._typing.event_in(room_id))
-        if news.receipts and self._receipts.enabled and _allows_ephemeral(request, "m.receipt", room_id):
-            draft.update.ephemeral += _receipt_events(news.receipts)
+            if room_id in fresh and not self._typing.users_in(room_id):
+                continue
+            if room is None:
+                room = RoomUpdate(room_id, place_of(update.next_batch))
+                update.joined.append(room)
+            room.ephemeral.append(self._typing.event_in(room_id))
 
 
 def _with_own_standing(

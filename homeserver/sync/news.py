@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homeserver.storage.account_data import AccountDataRow
@@ -40,8 +40,6 @@ class RoomNews:
     names: Sequence[int] = ()
     """If ``counts`` is set: the events that may give the room a name."""
     receipts: list[StoredReceipt] = field(default_factory=list)
-    typing_position: int = 0
-    """The position of the last change of typing users that the client is to be told about; 0 if there is none."""
     has_left: bool = False
     departure: StoredEvent | None = None
     """The event with which the user stopped being in the room, if the user was in it."""
@@ -62,6 +60,8 @@ class News:
     """All facts are as of this position."""
     ignored: frozenset[str]
     """The users whom the user ignores."""
+    joined: Collection[str] = ()
+    """The rooms that the user is in."""
     account_data: list[AccountDataRow] = field(default_factory=list)
     """Account data of the user and of rooms."""
     rooms: list[RoomNews] = field(default_factory=list)

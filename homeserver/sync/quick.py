@@ -81,7 +81,7 @@ class Quick:
 
     async def read(self, request: SyncRequest, window: Window, loaded: LoadedEvents) -> News:
         """The news in a window; adds the events that were found to ``loaded``. Raises ``NotCached``."""
-        news = News(window.upto, window.view.ignored, heads_hold=True)
+        news = News(window.upto, window.view.ignored, window.view.joined, heads_hold=True)
         elsewhere: list[RoomNews] = []
         for room_id, changes in window.rooms.items():
             if not request.filter.room.allows_room(room_id):
@@ -110,14 +110,12 @@ class Quick:
         for change in changes:
             if change.stream is Stream.EVENTS:
                 self._take_in_event(change, news, loaded)
-            elif change.stream is Stream.RECEIPTS:
+            else:
                 receipt = self._receipts.recent(change.position)
                 if receipt is None:
                     raise _NotInMemory
                 if receipt.receipt_type != READ_PRIVATE or receipt.user_id == request.user_id:
                     news.receipts.append(receipt)
-            else:
-                news.typing_position = change.position
         news.newest.reverse()
         return news
 

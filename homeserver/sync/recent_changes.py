@@ -8,7 +8,7 @@ from homeserver.notifier import Change, Notifier, Stream
 
 CHANGES_MAX = 20_000
 """How many changes are kept; above that, the older half is dropped."""
-ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS, Stream.TYPING})
+ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS})
 """Streams of what happens in rooms, for everybody in them."""
 USER_STREAMS = frozenset({Stream.ACCOUNT_DATA, Stream.MEMBERSHIP})
 """Streams of users' own data. (A member event in a room counts as a change in ``MEMBERSHIP`` of its user.)"""

@@ -41,7 +41,7 @@ class SyncRendering:
     def render(self, request: SyncRequest, update: Update) -> bytes:
         """The response body. Call ``prepare`` first."""
         now = self._clock.now_ms()
-        parts = [b'{"next_batch":"%b",' % str(SyncToken.at(update.next_batch)).encode()]
+        parts = [b'{"next_batch":"%b",' % str(SyncToken.at(update.next_batch, update.typing)).encode()]
         sections: list[bytes] = []
         for name, rooms in ((b"join", update.joined), (b"leave", update.left)):
             if rooms:

@@ -12,7 +12,6 @@ from homeserver.storage.account_data import AccountDataRow
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.receipts import receipts_since
 from homeserver.storage.sync_streams import Standing
-from homeserver.storage.typing import last_changes
 from homeserver.sync.news import BEFORE_ALL, News, RoomNews
 from homeserver.sync.summaries import SUMMARY_TYPES
 from homeserver.sync.views import IGNORED_USERS_TYPE, ignored_users
@@ -59,7 +58,7 @@ def read(connection: Connection, question: Question) -> Reading:
     _drop_quiet_rooms(question, news)
     _read_timelines(connection, news.rooms, question.count)
     _read_states(connection, question, news.rooms)
-    _read_ephemeral(connection, question, news.rooms)
+    _read_receipts(connection, question, news.rooms)
     stripped_of = [standing.room_nid for standing in (*news.invited, *news.knocked)]
     if stripped_of:
         news.stripped = sync_streams.stripped_states(connection, question.user_id, stripped_of)
@@ -70,7 +69,7 @@ def read_ongoing(connection: Connection, question: Question, rooms: Sequence[Roo
     """Read what happened in rooms that the user is in and that the client already knows."""
     _read_timelines(connection, rooms, question.count)
     _read_states(connection, question, rooms)
-    _read_ephemeral(connection, question, rooms)
+    _read_receipts(connection, question, rooms)
     return rooms
 
 
@@ -111,7 +110,8 @@ def _read_account(connection: Connection, question: Question) -> Reading:
         rows = account_data.account_data_since(connection, user_id, since, position)
     ignored = account_data.get_account_data(connection, user_id, account_data.GLOBAL, IGNORED_USERS_TYPE)
     standings = sync_streams.standings_of(connection, user_id)
-    return Reading(News(position, ignored_users(ignored), rows), standings)
+    joined = frozenset([standing.room_id for standing in standings if standing.membership == "join"])
+    return Reading(News(position, ignored_users(ignored), joined, rows), standings)
 
 
 def _read_data_of_fresh_rooms(connection: Connection, question: Question, news: News) -> None:
@@ -228,14 +228,10 @@ def _by_span(rooms: Iterable[RoomNews]) -> dict[tuple[int, int], list[RoomNews]]
     return together
 
 
-def _read_ephemeral(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> None:
-    present = [room for room in rooms if not room.has_left]
-    typing = last_changes(connection, [room.room_nid for room in present])
-    for room in present:
-        position = typing.get(room.room_nid, 0)
-        room.typing_position = position if position > room.after else 0
+def _read_receipts(connection: Connection, question: Question, rooms: Sequence[RoomNews]) -> None:
     if not question.with_receipts:
         return
+    present = [room for room in rooms if not room.has_left]
     for (after, upto), some in _by_span(present).items():
         by_id = {room.room_id: room for room in some}
         nids = [room.room_nid for room in some]

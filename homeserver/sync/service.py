@@ -90,7 +90,7 @@ class Sync:
             remaining_s = deadline - self._clock.monotonic()
             if remaining_s <= 0:
                 return update
-            request = replace(request, since=update.next_batch)
+            request = replace(request, since=update.next_batch, typing_since=update.typing)
             if woken:
                 woken = False
                 await check_requester()
@@ -109,11 +109,12 @@ class Sync:
         while True:
             window = self._quick.look(request.user_id, request.since)
             if window is not None and window.is_empty:
-                return Update(window.upto), window.view.joined
+                joined = window.view.joined
+                return self._composer.compose_typing(request, window.upto, joined), joined
             update = await self._read_news(request, window, known)
             if update.says_something:
                 return update, ()
-            request = replace(request, since=update.next_batch)
+            request = replace(request, since=update.next_batch, typing_since=update.typing)
 
     async def _read_news(self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]) -> Update:
         if window is not None:

@@ -22,6 +22,8 @@ class SyncRequest:
     device_id: str
     since: int | None = None
     """The position up to which the client knows everything; None on a first sync."""
+    typing_since: int = 0
+    """What the client was told of typing, see ``Typing.token``; 0 if that is not known."""
     filter: Filter = EVERYTHING
     full_state: bool = False
     state_after: bool = False
@@ -71,6 +73,8 @@ class Update:
     """The answer to a request."""
 
     next_batch: int
+    typing: int = 0
+    """What the client knows of typing by this answer, see ``Typing.token``."""
     joined: list[RoomUpdate] = field(default_factory=list)
     left: list[RoomUpdate] = field(default_factory=list)
     invited: dict[str, bytes] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from homeserver.ephemeral.typing import Typing
 from homeserver.federation.delivery import Delivery
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage import changes, receipts, streams
+from homeserver.storage.database import Database
 from homeserver.storage.receipts import NewReceipt, StoredReceipt
 from tests.fakes.homeserver import ALICE, BOB, add_users, is_local, running
 from tests.fakes.reading_server import RecordingDelivery
@@ -99,6 +100,17 @@ def test_typing_in_another_process_reaches_other_servers(servers: Servers, postg
         await at.until("m.typing", [at.typing(True), at.typing(False), at.typing(True)])
         await typing.set_typing(at.alice, at.room_id, True, timeout_ms=1)
         await at.until("m.typing", [at.typing(True), at.typing(False)] * 2)
+
+    play(servers, postgresql_url, story)
+
+
+def test_typing_waits_for_no_commit(servers: Servers, postgresql_url: str) -> None:
+    async def story(at: TwoProcesses) -> None:
+        with at.first.get(Database).begin():  # nobody else can write meanwhile
+            await at.second.get(Typing).set_typing(at.alice, at.room_id, True)
+            await eventually(lambda: _value(at.first.get(Typing).users_in(at.room_id) == [at.alice]))
+            await at.second.get(Typing).set_typing(at.alice, at.room_id, False)
+            await eventually(lambda: _value(at.first.get(Typing).users_in(at.room_id) == []))
 
     play(servers, postgresql_url, story)
 

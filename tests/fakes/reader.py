@@ -29,10 +29,12 @@ class Reader:
 
     async def sync(self, since: str | None = None, *, limit: int = 10, **filter: Any) -> JsonObject:
         """An answer of /sync, at once."""
+        token = None if since is None else parse_sync_token(since)
         request = SyncRequest(
             user_id=self.user_id,
             device_id=self.device_id,
-            since=None if since is None else parse_sync_token(since).position,
+            since=None if token is None else token.position,
+            typing_since=0 if token is None else token.ephemeral,
             filter=parse_filter({**filter, "room": {"timeline": {"limit": limit}, **filter.get("room", {})}}),
         )
         answer: JsonObject = orjson.loads(await self.server.get(Sync).sync(request, 0, _still_there))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,22 @@ class RecordingDelivery:
         self.typing.append((room_id, user_id, typing))
 
 
+class RecordingNotices:
+    """What a process says to others, which hear it at once (``peers``)."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.peers: list[Typing] = []
+
+    def send(self, key: tuple[str, ...], body: str) -> None:
+        self.sent.append(body)
+        for typing in self.peers:
+            typing.hear(body)
+
+    async def stop(self) -> None:
+        return None
+
+
 @dataclass
 class NoBackfill:
     """Finds nothing, and remembers that it was asked."""
@@ -80,6 +97,15 @@ class NoBackfill:
     async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
         self.asked.append((room_id, [gap.missing_event_id for gap in gaps]))
         return self.answer
+
+
+_processes = itertools.count()
+
+
+def connect(*servers: ReadingServer) -> None:
+    """Have processes hear each other's notices, as they do through PostgreSQL."""
+    for server in servers:
+        server.notices.peers = [other.typing for other in servers if other is not server]
 
 
 class ReadingServer:
@@ -111,7 +137,16 @@ class ReadingServer:
         self.state_and_members = StateAndMembers(
             database, heads, events, self.states, self.client_events, self.access, self.clock
         )
-        self.typing = Typing(database, self.notifier, heads, self.delivery, self.clock)
+        self.notices = RecordingNotices()
+        self.typing = Typing(
+            self.notifier,
+            heads,
+            self.delivery,
+            self.notices,
+            self.clock,
+            process=int(database.name[:4], 16) + next(_processes) & 0xFFFF,
+            is_local=is_local,
+        )
         self.receipts = Receipts(
             database, self.notifier, heads, events, self.delivery, self.clock, enabled=receipts_enabled
         )
@@ -228,10 +263,12 @@ class ReadingServer:
         full_state: bool = False,
         state_after: bool = False,
     ) -> SyncRequest:
+        token = None if since is None else parse_sync_token(since)
         return SyncRequest(
             user_id=user(who),
             device_id=device,
-            since=None if since is None else parse_sync_token(since).position,
+            since=None if token is None else token.position,
+            typing_since=0 if token is None else token.ephemeral,
             filter=parse_filter(filter or {}),
             full_state=full_state,
             state_after=state_after,

@@ -12,12 +12,11 @@ from sqlalchemy import text
 from homeserver.graph import other_processes
 from homeserver.graph.working_head import NewEvent
 from homeserver.notifier import StateEffect, Stream
-from homeserver.storage import account_data, receipts, streams, typing
-from homeserver.storage.changes import parse_announcement
+from homeserver.storage import account_data, receipts, streams
+from homeserver.storage.changes import Announcement, parse_announcement
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
 from homeserver.storage.receipts import NewReceipt
-from homeserver.storage.typing import TypingNotice
 from tests.factories.rooms import RoomFactory
 from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users
 from tests.storage.test_database import terminate_connections
@@ -107,7 +106,6 @@ def test_all_kinds_of_changes_and_whom_they_concern(pair: tuple[CoreServer, Core
         for kind, thread in (("m.read", ""), ("m.read.private", "")):
             new = NewReceipt(nid, kind, ALICE, thread, message.event_id, 1)
             await there.database.write_batched(receipts.store, [new])
-        await there.database.write_batched(typing.store, TypingNotice(nid, ALICE, 99, 1))
         await there.database.write(account_data.put_account_data, BOB, "", "a", b"{}")
         await there.database.write(account_data.put_account_data, BOB, room_id, "a", b"{}")
         elsewhere = RoomFactory("11", "other.org")
@@ -124,11 +122,10 @@ def test_all_kinds_of_changes_and_whom_they_concern(pair: tuple[CoreServer, Core
             (2, Stream.EVENTS, room_id, (BOB,), True),
             (3, Stream.RECEIPTS, room_id, (), True),
             (4, Stream.RECEIPTS, room_id, (ALICE,), False),
-            (5, Stream.TYPING, room_id, (), True),
-            (6, Stream.ACCOUNT_DATA, None, (BOB,), False),
-            (7, Stream.ACCOUNT_DATA, room_id, (BOB,), False),
-            (8, Stream.MEMBERSHIP, elsewhere.room_id, (BOB,), False),
-            (10, Stream.ACCOUNT_DATA, None, (BOB,), False),
+            (5, Stream.ACCOUNT_DATA, None, (BOB,), False),
+            (6, Stream.ACCOUNT_DATA, room_id, (BOB,), False),
+            (7, Stream.MEMBERSHIP, elsewhere.room_id, (BOB,), False),
+            (9, Stream.ACCOUNT_DATA, None, (BOB,), False),
         ]
         assert [c.position - start for c in await here.others.load_changes(start + 2, start + 4)] == [3, 4]
         assert await here.others.load_changes(upto, upto) == []
@@ -274,8 +271,8 @@ def test_what_others_say_on_the_channel_does_no_harm(postgresql_url: str) -> Non
 
 
 def test_announcements() -> None:
-    assert parse_announcement("7 abc") == (7, "abc")
-    assert parse_announcement("7") == (7, "")
+    assert parse_announcement("7 abc") == Announcement(7, "abc")
+    assert parse_announcement("7") == Announcement(7, "")
     assert parse_announcement("seven abc") is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from tests.fakes.clock import FakeClock
-from tests.fakes.reading_server import ReadingServer
+from tests.fakes.reading_server import ReadingServer, connect
 from tests.properties.random_history import USERS, RandomHistory
 
 STEPS = 60
@@ -111,6 +111,7 @@ def test_first_sync_plus_deltas_is_a_fresh_first_sync(
     async def story() -> None:
         chance, clock = random.Random(seed), FakeClock()
         servers = [ReadingServer(database, clock), ReadingServer(database, clock)]
+        connect(*servers)
         # Where branches meet, only "state_after" can say what the state is. And an invitation of somebody who was
         # ignored later stays with the client that knew it.
         history = RandomHistory(servers, chance, forks=state_after, ignores=False)

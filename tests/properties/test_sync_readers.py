@@ -39,6 +39,8 @@ FILTERS: dict[str, JsonObject] = {
 async def rendered(server: ReadingServer, request: SyncRequest, *, from_memory: bool) -> Any:
     """What a client is told. None where memory does not know."""
     sync, loaded = server.sync_service, LoadedEvents(server.events)
+    # Typing is told by no reader of news; and a process that has just started knows of none.
+    sync._composer._add_typing = lambda *_: None  # type: ignore[method-assign]
     if from_memory:
         assert request.since is not None
         window = sync._quick.look(request.user_id, request.since)
