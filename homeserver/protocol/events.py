@@ -141,7 +141,7 @@ class Signer(Protocol):
 
 
 def create_version(create: Event) -> Any:
-    """The room version that a create event says; whatever it says, if it is none.
+    """The room version that a create event names; any JSON value, if the event is malformed.
 
     https://spec.matrix.org/v1.19/client-server-api/#mroomcreate
     """

@@ -57,7 +57,7 @@ class StoredEvent:
     txn: tuple[str, str, str] | None = None
     """``(user_id, device_id, txn_id)`` if a client of ours sent it."""
     is_out_of_band: bool = False
-    """Whether it came beside the room's graph, and is no part of it: see ``out_of_band_events``."""
+    """Whether it arrived outside the room's graph, and is not part of it: see ``out_of_band_events``."""
 
     @property
     def event_id(self) -> str:
@@ -85,7 +85,7 @@ _COLUMNS = (
     events.c.claimed_version,
 )
 IN_GRAPH = events.c.claimed_version == literal_column("''")
-"""Of the graph of its room, outliers included; not what came out of band."""
+"""The condition for events of a room's graph, outliers included, as opposed to out-of-band ones."""
 _STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
 _BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
 _BY_ID = _STORED.where(

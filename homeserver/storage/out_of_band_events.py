@@ -1,7 +1,7 @@
-"""Events of rooms that reached this server beside the room's graph: invitations, knocks, and what ends them.
+"""Events of rooms that reached this server outside the room's graph: invitations, knocks, and the events that end them.
 
-They are stored under the room version that came with them (``events.claimed_version``). It is not known to be the
-room's, and nobody has judged them by the room's state, so nothing that looks up the room's events finds them.
+They are stored under the room version that came with them (``events.claimed_version``). It may not be the
+room's, and they have not been judged by the room's state, so look-ups of the room's events do not find them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from homeserver.storage.tables import counters, events, rooms
 
 
 def store(connection: Connection, room_nid: int, event: Event) -> int:
-    """Store an event under the room version that it was parsed with, unless it is there; returns its numeric ID."""
+    """Store an event under the room version that it was parsed with, unless it is stored; returns its numeric ID."""
     known = select(events.c.event_nid).where(
         events.c.event_id == event.event_id,
         events.c.room_nid == room_nid,

@@ -107,7 +107,7 @@ def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Impor
     room_nid, _ = graph_writes.add_room(connection, room)
     group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == room_nid)).scalar_one()
     if group is None:
-        # Until now the version is what an invitation claimed. It does not count against the room's create event.
+        # So far the version is the one that an invitation claimed; the room's create event overrides it.
         connection.execute(update(rooms).where(rooms.c.room_nid == room_nid).values(version=room.version))
     return Importing(room.room_id, room_nid, kind, owner, group is not None)
 

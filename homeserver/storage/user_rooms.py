@@ -21,7 +21,7 @@ class Standing:
     room_id: str
     room_nid: int
     version: str
-    """The version of the room, or what it was said to be by whom the membership came from out of band."""
+    """The version of the room, or the claimed one that came with an out-of-band membership."""
     membership: str
     event_id: str
     event_nid: int
