@@ -76,7 +76,7 @@ class Homeserver:
             self.rooms,
             self.ephemeral,
             self.accounts,
-            federation_answers.build(self.base, self.federation, self.graph.delivery),
+            federation_answers.build(self.base, self.federation, self.graph),
             client_answers.build(self.base),
             singles=(self.receiving, self.incoming_invitations, self.sync),
         )

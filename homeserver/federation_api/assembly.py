@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from homeserver.federation.assembly import FederationServices
-from homeserver.federation.delivery import Delivery
 from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Gate
 from homeserver.federation_api.server_keys import PublishedKeys
 from homeserver.foundation import Foundation
+from homeserver.graph.assembly import GraphServices
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class FederationApiServices:
     published_keys: PublishedKeys
 
 
-def build(base: Foundation, federation: FederationServices, delivery: Delivery) -> FederationApiServices:
+def build(base: Foundation, federation: FederationServices, graph: GraphServices) -> FederationApiServices:
     """The services of this package."""
     return FederationApiServices(
-        gate=Gate(federation.authenticator, delivery),
+        gate=Gate(federation.authenticator, (graph.delivery, graph.silent)),
         expensive=ExpensiveRequests(),
         answers=PduAnswers(base.server_name, base.clock),
         published_keys=PublishedKeys(base.signing_keys, base.clock),

@@ -7,6 +7,7 @@ https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -20,7 +21,7 @@ from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
 
 
 class SignsOfLife(Protocol):
-    """Is notified when another server is known to be running; the delivery implements it."""
+    """Is notified when another server is known to be running, so that it can be asked again."""
 
     def sign_of_life(self, server_name: str) -> None:
         """A server has made an authenticated request."""
@@ -32,9 +33,9 @@ class Gate:
     Database queries for such a request run on the threads reserved for other servers.
     """
 
-    def __init__(self, authenticator: RequestAuthenticator, delivery: SignsOfLife) -> None:
+    def __init__(self, authenticator: RequestAuthenticator, watchers: Sequence[SignsOfLife]) -> None:
         self._authenticator = authenticator
-        self._delivery = delivery
+        self._watchers = watchers
 
     async def origin(self, request: Request) -> str:
         """The server that sends a request without a body. Raises ``Unauthorized``, ``Forbidden``."""
@@ -57,7 +58,8 @@ class Gate:
         origin = await self._authenticator.authenticate(
             request.method, uri, request.headers.getlist("authorization"), content
         )
-        self._delivery.sign_of_life(origin)
+        for watcher in self._watchers:
+            watcher.sign_of_life(origin)
         reads_for_other_servers()
         return origin
 

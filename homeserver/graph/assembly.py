@@ -18,6 +18,7 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.arrivals import Arrivals
 from homeserver.graph.events import Events
 from homeserver.graph.governed_events import GovernedEvents
+from homeserver.graph.history_servers import HistoryServers
 from homeserver.graph.imports import RoomImports
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import Judge
@@ -31,6 +32,7 @@ from homeserver.graph.received_transactions import EduHandler, ReceivedTransacti
 from homeserver.graph.restoring import Restorer
 from homeserver.graph.send import Sender
 from homeserver.graph.server_access import ServerAccess
+from homeserver.graph.silent_servers import SilentServers
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.under_way import UnderWay
 from homeserver.graph.unhelpful_servers import UnhelpfulServers
@@ -62,6 +64,7 @@ class GraphServices:
     waiting: WaitingEvents
     arrivals: Arrivals
     backfiller: Backfiller
+    silent: SilentServers
     delivery: Delivery
 
 
@@ -85,6 +88,8 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     ancestors = Ancestors(federation.client, incoming, events, outliers, database, base.server_name)
     placer = Placer(database, heads, events, writers, judge, ancestors, policy)
     waiting = WaitingEvents(database, clock)
+    silent = SilentServers(database, clock)
+    history_servers = HistoryServers(base.server_name, heads, events, silent, clock)
     writers.watch_events(waiting.arrived)
     return GraphServices(
         events=events,
@@ -104,9 +109,8 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         placer=placer,
         waiting=waiting,
         arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting, restorer),
-        backfiller=Backfiller(
-            base.server_name, database, heads, events, federation.client, incoming, placer, base.clock
-        ),
+        backfiller=Backfiller(database, heads, federation.client, incoming, placer, history_servers, under_way, clock),
+        silent=silent,
         delivery=Delivery(
             database=database,
             notifier=notifier,

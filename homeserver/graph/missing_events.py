@@ -9,7 +9,7 @@ https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-miss
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import TypeAlias
 from weakref import WeakValueDictionary
@@ -19,15 +19,13 @@ import structlog
 from homeserver.clock import Clock
 from homeserver.errors import RemoteError, RemoteRefused
 from homeserver.federation.client import FederationClient
-from homeserver.graph.events import Events
+from homeserver.graph.history_servers import Candidates, HistoryServers
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import prev_events_first
 from homeserver.graph.placement import Placer
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.graph.unhelpful_servers import UnhelpfulServers
-from homeserver.protocol.events import CREATE, POWER_LEVELS, Event
-from homeserver.protocol.identifiers import server_of
-from homeserver.protocol.power_levels import power_levels_of
+from homeserver.graph.under_way import HISTORY, UnderWay
+from homeserver.protocol.events import Event
 from homeserver.storage import history_lanes
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
@@ -59,6 +57,8 @@ class Filled(Enum):
     """Servers answered and had nothing. These gaps are not asked about again for a while."""
     UNANSWERED = auto()
     """Nobody answered, or not in time. The same question may find somebody later."""
+    GIVEN_UP = auto()
+    """The same, and it has been so for minutes: read on with what is here."""
 
 
 class Backfiller:
@@ -66,24 +66,23 @@ class Backfiller:
 
     def __init__(
         self,
-        server_name: str,
         database: Database,
         heads: RoomHeads,
-        events: Events,
         client: FederationClient,
         incoming: IncomingEvents,
         placer: Placer,
+        servers: HistoryServers,
+        under_way: UnderWay,
         clock: Clock,
     ) -> None:
-        self._server_name = server_name
         self._database = database
         self._heads = heads
-        self._events = events
         self._client = client
         self._incoming = incoming
         self._placer = placer
+        self._servers = servers
+        self._under_way = under_way
         self._clock = clock
-        self._silent = UnhelpfulServers(clock)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
@@ -94,7 +93,10 @@ class Backfiller:
         """
         try:
             async with asyncio.timeout(seconds):
-                async with self._locks.setdefault(room_id, asyncio.Lock()):
+                # One at a time, here and in other processes: an answer takes places below those of the one before, so
+                # two that were taken in at once could set an event before its ancestors.
+                lock = self._locks.setdefault(room_id, asyncio.Lock())
+                async with lock, self._under_way.claimed(HISTORY, room_id):
                     return await self._fill(room_id, gaps[:GAPS_PER_BACKFILL_MAX])
         except TimeoutError:
             logger.info("history not given in time", room_id=room_id)
@@ -109,18 +111,18 @@ class Backfiller:
         if not missing.issuperset(wanted):
             return Filled.NEWS  # another request, or another process, was faster
         answered = 0
-        candidates = await self._candidates(head, gaps)
-        for server_name in candidates[:SERVERS_TRIED_MAX]:
-            found = await self._fill_from(server_name, head, gaps)
+        candidates = await self._servers.candidates(head, gaps)
+        for server_name in candidates.to_ask[:SERVERS_TRIED_MAX]:
+            found = await self._fill_from(server_name, candidates, head, gaps)
             if found is Filled.NEWS:
                 return found
             answered += found is Filled.NOTHING
-        if candidates and not answered:
-            return Filled.UNANSWERED
+        if candidates.count and not answered:
+            return Filled.GIVEN_UP if candidates.are_given_up else Filled.UNANSWERED
         await self._note_fruitless(head, gaps, answered)
         return Filled.NOTHING
 
-    async def _fill_from(self, server_name: str, head: RoomHead, gaps: Sequence[Gap]) -> Filled:
+    async def _fill_from(self, server_name: str, candidates: Candidates, head: RoomHead, gaps: Sequence[Gap]) -> Filled:
         wanted = list(dict.fromkeys(gap.missing_event_id for gap in gaps))
         try:
             async with asyncio.timeout(SERVER_SECONDS_MAX):
@@ -128,10 +130,11 @@ class Backfiller:
         except (RemoteError, TimeoutError) as error:
             logger.info("no history given", room_id=head.room_id, server=server_name, reason=str(error))
             if isinstance(error, RemoteRefused) and error.status < 500 and error.status != 429:
+                await self._servers.answered(candidates, server_name)
                 return Filled.NOTHING
-            self._silent.did_not_help(head.room_id, server_name)
+            await self._servers.did_not_answer(candidates, server_name)
             return Filled.UNANSWERED
-        self._silent.helped(head.room_id, server_name)
+        await self._servers.answered(candidates, server_name)
         given = await self._incoming.parse(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
         if not await self._take_in(server_name, head, given, gaps):
             return Filled.NOTHING
@@ -159,37 +162,6 @@ class Backfiller:
         if retry_ts:
             await self._database.write(history_lanes.note_fruitless, head.room_nid, retry_ts, servers)
 
-    async def _candidates(self, head: RoomHead, gaps: Sequence[Gap]) -> list[str]:
-        """The servers to ask, the likeliest first: those of powerful members, of the events at the gap, the largest.
-
-        Each time that a gap was asked about in vain, it is the turn of those that come next. Those that did not answer
-        lately come last.
-        """
-        stored = await self._events.by_nid([gap.event_nid for gap in gaps])
-        ranked = _distinct(
-            [
-                *await self._servers_of_powerful_members(head),
-                *(server_of(event.event.sender) for event in stored.values()),
-                *sorted(head.joined_servers, key=lambda name: (-head.joined_servers[name], name)),
-            ],
-            {name for name in head.joined_servers if name != self._server_name},
-        )
-        if ranked:
-            turn = min(gap.fruitless for gap in gaps) % len(ranked)
-            ranked = [*ranked[turn:], *ranked[:turn]]
-        return sorted(ranked, key=lambda name: not self._silent.may_ask(head.room_id, name))
-
-    async def _servers_of_powerful_members(self, head: RoomHead) -> list[str]:
-        keys = (CREATE, POWER_LEVELS)
-        state = await self._heads.state_events(head, keys)
-        power = state.get(keys[1])
-        levels = power_levels_of(head.version, state.get(keys[0]), power)
-        listed = power.content.get("users") if power is not None else None
-        named = [*levels.creators, *(listed if isinstance(listed, dict) else ())]
-        joined = [user_id for user_id in named if user_id in head.joined]
-        joined.sort(key=lambda user_id: (-levels.of_user(user_id), user_id))
-        return [server_of(user_id) for user_id in joined]
-
 
 def _is_left_out(gap: Gap, given: _Given) -> bool:
     """Whether an answer passes over what is missing at a gap: it is not in it, though less deep events are."""
@@ -200,7 +172,3 @@ def _is_left_out(gap: Gap, given: _Given) -> bool:
 
 def _pause_ms(fruitless: int) -> int:
     return min(RETRY_MS_MIN << min(fruitless, DOUBLINGS_MAX), RETRY_MS_MAX)
-
-
-def _distinct(names: Iterable[str], allowed: Collection[str]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if name in allowed]

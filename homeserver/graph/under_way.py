@@ -26,6 +26,9 @@ JOIN = "join"
 IMPORT = "import"
 """A room that was joined is being stored."""
 
+HISTORY = "history"
+"""Missing history of a room is being fetched."""
+
 LEASE_MS = 30_000
 PROLONG_S = 10.0
 LOOK_AGAIN_S = 0.1
@@ -55,12 +58,13 @@ class UnderWay:
         Yields the name of the lease. Who writes has to look whether the lease is still its own (``store.is_owner``).
         """
         owner = secrets.token_hex(8)
-        while True:
-            now = self._clock.now_ms()
-            if await self._database.write(store.claim, kind, room_id, "", owner, now, now + LEASE_MS):
-                break
-            await self._wait_a_moment(LOOK_AGAIN_S)
+        # Whoever is cancelled while it waits may have got the lease all the same, so it is given back then too.
         async with self._held(owner):
+            while True:
+                now = self._clock.now_ms()
+                if await self._database.write(store.claim, kind, room_id, "", owner, now, now + LEASE_MS):
+                    break
+                await self._wait_a_moment(LOOK_AGAIN_S)
             yield owner
 
     @contextlib.asynccontextmanager

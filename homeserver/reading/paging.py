@@ -95,6 +95,8 @@ class _Walk:
     deadline: float
     ahead: _Ahead = _Ahead.MORE
     fillings: int = 0
+    heeds_gaps: bool = True
+    """Whether missing history is fetched before it is passed. Not where nobody has answered for long."""
 
     def move_past(self, place: int) -> None:
         """Note that the event at a place was read."""
@@ -145,7 +147,9 @@ class Pages:
             # "users who have left may see any events which they were allowed to see before they left the room, but no
             # events received after they left."
             high = min(high, access.departure.place or 0)
-        return _Walk(request.backwards, low, high, self._clock.monotonic() + FILLING_SECONDS_MAX)
+        deadline = self._clock.monotonic() + FILLING_SECONDS_MAX
+        # Other servers give us no events of a room that we are not in.
+        return _Walk(request.backwards, low, high, deadline, heeds_gaps=bool(access.head.joined_local))
 
     @staticmethod
     def _end(walk: _Walk) -> str | None:
@@ -163,11 +167,10 @@ class Pages:
         """
         read = _read_backwards if walk.backwards else _read_forwards
         while True:
+            gaps_max = GAPS_READ_MAX if walk.heeds_gaps else 0
             batch, gaps = await self._database.read(
-                read, access.head.room_nid, walk.low, walk.high, count, self._clock.now_ms()
+                read, access.head.room_nid, walk.low, walk.high, count, self._clock.now_ms(), gaps_max
             )
-            if not access.head.joined_local:
-                gaps = []  # other servers give us no events of a room that we are not in
             if batch or not gaps:
                 if len(batch) <= count and not gaps:
                     walk.ahead = await self._what_is_beyond(access, walk)
@@ -177,12 +180,15 @@ class Pages:
                 return []
 
     async def _fill(self, access: Access, walk: _Walk, gaps: Sequence[Gap]) -> bool:
-        """Ask other servers for missing history. Returns whether it is worth reading again."""
+        """Ask other servers for missing history. Returns whether it is worth reading on."""
         seconds = walk.deadline - self._clock.monotonic()
         if seconds <= 0 or walk.fillings == FILLINGS_MAX:
             return False
         walk.fillings += 1
-        return await self._backfiller.fill(access.head.room_id, gaps, seconds) is not Filled.UNANSWERED
+        filled = await self._backfiller.fill(access.head.room_id, gaps, seconds)
+        if filled is Filled.GIVEN_UP:
+            walk.heeds_gaps = False  # it would be the same at every other gap
+        return filled is not Filled.UNANSWERED
 
     async def _what_is_beyond(self, access: Access, walk: _Walk) -> _Ahead:
         """Whether the room ends here, if this server has no more events and no server may be asked for more now."""
@@ -225,7 +231,7 @@ class Pages:
 
 
 def _read_backwards(
-    connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int
+    connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int, gaps_max: int
 ) -> tuple[list[PagedEvent], list[Gap]]:
     """The next older events, up to ``count`` + 1 and not past missing history, and the gaps that come first.
 
@@ -238,7 +244,7 @@ def _read_backwards(
         place_of(lane_of(low)),
         place_of(lane_of(high)),
         now_ms,
-        GAPS_READ_MAX,
+        gaps_max,
         highest_first=True,
     )
     floor = max(low, floor_of_lane(lane_of(gaps[0].place))) if gaps else low
@@ -247,11 +253,11 @@ def _read_backwards(
 
 
 def _read_forwards(
-    connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int
+    connection: Connection, room_nid: int, low: int, high: int, count: int, now_ms: int, gaps_max: int
 ) -> tuple[list[PagedEvent], list[Gap]]:
     """The next newer events and the gaps that come first. A lane with gaps is read only once they are filled."""
     gaps = history_lanes.gaps_between(
-        connection, room_nid, place_of(lane_of(low)), high, now_ms, GAPS_READ_MAX, highest_first=False
+        connection, room_nid, place_of(lane_of(low)), high, now_ms, gaps_max, highest_first=False
     )
     ceiling = min(high, floor_of_lane(lane_of(gaps[0].place))) if gaps else high
     batch = store.page(connection, room_nid, low, ceiling, backwards=False, count=count + 1)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, select, update
 from homeserver.storage import auth_chains, invitations, room_state
 from homeserver.storage.database import in_slices
 from homeserver.storage.event_graph import IN_GRAPH
+from homeserver.storage.history_lanes import close_lanes
 from homeserver.storage.prepared import prepared, prepared_insert, prepared_upsert
 from homeserver.storage.tables import (
     backward_extremities,
@@ -238,3 +239,5 @@ def _link_waiting_events(connection: Connection, new_nids: Sequence[int]) -> Non
             continue
         _INSERT_EDGES.run(connection, [{"event_nid": waiting, "prev_nid": nid} for _, _, waiting, nid in found])
         _FOUND.run(connection, [{"b_room_nid": r, "b_missing": m} for r, m in {(row[0], row[1]) for row in found}])
+        for room_nid in {row[0] for row in found}:
+            close_lanes(connection, room_nid, [row[2] for row in found if row[0] == room_nid])

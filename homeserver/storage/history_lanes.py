@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from homeserver.storage.database import in_slices, insert
 from homeserver.storage.places import floor_of_lane, lane_of, place_of
@@ -52,6 +52,27 @@ def take_places(connection: Connection, room_nid: int, counts: Mapping[int, int]
     return taken
 
 
+def close_lanes(connection: Connection, room_nid: int, event_nids: Sequence[int]) -> None:
+    """Let timelines run across the lanes of live events before which nothing is missing any longer.
+
+    Where something was backfilled, the lane stays: that is no part of a timeline.
+    """
+    for part in in_slices(event_nids):
+        statement = select(events.c.stream_position, events.c.place).where(
+            events.c.event_nid.in_(part), events.c.stream_position > 0, events.c.place.is_not(None)
+        )
+        for position, place in connection.execute(statement).all():
+            has_gap = select(_GAPS.event_nid).where(_GAPS.room_nid == room_nid, _GAPS.place == place).exists()
+            connection.execute(
+                delete(history_lanes).where(
+                    history_lanes.c.room_nid == room_nid,
+                    history_lanes.c.position == position,
+                    history_lanes.c.lowest == place,
+                    ~has_gap,
+                )
+            )
+
+
 def last_lanes(connection: Connection, room_nids: Sequence[int], after: int, upto: int) -> dict[int, int]:
     """The greatest position with ``after`` < position ≤ ``upto`` before which history is or was missing, by room.
 
@@ -90,6 +111,8 @@ def gaps_between(
     connection: Connection, room_nid: int, low: int, high: int, now_ms: int, limit: int, *, highest_first: bool
 ) -> list[Gap]:
     """The gaps of a room with ``low`` < place ≤ ``high`` that a server may be asked about now."""
+    if not limit:
+        return []
     statement = (
         select(_GAPS.missing_event_id, _GAPS.event_nid, events.c.depth, _GAPS.place, _GAPS.fruitless)
         .join_from(backward_extremities, events, events.c.event_nid == _GAPS.event_nid)

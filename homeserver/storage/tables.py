@@ -144,6 +144,16 @@ events = Table(
     "backfilled events have negative positions. place orders the history of a room, see storage/places.py.",
 )
 
+silent_servers = Table(
+    "silent_servers",
+    metadata,
+    Column("server_name", Name, primary_key=True),
+    Column("since_ts", Nid, nullable=False),
+    Column("last_ts", Nid, nullable=False),
+    Column("times", Nid, nullable=False),
+    comment="Servers that do not answer when they are asked for history: so often, first and last at these times.",
+    sqlite_with_rowid=False,
+)
 history_lanes = Table(
     "history_lanes",
     metadata,

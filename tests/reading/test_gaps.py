@@ -11,6 +11,8 @@ from sqlalchemy import func, select, update
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from homeserver.graph.silent_servers import GIVEN_UP_AFTER_MS, GIVEN_UP_TIMES
+from homeserver.graph.under_way import HISTORY, UnderWay
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.event_format import parse_event
@@ -18,7 +20,7 @@ from homeserver.protocol.events import Event, EventDraft, StateKey
 from homeserver.reading.history import History
 from homeserver.reading.tokens import parse_token
 from homeserver.storage.database import Database
-from homeserver.storage.tables import backward_extremities, events
+from homeserver.storage.tables import backward_extremities, events, silent_servers
 from tests.factories.rooms import RoomFactory, server_key
 from tests.fakes.reader import Reader, ids, texts
 from tests.fakes.servers import Servers, eventually
@@ -149,6 +151,118 @@ def test_a_page_for_which_nobody_can_be_asked_can_be_tried_again(servers: Server
         at.servers.network.heal(OURS, REMOTE)
         before = await bob.timeline(at.room.room_id)
         assert len(await bob.pages(at.room.room_id, before["prev_batch"])) == len(at.room.events) - 1
+
+    play(servers, story, said=10)
+
+
+async def has_been_silent_for_minutes(at: Scene) -> None:
+    """As if the servers that do not answer had not for so long that the next time gives them up."""
+    row = silent_servers.c
+    longer = {"since_ts": row.since_ts - GIVEN_UP_AFTER_MS, "times": GIVEN_UP_TIMES - 1}
+    await at.ours.get(Database).write(lambda c: c.execute(update(silent_servers).values(longer)))
+
+
+async def lose_sight(at: Scene, bob: Reader) -> None:
+    """A room whose history is here, but for five messages between."""
+    assert len(await bob.pages(at.room.room_id, limit=100)) == len(at.room.events)
+    await go_away_and_come_back(at, 5)
+    at.servers.network.split(OURS, REMOTE)
+
+
+BEFORE = [f"before {number}" for number in range(9, -1, -1)]
+MISSED = [f"missed {number}" for number in range(4, -1, -1)]
+
+
+def test_what_is_here_stays_in_reach_when_the_other_server_is_gone(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        room_id = at.room.room_id
+        await lose_sight(at, bob)
+        for _ in range(GIVEN_UP_TIMES + 1):
+            first = await bob.page(room_id)
+            assert texts(first["chunk"]) == []
+            assert "end" in first, "some failures within a moment give nobody up"
+        forth = await bob.pages(room_id, dir="f", limit=100)
+        assert texts(forth) == BEFORE[::-1], "and not the event after the gap"
+        await has_been_silent_for_minutes(at)
+        assert texts(await bob.pages(room_id, first["end"], limit=4)) == BEFORE
+        assert len(await bob.pages(room_id, dir="f", limit=100)) == len(forth) + 1
+        at.servers.network.heal(OURS, REMOTE)
+        times = asked(at)
+        assert texts(await bob.pages(room_id, first["end"])) == BEFORE
+        assert asked(at) == times, "it is left alone for a while"
+        await at.send(at.room.send(ALICE, "there again"))
+
+        async def missed() -> list[str]:
+            found = texts(await bob.pages(room_id, first["end"]))
+            return found if MISSED[0] in found else []
+
+        assert await eventually(missed) == MISSED + BEFORE
+
+    play(servers, story, said=10)
+
+
+def test_a_server_that_was_given_up_is_asked_now_and_then(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        await lose_sight(at, bob)
+        await bob.page(at.room.room_id)
+        await has_been_silent_for_minutes(at)
+        assert texts(await bob.pages(at.room.room_id)) == BEFORE
+        at.servers.network.heal(OURS, REMOTE)
+        row = silent_servers.c
+        earlier = {"since_ts": row.since_ts - GIVEN_UP_AFTER_MS, "last_ts": row.last_ts - GIVEN_UP_AFTER_MS - 1000}
+        await at.ours.get(Database).write(lambda c: c.execute(update(silent_servers).values(earlier)))
+        assert texts(await bob.pages(at.room.room_id)) == MISSED + BEFORE
+
+    play(servers, story, said=10)
+
+
+def test_who_has_left_reads_across_a_gap(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        await lose_sight(at, bob)
+        at.servers.network.heal(OURS, REMOTE)
+        await at.ours.get(Memberships).leave(at.bob, at.room.room_id)
+        for options in ({"limit": 3}, {"limit": 100}):
+            assert texts(await bob.pages(at.room.room_id, **options)) == BEFORE, "nobody tells us more"
+            assert texts(await bob.pages(at.room.room_id, dir="f", **options)) == BEFORE[::-1]
+
+    play(servers, story, said=10)
+
+
+def test_a_gap_that_a_late_event_closes_cuts_no_timeline(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        state = [event.event_id for event in at.room.state.values()]
+        late, first = at.room.send(ALICE, "late"), at.room.send(ALICE, "first")
+        since = (await bob.sync())["next_batch"]
+
+        async def state_ids(_: Request) -> Response:
+            return JSONResponse({"pdu_ids": state, "auth_chain_ids": []})
+
+        async def nothing(_: Request) -> Response:
+            return JSONResponse({"events": []})
+
+        at.remote.replaced.update(state_ids=state_ids, missing_events=nothing)
+        await at.send(first)
+        assert (await bob.timeline(at.room.room_id, since))["limited"], "an event is missing before it"
+        at.remote.replaced.clear()
+        await at.send(late)
+        timeline = await bob.timeline(at.room.room_id, since)
+        assert (texts(timeline["events"]), timeline["limited"]) == (["first", "late"], False)
+
+    play(servers, story)
+
+
+def test_one_at_a_time_fetches_history_of_a_room(servers: Servers) -> None:
+    async def story(at: Scene, bob: Reader) -> None:
+        claims: list[bool] = []
+
+        async def nothing(_: Request) -> Response:
+            claims.append(await at.ours.get(UnderWay).is_under_way(HISTORY, at.room.room_id))
+            return JSONResponse({"pdus": [], "origin": REMOTE, "origin_server_ts": 1})
+
+        at.remote.replaced["backfill"] = nothing
+        await bob.page(at.room.room_id)
+        assert claims == [True], "other processes wait meanwhile"
+        assert not await at.ours.get(UnderWay).is_under_way(HISTORY, at.room.room_id)
 
     play(servers, story, said=10)
 
