@@ -93,6 +93,10 @@ class OwedRequests:
         )
         self._wake.set()
 
+    async def is_owed(self, kind: str, room_id: str, user_id: str) -> bool:
+        """Whether such a handshake is still owed; what has happened since may have cancelled it."""
+        return await self._database.read(store.is_owed, kind, room_id, user_id)
+
     async def _run(self) -> None:
         while True:
             try:

@@ -10,7 +10,8 @@ https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -59,6 +60,9 @@ FRESH_MS = 10 * 60 * 1000
 """An invitation that is not older than this is kept, though its server refuses the user."""
 REFUSAL_RETRIES_S = (0.2, 0.5, 1.0, 2.0)
 """After how long a server is asked again that refuses a fresh invitation of its own."""
+TURN_WAIT_S = 20.0
+"""How long a join waits for another join of the room, which may bring the room along. A server that takes a join and
+then never answers must not keep everybody else out of the room."""
 UNDO_UNCERTAIN_JOIN_MS = 60_000
 """A server that did not answer to a join in time may be about to accept it yet."""
 
@@ -128,8 +132,7 @@ class RemoteMembership:
         before = await self._heads.find(room_id)
         was_resident = self._is_resident(before)
         known = list(before.joined_servers) if before is not None else []
-        lock = self._joining.setdefault(room_id, asyncio.Lock())
-        async with lock:
+        async with self._turn(room_id, TURN_WAIT_S):
             if not was_resident and self._is_resident(await self._heads.find(room_id)):
                 # Another of our users was faster, and brought the room along.
                 await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
@@ -159,6 +162,21 @@ class RemoteMembership:
             await self._leave_here(standing, user_id, None)
             raise Forbidden("The invitation is no longer valid")
         raise attempts.error()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, room_id: str, at_most_s: float) -> AsyncIterator[None]:
+        """Exclude other memberships of the room in this process; after ``at_most_s`` go on without."""
+        lock = self._joining.setdefault(room_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(at_most_s):
+                await lock.acquire()
+        except TimeoutError:
+            yield  # an import of the room is protected by a lease of its own
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
     async def _join_through_one(
         self,
@@ -338,7 +356,11 @@ class RemoteMembership:
     async def finish_leave(self, server_name: str, room_id: str, user_id: str, content: JsonObject) -> bool:
         """Tell a server that our user leaves (a ``Handshake``). Raises ``RemoteError``, ``UnusableAnswer``."""
         event = await self._leave_event(server_name, room_id, user_id, content)
-        await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
+        async with self._turn(room_id, TURN_WAIT_S):
+            # While that server made the template, the user may have been invited anew, or have joined: the leave would
+            # end that.
+            if await self._owed.is_owed(LEAVE, room_id, user_id):
+                await self._client.send_leave(server_name, room_id, event.event_id, event.pdu)
         return True
 
     async def _leave_event(self, server_name: str, room_id: str, user_id: str, content: JsonObject) -> Event:

@@ -309,6 +309,13 @@ def owe_request(
     )
 
 
+def is_owed(connection: Connection, kind: str, room_id: str, user_id: str) -> bool:
+    """Whether a handshake of this kind is owed for the user and the room."""
+    table = outbound_requests.c
+    statement = select(table.request_nid).where(table.room_id == room_id, table.user_id == user_id, table.kind == kind)
+    return connection.execute(statement.limit(1)).first() is not None
+
+
 def due_requests(connection: Connection, now_ms: int, limit: int) -> list[OwedRequest]:
     """The requests that are due, the longest due first."""
     table = outbound_requests.c

@@ -22,6 +22,7 @@ from homeserver.errors import (
 from homeserver.membership import owed_requests, remote_membership
 from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.membership.membership import Memberships
+from homeserver.membership.owed_requests import OwedRequests
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.storage import delivery as store
@@ -376,6 +377,33 @@ def test_a_second_user_joins_at_the_same_time(servers: Servers) -> None:
     play(servers, story)
 
 
+def test_a_join_that_is_never_answered_keeps_nobody_else_out(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_membership, "TURN_WAIT_S", 0.05)
+
+    async def story(at: Scene) -> None:
+        carol = await at.ours.user("carol")
+        is_asked, is_over = asyncio.Event(), asyncio.Event()
+
+        async def hang(_: Request) -> Response:
+            is_asked.set()
+            await is_over.wait()
+            return JSONResponse({"errcode": "M_UNKNOWN", "error": "?"}, 500)
+
+        at.remote.replaced["send_join"] = hang
+        joining = asyncio.create_task(at.ours.join(BOB, at.room.room_id, REMOTE))
+        await is_asked.wait()
+        del at.remote.replaced["send_join"]
+        async with asyncio.timeout(10):
+            await at.ours.join(carol, at.room.room_id, REMOTE)
+        assert carol in (await at.ours.head(at.room.room_id)).joined
+        is_over.set()
+        with pytest.raises(RemoteFailed):
+            await joining
+        assert carol in (await at.ours.head(at.room.room_id)).joined
+
+    play(servers, story)
+
+
 def test_leaving_and_coming_back(servers: Servers) -> None:
     async def story(at: Scene) -> None:
         await at.ours.join(BOB, at.room.room_id, REMOTE)
@@ -452,6 +480,36 @@ def test_a_new_invitation_ends_what_was_owed_for_the_old(servers: Servers) -> No
         await at.invite()
         assert await at.standing() == "invite"
         assert await at.owed() is None
+
+    play(servers, story, join_rule="invite")
+
+
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_a_rejection_that_is_under_way_does_not_end_a_new_invitation(servers: Servers, is_accepted: bool) -> None:
+    """The inviting server is slow to answer, and invites again meanwhile."""
+
+    async def story(at: Scene) -> None:
+        await at.invite()
+        make_leave = at.remote._make_leave
+        is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def slowly(request: Request) -> Response:
+            is_asked.set()
+            await may_answer.wait()
+            return await make_leave(request)
+
+        at.remote.replaced["make_leave"] = slowly
+        await at.memberships.leave(BOB, at.room.room_id)
+        await is_asked.wait()
+        at.room.kick(HOST, BOB)
+        await at.invite()
+        if is_accepted:
+            await at.ours.join(BOB, at.room.room_id)
+        leaving = set(at.ours.get(OwedRequests)._under_way.values())
+        may_answer.set()
+        await asyncio.gather(*(task for _, task in leaving))
+        assert await at.left() is None
+        assert await at.standing() == ("join" if is_accepted else "invite")
 
     play(servers, story, join_rule="invite")
 
