@@ -117,10 +117,10 @@ class Receiver:
         room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
         if not isinstance(room_id, str) or any(room_id == of_room for of_room, _ in batches):
             return False
-        if room_id not in early:
-            head = await self._heads.find(room_id)
-            if (head is not None and head.joined_local) or not await self._access.is_being_joined(room_id):
-                return False
+        if room_id not in early and (
+            await self._resident_head(room_id) or not await self._access.is_being_joined(room_id)
+        ):
+            return False
         early.setdefault(room_id, []).append(pdu)
         return True
 
@@ -150,14 +150,29 @@ class Receiver:
         except InvalidEvent as error:
             _refuse(pdu, batch.version, str(error), results)
             return
-        if batch.head is not None and not await self._access.is_allowed(batch.head, origin):
+        objection = await self._objection(batch, origin, event)
+        if objection is not None:
             # "the PDU MUST be ignored with an appropriate error included in the response for the respective event ID"
-            results[event.event_id] = {"error": "Your server is not allowed in the room"}
-            return
-        if batch.head is not None and not _may_send(batch.head, origin, event):
-            results[event.event_id] = {"error": "Your server is not in the room"}
+            results[event.event_id] = {"error": objection}
             return
         batch.events.setdefault(event.event_id, event)
+
+    async def _objection(self, batch: _Batch, origin: str, event: Event) -> str | None:
+        """Why a server may not send us an event, by the newest head of its room; None where it may."""
+        objection = None if batch.head is None else await self._objection_by(batch.head, origin, event)
+        if batch.head is None or objection is None or not await self._heads.is_outdated(batch.head):
+            return objection
+        batch.head = await self._heads.get(event.room_id)
+        return await self._objection_by(batch.head, origin, event)
+
+    async def _objection_by(self, head: RoomHead, origin: str, event: Event) -> str | None:
+        if not await self._access.is_allowed(head, origin):
+            return "Your server is not allowed in the room"
+        return None if _may_send(head, origin, event) else "Your server is not in the room"
+
+    async def _resident_head(self, room_id: str) -> RoomHead | None:
+        """The head of a room that this server is in; another process may have brought it back just now."""
+        return await self._heads.newest_where(room_id, lambda head: bool(head.joined_local))
 
     def _answer_internal_error(self, pdu: Any, batches: _Batches, error: Exception, results: Results) -> None:
         """Answer for a PDU that this server could not even read."""
@@ -169,8 +184,11 @@ class Receiver:
             self._incoming.note_internal_error(event_id)
 
     async def _batch_of(self, room_id: str, pdu: JsonObject, batches: _Batches) -> _Batch | None:
-        head = await self._heads.find(room_id)
-        if head is not None and head.joined_local:
+        # Before the newest head is looked for: it is the same for all events of a transaction.
+        if (known := batches.get((room_id, ""))) is not None:
+            return known
+        head = await self._resident_head(room_id)
+        if head is not None:
             return batches.setdefault((room_id, ""), _Batch(head, head.version))
         # The version of a room that this server is not in is only known from what its user was invited with.
         user_id = pdu.get("state_key")

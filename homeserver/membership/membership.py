@@ -130,7 +130,12 @@ class Memberships:
         """
         head = await self._heads.find(room_id)
         if head is not None and user_id in head.joined:
-            return
+            if not await self._heads.is_outdated(head):
+                return
+            # Through another process the user may have left, or have been removed.
+            head = await self._heads.find(room_id)
+            if head is not None and user_id in head.joined:
+                return
         await self._join(head, user_id, room_id, via, reason)
         if self._on_joined is not None:
             await self._on_joined(user_id, room_id)

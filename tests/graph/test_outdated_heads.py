@@ -11,14 +11,22 @@ from collections.abc import Iterator
 import pytest
 
 from homeserver.errors import Forbidden, MatrixError
+from homeserver.graph.other_processes import OtherProcesses
 from homeserver.graph.server_access import ServerAccess
+from homeserver.graph.under_way import UnderWay
 from homeserver.graph.working_head import NewEvent, WorkingHead
+from homeserver.membership.membership import Memberships
+from homeserver.notifier import Change
 from homeserver.protocol.events import EventDraft
 from homeserver.reading.listings import room_of_member
 from homeserver.reading.room_access import RoomAccess
 from homeserver.storage.database import Database
+from homeserver.storage.event_graph import Verdict
 from tests.factories.rooms import RoomFactory
 from tests.fakes.homeserver import ALICE, BOB, CAROL, ZOE, CoreServer, add_users
+from tests.fakes.servers import Servers
+
+OURS, REMOTE = "ours.test:8448", "remote.test:8448"
 
 
 @pytest.fixture
@@ -93,6 +101,21 @@ def test_memberships_are_judged_by_the_newest_state(pair: tuple[CoreServer, Core
     asyncio.run(story())
 
 
+def test_who_was_removed_through_another_process_can_join_again(pair: tuple[CoreServer, CoreServer]) -> None:
+    """A join does nothing for those who are in the room: by its newest state."""
+    here, there = pair
+
+    async def story() -> None:
+        room_id = await there.create_room(preset="public_chat")
+        await here.memberships.join(BOB, room_id)
+        await there.memberships.kick(ALICE, room_id, BOB)
+        await here.memberships.join(BOB, room_id)
+        assert await here.membership(room_id, BOB) == "join"
+        assert (await here.send(room_id, BOB)).event.sender == BOB
+
+    asyncio.run(story())
+
+
 def test_a_state_that_another_process_replaced_is_set_again(pair: tuple[CoreServer, CoreServer]) -> None:
     """What says the same as the state is not sent again; but the state is the newest one."""
     here, there = pair
@@ -118,7 +141,7 @@ def test_other_servers_are_let_in_by_the_newest_state(pair: tuple[CoreServer, Co
         room = RoomFactory(room_localpart=f"let_in_{here.database.engine.dialect.name}")
         room.create("alice")
         await there.adopt(room)
-        access = ServerAccess(here.heads)
+        access = ServerAccess(here.heads, UnderWay(here.database, here.clock))
         with pytest.raises(Forbidden):
             await access.known_room(room.room_id, "other.org")
         await there.receive(room.join(ZOE))
@@ -163,5 +186,33 @@ def test_a_refusal_that_stands_is_checked_once(
         with pytest.raises(MatrixError):
             await here.sender.send(room_id, EventDraft("m.room.message", BOB, {"body": "not in it"}))
         assert asked
+
+    asyncio.run(story())
+
+
+def test_other_servers_events_are_taken_by_the_newest_state(
+    servers: Servers, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that another server sends to a process which has not heard yet what makes them welcome."""
+
+    async def hear_nothing(self: OtherProcesses, after: int, upto: int) -> list[Change]:
+        return []
+
+    monkeypatch.setattr(OtherProcesses, "load_changes", hear_nothing)
+
+    async def story() -> None:
+        async with servers:
+            # The network leads to the one that started last.
+            there, here = [await servers.ours(OURS, database={"url": postgresql_url}) for _ in range(2)]
+            room = RoomFactory("11", REMOTE)
+            room.create("mary")
+            remote = servers.remote(REMOTE, room)
+            bob = await here.user("bob")
+            await here.join(bob, room.room_id, REMOTE)
+            await here.get(Memberships).leave(bob, room.room_id)
+            assert not (await here.head(room.room_id)).joined_local
+            await there.join(bob, room.room_id, REMOTE)
+            await remote.transaction(OURS, [message := room.send("mary")])
+            assert (await here.wait_for(message.event_id)).verdict == Verdict.ACCEPTED
 
     asyncio.run(story())
