@@ -176,7 +176,7 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A process says something that is not stored, see ``notices``."""
+    """A process has sent a message that is not stored, see ``notices``."""
 
     sender: str
     body: str
@@ -214,7 +214,7 @@ async def _announcements(connection: psycopg.AsyncConnection[Any]) -> AsyncGener
 
 
 def parse_announcement(payload: str) -> Announcement | None:
-    """What ``streams.announce`` says; None for what others say on its channel."""
+    """Parse a message of ``streams.announce``; None for any other message on its channel."""
     position, _, sender = payload.partition(" ")
     return (
         Announcement(int(position), sender)

@@ -1,8 +1,8 @@
-"""Short notices from one process to the others on the same PostgreSQL database, which nobody stores.
+"""Short notices from one process to the others on the same PostgreSQL database, which are not stored.
 
-For what is over so soon that it is not worth a commit, such as typing. PostgreSQL carries the notice (``NOTIFY``) from
-a connection of its own, so it waits neither for a thread nor for the lock of the writing transactions. A notice may get
-lost, when a connection does; whoever sends them has to cope with that. On SQLite there is nobody else to tell.
+They carry states that end too soon to be worth a commit, such as typing. A separate PostgreSQL connection sends them
+(``NOTIFY``), so they wait neither for a thread nor for the lock of the write transactions. A notice is lost if a
+connection breaks, and its sender must cope with that. On SQLite there are no other processes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ logger = structlog.get_logger(__name__)
 
 CHANNEL = "homeserver_notices"
 WAITING_MAX = 5_000
-"""Notices that wait to be sent, while PostgreSQL does not answer; the oldest are dropped."""
+"""How many notices wait to be sent while PostgreSQL does not answer; the oldest are dropped."""
 BODY_BYTES_MAX = 7_900
-"""PostgreSQL takes less than 8,000 bytes, the sender's name included."""
+"""PostgreSQL accepts less than 8,000 bytes, including the sender's name."""
 SEND_TIMEOUT_S = 10.0
 _SEND = "SELECT pg_notify(%s, body) FROM unnest(%s::text[]) AS body"
 
@@ -38,7 +38,7 @@ class Notices:
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
     def send(self, key: tuple[str, ...], body: str) -> None:
-        """Tell the other processes, soon. A notice that still waits under the same ``key`` is replaced."""
+        """Send a notice to the other processes soon; it replaces one that still waits with the same ``key``."""
         if self._database.is_sqlite or len(body.encode()) + len(self._database.name) + 1 > BODY_BYTES_MAX:
             return
         self._waiting.pop(key, None)
@@ -49,7 +49,7 @@ class Notices:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Close the connection. What still waits is not sent."""
+        """Close the connection. Notices that still wait are not sent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -87,5 +87,5 @@ class Notices:
 
 
 def conninfo_of(url: URL) -> str:
-    """How psycopg connects to a database that SQLAlchemy knows by a URL."""
+    """The psycopg connection string for SQLAlchemy's URL of a database."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
