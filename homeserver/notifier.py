@@ -17,6 +17,8 @@ from enum import Enum
 
 import structlog
 
+from homeserver.caches import register
+
 logger = structlog.get_logger(__name__)
 
 RECENT_BYTES_MAX = 16 * 2**20
@@ -181,12 +183,15 @@ class _Waiters:
 class Notifier:
     """The last known position, the recent changes, and the requests that wait for more."""
 
+    name = "changes"
+
     def __init__(self, position: int, load_changes: LoadChanges) -> None:
         self.position = position
         """All changes up to here are committed, and known to this process."""
         self._load_changes = load_changes
         self._recent: deque[Change] = deque()
-        self._recent_bytes = 0
+        self.bytes = 0
+        self.bytes_max = RECENT_BYTES_MAX
         self._floor = position
         self._waiters = _Waiters()
         self._readers: set[asyncio.Event] = set()
@@ -194,6 +199,10 @@ class Notifier:
         self._catching_up: asyncio.Task[None] | None = None
         self._target = position
         self._closed = False
+        register(self)
+
+    def __len__(self) -> int:
+        return len(self._recent)
 
     # -- writers -------------------------------------------------------------------------------------------------------
 
@@ -242,11 +251,11 @@ class Notifier:
     def _accept(self, change: Change) -> None:
         self.position = change.position
         self._recent.append(change)
-        self._recent_bytes += change.weight
-        while self._recent_bytes > RECENT_BYTES_MAX:
+        self.bytes += change.weight
+        while self.bytes > self.bytes_max:
             forgotten = self._recent.popleft()
             self._floor = forgotten.position
-            self._recent_bytes -= forgotten.weight
+            self.bytes -= forgotten.weight
         if self._waiters:
             self._waiters.wake(change)
         for reader in self._readers:

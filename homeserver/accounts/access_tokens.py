@@ -6,16 +6,16 @@ https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.errors import UnknownToken
 from homeserver.storage.database import Database
 from homeserver.storage.sessions import TokenOwner, find_token_owner, revoke_older_tokens
 
-REMEMBERED_MAX = 10_000
+REMEMBERED_BYTES_MAX = 4 * 2**20
 REMEMBERED_SECONDS = 5.0
 """How long this process may still accept a token that another process revoked."""
 TOKEN_CHARACTERS_MAX = 512
@@ -42,7 +42,9 @@ class AccessTokens:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._remembered: OrderedDict[bytes, tuple[Requester, float]] = OrderedDict()
+        self._remembered: WeightedCache[bytes, tuple[Requester, float]] = WeightedCache(
+            "access tokens", REMEMBERED_BYTES_MAX, lambda r: 250 + 4 * len(r[0].user_id) + 4 * len(r[0].device_id)
+        )
         self._times_forgotten = 0
 
     async def requester(self, token: str) -> Requester:
@@ -52,7 +54,6 @@ class AccessTokens:
         token_hash = hash_token(token)
         remembered = self._remembered.get(token_hash)
         if remembered is not None and self._clock.monotonic() < remembered[1]:
-            self._remembered.move_to_end(token_hash)
             return remembered[0]
         return await self._look_up(token_hash)
 
@@ -60,13 +61,13 @@ class AccessTokens:
         """Drop revoked tokens from the cache at once; look-ups under way do not put them back."""
         self._times_forgotten += 1
         for token_hash in token_hashes:
-            self._remembered.pop(token_hash, None)
+            self._remembered.drop(token_hash)
 
     async def _look_up(self, token_hash: bytes) -> Requester:
         times_forgotten = self._times_forgotten
         owner = await self._database.read(find_token_owner, token_hash)
         if owner is None:
-            self._remembered.pop(token_hash, None)
+            self._remembered.drop(token_hash)
             raise UnknownToken()
         seconds = REMEMBERED_SECONDS
         if owner.expires_ts is not None:
@@ -89,7 +90,4 @@ class AccessTokens:
         self.forget(await self._database.write(revoke_older_tokens, owner.user_id, owner.device_id, owner.created_ts))
 
     def _remember(self, token_hash: bytes, requester: Requester, seconds: float) -> None:
-        self._remembered[token_hash] = (requester, self._clock.monotonic() + seconds)
-        self._remembered.move_to_end(token_hash)
-        if len(self._remembered) > REMEMBERED_MAX:
-            self._remembered.popitem(last=False)
+        self._remembered.put(token_hash, (requester, self._clock.monotonic() + seconds))

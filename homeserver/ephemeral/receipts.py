@@ -7,10 +7,10 @@ https://spec.matrix.org/v1.19/client-server-api/#receipts
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
 from homeserver.errors import Forbidden, InvalidParam
@@ -32,11 +32,15 @@ MAIN_THREAD = "main"
 UNTHREADED = ""
 RELATION_HOPS_MAX = 3
 """How many relations are followed from an event to its thread: "a maximum of 3 hops is recommended"."""
-RECENT_MAX = 10_000
-"""How many receipts are kept in memory for the /sync requests that they wake."""
+RECENT_BYTES_MAX = 4 * 2**20
+"""How much memory the recent receipts may use, which are kept for the requests that they wake."""
 RECEIPTS_PER_EDU_MAX = 1_000
 EVENT_IDS_PER_RECEIPT_MAX = 100
 IDENTIFIER_CHARACTERS_MAX = 255
+
+
+def _weigh(receipt: StoredReceipt) -> int:
+    return 250 + 2 * sum(map(len, (receipt.room_id, receipt.user_id, receipt.event_id, receipt.thread_id)))
 
 
 class ReceiptDelivery(Protocol):
@@ -67,7 +71,8 @@ class Receipts:
         self._delivery = delivery
         self._clock = clock
         self.enabled = enabled
-        self._recent: OrderedDict[int, StoredReceipt] = OrderedDict()
+        self._recent: WeightedCache[int, StoredReceipt] = WeightedCache("receipts", RECENT_BYTES_MAX, _weigh)
+        """By position; read with ``peek``, so that those that were written first are dropped first."""
 
     # -- from our clients ----------------------------------------------------------------------------------------------
 
@@ -184,18 +189,16 @@ class Receipts:
         ]
         changes: list[Change] = []
         for receipt in stored:
-            self._recent[receipt.position] = receipt
+            self._recent.put(receipt.position, receipt)
             is_private = receipt.receipt_type == READ_PRIVATE
             users = (receipt.user_id,) if is_private else ()
             changes.append(Change(receipt.position, Stream.RECEIPTS, head.room_id, users, wakes_room=not is_private))
-        while len(self._recent) > RECENT_MAX:
-            self._recent.popitem(last=False)
         self._notifier.publish(changes)
         return stored
 
     def recent(self, position: int) -> StoredReceipt | None:
         """The receipt at a position if it is in memory, otherwise None."""
-        return self._recent.get(position)
+        return self._recent.peek(position)
 
 
 def receipt_content(receipts: Iterable[StoredReceipt]) -> JsonObject:

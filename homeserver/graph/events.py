@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -18,8 +17,10 @@ PARSED_FACTOR = 5
 """A parsed event takes about this many times the memory of its JSON."""
 ENTRY_BYTES = 400
 """What an entry takes besides."""
-CHANGED_MAX = 10_000
-"""Events of which it is remembered that they changed, for reads that are under way meanwhile."""
+CHANGED_BYTES_MAX = 4 * 2**20
+"""Bounds the events that are remembered as changed, for reads that are under way meanwhile."""
+LONG_KEY_BYTES = 500
+"""An entry of a cache whose key may be a long ID, and the value is a number."""
 
 
 def _weigh(stored: StoredEvent) -> int:
@@ -42,7 +43,10 @@ class Events:
         self._database = database
         self._cache: WeightedCache[str, StoredEvent] = WeightedCache("events", cache_bytes, _weigh)
         self._ids: dict[int, str] = {}
-        self._changed: OrderedDict[str, int] = OrderedDict()
+        """Event IDs by numeric ID. At most two for each event in the cache and 1,000 more, which share its strings."""
+        self._changed: WeightedCache[str, int] = WeightedCache(
+            "changed events", CHANGED_BYTES_MAX, lambda _: 0, entry_bytes=LONG_KEY_BYTES
+        )
         """Events that changed in the database, with the number of the change."""
         self._changes = 0
         self._watchers: list[Callable[[str], None]] = []
@@ -123,7 +127,7 @@ class Events:
         known = self._cache.peek(stored.event_id)
         if known is not None and known.event_nid == stored.event_nid:
             return known
-        if self._changed.get(stored.event_id, 0) > began:
+        if (self._changed.peek(stored.event_id) or 0) > began:
             return stored
         return self.keep(stored)
 
@@ -154,9 +158,6 @@ class Events:
 
     def _note_change(self, event_id: str) -> None:
         self._changes += 1
-        self._changed[event_id] = self._changes
-        self._changed.move_to_end(event_id)
-        if len(self._changed) > CHANGED_MAX:
-            self._changed.popitem(last=False)
+        self._changed.put(event_id, self._changes)
         for watcher in self._watchers:
             watcher(event_id)

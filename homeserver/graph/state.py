@@ -6,7 +6,6 @@ reads historic states and resolves those of branches that meet.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from sqlalchemy import Connection
 from homeserver.caches import WeightedCache
 from homeserver.errors import NotFound
 from homeserver.federation.caching import SingleFlight
-from homeserver.graph.events import Events
+from homeserver.graph.events import LONG_KEY_BYTES, Events
 from homeserver.graph.full_conflicts import cited_keys, full_conflict
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.identifiers import server_of
@@ -34,8 +33,8 @@ HEADS_BYTES_MAX = 128 * 2**20
 """What the heads of rooms may take of memory."""
 SNAPSHOT_BYTES_MAX = 64 * 2**20
 """What historic states may take. Those that follow each other share most of it, so that they take less in fact."""
-OUTDATED_MAX = 10_000
-"""Rooms of which it is remembered that other processes went on, for reads that are under way meanwhile."""
+OUTDATED_BYTES_MAX = 4 * 2**20
+"""Bounds the rooms that are remembered as changed by other processes, for reads that are under way meanwhile."""
 LOOKUPS_BYTES_MAX = 8 * 2**20
 """What answers to questions for single entries of historic states may take."""
 LOOKUP_BYTES = 250
@@ -172,7 +171,9 @@ class RoomHeads:
         self._events = events
         self._is_local = is_local
         self._heads: WeightedCache[str, RoomHead] = WeightedCache("rooms", HEADS_BYTES_MAX, _weigh_head)
-        self._oldest_valid: OrderedDict[str, int] = OrderedDict()
+        self._oldest_valid: WeightedCache[str, int] = WeightedCache(
+            "changed rooms", OUTDATED_BYTES_MAX, lambda _: 0, entry_bytes=LONG_KEY_BYTES
+        )
         """Generations that rooms are known to have reached."""
 
     async def get(self, room_id: str) -> RoomHead:
@@ -228,7 +229,7 @@ class RoomHeads:
         known = self._heads.peek(head.room_id)
         if known is not None and known.generation > head.generation:
             return known
-        if head.generation >= self._oldest_valid.get(head.room_id, 0):
+        if head.generation >= (self._oldest_valid.peek(head.room_id) or 0):
             self._heads.put(head.room_id, head)
         return head
 
@@ -238,10 +239,7 @@ class RoomHeads:
         if known is not None and (generation is None or known.generation < generation):
             self._heads.drop(room_id)
         if generation is not None:
-            self._oldest_valid[room_id] = max(generation, self._oldest_valid.get(room_id, 0))
-            self._oldest_valid.move_to_end(room_id)
-            if len(self._oldest_valid) > OUTDATED_MAX:
-                self._oldest_valid.popitem(last=False)
+            self._oldest_valid.put(room_id, max(generation, self._oldest_valid.peek(room_id) or 0))
 
     def _load(self, connection: Connection, room_ids: Sequence[str]) -> list[RoomHead]:
         rows = room_state.room_rows(connection, room_ids)

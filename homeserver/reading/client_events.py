@@ -66,8 +66,12 @@ class ClientEvents:
         self._rendered: WeightedCache[str, _Rendered] = WeightedCache(
             "rendered events", RENDERED_BYTES_MAX, lambda r: 300 + 2 * len(r.body) + 2 * len(r.unsigned)
         )
-        self._successors: dict[str, list[str]] = {}
-        """IDs of rendered state events, by the ID of the event that they replaced and whose content they show."""
+        self._successors: dict[str, dict[str, None]] = {}
+        """IDs of rendered state events, by the ID of the event that they replaced and whose content they show.
+
+        At most two for each rendered event and 1,000 more.
+        """
+        self._successors_count = 0
         events.watch(self._forget_successors)
 
     async def prepare(self, stored: Sequence[StoredEvent]) -> None:
@@ -84,16 +88,22 @@ class ClientEvents:
 
     def _forget_successors(self, event_id: str) -> None:
         """Drop what is rendered with the content of an event, because the event was redacted."""
-        for successor in self._successors.pop(event_id, ()):
+        successors = self._successors.pop(event_id, {})
+        self._successors_count -= len(successors)
+        for successor in successors:
             self._rendered.drop(successor)
 
     def _note_successor(self, replaced: str, event_id: str) -> None:
-        known = self._successors.setdefault(replaced, [])
+        known = self._successors.setdefault(replaced, {})
         if event_id not in known:
-            known.append(event_id)
-        if len(self._successors) > 2 * len(self._rendered) + 1000:
-            kept = ((old, [new for new in ids if self._rendered.peek(new)]) for old, ids in self._successors.items())
+            known[event_id] = None
+            self._successors_count += 1
+        if self._successors_count > 2 * len(self._rendered) + 1000:
+            kept = (
+                (old, {new: None for new in ids if self._rendered.peek(new)}) for old, ids in self._successors.items()
+            )
             self._successors = {old: ids for old, ids in kept if ids}
+            self._successors_count = sum(map(len, self._successors.values()))
 
     def render(
         self,

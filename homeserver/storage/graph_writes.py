@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select, update
 
+from homeserver.caches import WeightedCache
 from homeserver.protocol.events import Event, StateKey
 from homeserver.storage import aliases, invitations, room_state
 from homeserver.storage.appends import (
@@ -39,7 +40,8 @@ from homeserver.storage.tables import (
     rooms,
 )
 
-STATE_KEYS_CACHED_MAX = 50_000
+STATE_KEYS_BYTES_MAX = 16 * 2**20
+"""How much memory the cached numeric IDs of state keys may use."""
 SORT_NAME_CHARACTERS_MAX = 250
 """The length of the part of a display name that lists are sorted by. (PostgreSQL limits an index entry to 2,704
 bytes.)
@@ -102,7 +104,10 @@ class GraphWriter:
 
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         self._is_local = is_local
-        self._state_keys: dict[StateKey, int] = {}
+        self._state_keys: WeightedCache[StateKey, tuple[StateKey, int]] = WeightedCache(
+            "state keys", STATE_KEYS_BYTES_MAX, lambda entry: 200 + 2 * (len(entry[0][0]) + len(entry[0][1]))
+        )
+        """Each with its key. The thread that writes only peeks; the event loop puts what was committed."""
 
     def append(self, connection: Connection, appends: Sequence[RoomAppend]) -> list[Appended | BaseException]:
         """Write appends of different rooms. If a room has changed, its append gets ``StaleHead``, and the others are
@@ -149,9 +154,9 @@ class GraphWriter:
 
     def remember(self, state_keys: Mapping[StateKey, int]) -> None:
         """Cache numeric IDs of state keys after they were committed."""
-        if len(self._state_keys) > STATE_KEYS_CACHED_MAX:
-            self._state_keys.clear()
-        self._state_keys.update(state_keys)
+        for key, nid in state_keys.items():
+            if self._state_keys.get(key) is None:
+                self._state_keys.put(key, (key, nid))
 
     # -- gathering -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +216,7 @@ class GraphWriter:
         for append in appends:
             wanted.update(key for group in append.groups for key in group.delta)
             wanted.update(change.key for change in append.changes)
-        found = {key: self._state_keys[key] for key in wanted if key in self._state_keys}
+        found = {key: known[1] for key in wanted if (known := self._state_keys.peek(key)) is not None}
         missing = wanted - found.keys()
         if missing:
             found.update(room_state.intern_state_keys(connection, missing))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from homeserver.caches import register
 from homeserver.notifier import Change, Notifier, Stream
 
-CHANGES_MAX = 20_000
-"""How many changes are kept; above that, the older half is dropped."""
+BYTES_MAX = 8 * 2**20
+"""How much memory the index may use; above that, the older half of the changes is dropped."""
 ROOM_STREAMS = frozenset({Stream.EVENTS, Stream.RECEIPTS})
 """Streams of what happens in rooms, for everybody in them."""
 USER_STREAMS = frozenset({Stream.ACCOUNT_DATA, Stream.MEMBERSHIP})
@@ -19,7 +20,9 @@ _NONE = frozenset[Stream]()
 class RecentChanges:
     """An index of the recent changes. Call ``advance`` before the other methods."""
 
-    def __init__(self, notifier: Notifier) -> None:
+    name = "index of changes"
+
+    def __init__(self, notifier: Notifier, bytes_max: int = BYTES_MAX) -> None:
         self._notifier = notifier
         self.position = notifier.position
         """The position of the last change in the index."""
@@ -28,6 +31,12 @@ class RecentChanges:
         self._changes: list[Change] = []
         self._by_room: dict[str, list[Change]] = {}
         self._last_of_user: dict[str, dict[Stream, int]] = {}
+        self.bytes = 0
+        self.bytes_max = bytes_max
+        register(self)
+
+    def __len__(self) -> int:
+        return len(self._changes)
 
     def advance(self) -> None:
         """Add the changes that the notifier has received since the last call."""
@@ -39,16 +48,18 @@ class RecentChanges:
             self._changes.clear()
             self._by_room.clear()
             self._last_of_user.clear()
+            self.bytes = 0
             self.floor = position
         else:
             for change in changes:
                 self._add(change)
         self.position = position
-        if len(self._changes) > CHANGES_MAX:
+        if self.bytes > self.bytes_max:
             self._forget_older_half()
 
     def _add(self, change: Change) -> None:
         self._changes.append(change)
+        self.bytes += change.weight
         if change.room_id is not None and change.stream in ROOM_STREAMS:
             self._by_room.setdefault(change.room_id, []).append(change)
         stream = Stream.MEMBERSHIP if change.stream is Stream.EVENTS else change.stream
@@ -57,8 +68,9 @@ class RecentChanges:
                 self._last_of_user.setdefault(user_id, {})[stream] = change.position
 
     def _forget_older_half(self) -> None:
-        kept = self._changes[len(self._changes) // 2 :]
-        self.floor = kept[0].position - 1
+        kept = self._changes[len(self._changes) // 2 + 1 :]
+        self.floor = self._changes[len(self._changes) // 2].position
+        self.bytes = sum([change.weight for change in kept])
         self._changes = kept
         self._by_room = {}
         for change in kept:

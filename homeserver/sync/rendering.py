@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
+from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.protocol.filters import select_fields
 from homeserver.protocol.redaction import redact_event
@@ -15,8 +16,8 @@ from homeserver.reading.visible_events import SeenEvent
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
 
-SHARED_TIMELINES_MAX = 256
-"""How many serialised timelines are kept, to be shared by all clients that are sent the same events."""
+SHARED_BYTES_MAX = 4 * 2**20
+"""How much memory the timelines may use that are kept for all clients that the same events wake."""
 SHARED_FOR_MS = 1_000
 """How long they are kept; the ages of their events are wrong by up to that much."""
 
@@ -30,7 +31,9 @@ class SyncRendering:
     def __init__(self, client_events: ClientEvents, clock: Clock) -> None:
         self._client_events = client_events
         self._clock = clock
-        self._shared: dict[tuple[int, ...], tuple[int, bytes]] = {}
+        self._shared: WeightedCache[tuple[int, ...], tuple[int, bytes]] = WeightedCache(
+            "rendered timelines", SHARED_BYTES_MAX, lambda shared: len(shared[1])
+        )
 
     async def prepare(self, update: Update) -> None:
         """Read from the database what ``render`` needs."""
@@ -88,9 +91,7 @@ class SyncRendering:
         if shared is not None and now - shared[0] < SHARED_FOR_MS:
             return shared[1]
         rendered = b",".join([self._timeline_event(request, seen, now) for seen in timeline])
-        if len(self._shared) >= SHARED_TIMELINES_MAX:
-            self._shared.clear()
-        self._shared[key] = (now, rendered)
+        self._shared.put(key, (now, rendered))
         return rendered
 
     def _timeline_event(self, request: SyncRequest, seen: SeenEvent, now: int) -> bytes:

@@ -12,9 +12,14 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-ENTRIES_MAX = 500_000
-"""How many member events are remembered, of all devices together."""
-DEVICES_MAX = 20_000
+from homeserver.caches import register
+
+BYTES_MAX = 32 * 2**20
+"""How much memory may be used for all devices together."""
+DEVICE_BYTES = 1_200
+ROOM_BYTES = 400
+MEMBER_BYTES = 220
+"""A dictionary entry, a number and a user ID."""
 
 Members = dict[str, int]
 """User ID to the numeric ID of the member event that the device knows."""
@@ -38,10 +43,16 @@ class _Device:
 class SentMembers:
     """Remembers which members of rooms each device knows."""
 
-    def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
+    name = "members that devices know"
+
+    def __init__(self, bytes_max: int = BYTES_MAX) -> None:
         self._devices: OrderedDict[tuple[str, str], _Device] = OrderedDict()
-        self._entries_max = entries_max
-        self._weight = 0
+        self.bytes_max = bytes_max
+        self.bytes = 0
+        register(self)
+
+    def __len__(self) -> int:
+        return len(self._devices)
 
     def known_to(self, user_id: str, device_id: str, since: int | None) -> Mapping[str, Members]:
         """The members that a device with this token knows, by room."""
@@ -86,13 +97,14 @@ class SentMembers:
         self._devices.move_to_end(key)
         if sent:
             self._weigh(device)
-        while len(self._devices) > 1 and (self._weight > self._entries_max or len(self._devices) > DEVICES_MAX):
+        while len(self._devices) > 1 and self.bytes > self.bytes_max:
             self._forget(next(iter(self._devices)))
 
     def _weigh(self, device: _Device) -> None:
-        weight = sum(map(len, device.known.values())) + sum(map(len, device.sent.values()))
-        self._weight += weight - device.weight
+        weight = DEVICE_BYTES + ROOM_BYTES * (len(device.known) + len(device.sent))
+        weight += MEMBER_BYTES * (sum(map(len, device.known.values())) + sum(map(len, device.sent.values())))
+        self.bytes += weight - device.weight
         device.weight = weight
 
     def _forget(self, key: tuple[str, str]) -> None:
-        self._weight -= self._devices.pop(key).weight
+        self.bytes -= self._devices.pop(key).weight

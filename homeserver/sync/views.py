@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
 
+from homeserver.caches import WeightedCache
 from homeserver.storage.sync_streams import Standing
 
-STANDINGS_MAX = 200_000
-"""How many memberships are kept, of all users together."""
+VIEWS_BYTES_MAX = 24 * 2**20
+"""How much memory the views may use, of all users together."""
+STANDING_BYTES = 450
+"""The approximate memory of a membership: the room's ID and the sender's, and a dictionary entry."""
+IGNORED_BYTES = 250
 IGNORED_USERS_TYPE = "m.ignored_user_list"
 
 
@@ -22,48 +25,41 @@ class View:
     position: int
     joined: dict[str, Standing]
     ignored: frozenset[str]
-    weight: int
 
 
 class Views:
     """The views of users who synced recently."""
 
     def __init__(self) -> None:
-        self._views: OrderedDict[str, View] = OrderedDict()
-        self._weight = 0
+        self._views: WeightedCache[str, View] = WeightedCache("views of users", VIEWS_BYTES_MAX, _weigh)
 
     def get(self, user_id: str) -> View | None:
         """The last view of a user, or None. The caller checks whether it is still right."""
-        view = self._views.get(user_id)
-        if view is not None:
-            self._views.move_to_end(user_id)
-        return view
+        return self._views.get(user_id)
 
     def advance(self, user_id: str, view: View, position: int, ignored: frozenset[str]) -> View:
         """The view at a later position, if the user has not joined or left a room since, with these ignored users.
 
         It is kept unless another request has stored a newer one meanwhile.
         """
-        advanced = View(position, view.joined, ignored, view.weight + len(ignored) - len(view.ignored))
-        if self._views.get(user_id) is view:
-            self._views[user_id] = advanced
-            self._weight += advanced.weight - view.weight
+        advanced = View(position, view.joined, ignored)
+        if self._views.peek(user_id) is view:
+            self._views.put(user_id, advanced)
         return advanced
 
     def put(self, user_id: str, position: int, standings: Iterable[Standing], ignored: frozenset[str]) -> View:
         """Store and return the view that was read at a position, or return the stored one if it is newer."""
         joined = {standing.room_id: standing for standing in standings if standing.membership == "join"}
-        view = View(position, joined, ignored, 1 + len(joined) + len(ignored))
-        old = self._views.pop(user_id, None)
-        if old is not None:
-            if old.position > position:
-                view = old
-            self._weight -= old.weight
-        self._views[user_id] = view
-        self._weight += view.weight
-        while self._weight > STANDINGS_MAX and len(self._views) > 1:
-            self._weight -= self._views.popitem(last=False)[1].weight
+        old = self._views.get(user_id)
+        if old is not None and old.position > position:
+            return old
+        view = View(position, joined, ignored)
+        self._views.put(user_id, view)
         return view
+
+
+def _weigh(view: View) -> int:
+    return STANDING_BYTES * len(view.joined) + IGNORED_BYTES * len(view.ignored)
 
 
 def ignored_users(content: bytes | None) -> frozenset[str]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from homeserver.sync.sent_members import SentMembers
+from homeserver.sync.sent_members import DEVICE_BYTES, MEMBER_BYTES, ROOM_BYTES, SentMembers
 
 ROOM = "!room:example.org"
 
@@ -35,7 +35,7 @@ def test_empty_responses_move_on() -> None:
 
 
 def test_devices_are_apart_and_the_oldest_is_forgotten() -> None:
-    sent = SentMembers(entries_max=4)
+    sent = SentMembers(bytes_max=2 * (DEVICE_BYTES + ROOM_BYTES + 2 * MEMBER_BYTES))
     for device in ("A", "B", "C"):
         sent.sending("@a:x", device, None, 10, {ROOM: {"@b:x": 1, "@c:x": 2}})
     assert sent.known_to("@a:x", "A", 10) == {}

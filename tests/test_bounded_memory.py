@@ -1,0 +1,138 @@
+"""Whatever a process keeps in memory is bounded in bytes, appears in ``cache_uses``, and takes about what it says."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from homeserver.accounts.access_tokens import AccessTokens
+from homeserver.caches import Measured, cache_uses
+from homeserver.graph.events import Events
+from homeserver.notifier import Change, Notifier, Stream
+from homeserver.storage.database import Database
+from homeserver.storage.graph_writes import GraphWriter
+from homeserver.storage.sync_streams import Standing
+from homeserver.sync.recent_changes import RecentChanges
+from homeserver.sync.sent_members import SentMembers
+from homeserver.sync.views import Views
+from tests.fakes.clock import FakeClock
+from tests.fakes.reading_server import ReadingServer
+
+BYTES_MAX = 2**20
+ROUNDS = 12_000
+Step = Callable[[int], object]
+
+
+def long_id(number: int) -> str:
+    return f"@{number}{'x' * 60}:example.org"
+
+
+def grown(step: Step) -> int:
+    """How many bytes many steps add to the memory in use."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(ROUNDS):
+            step(number)
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def sent_members() -> tuple[Measured, Step]:
+    sent = SentMembers(BYTES_MAX)
+
+    def step(number: int) -> None:
+        members = {long_id(number * 10 + i): number * 10 + i + 10**6 for i in range(number % 10)}
+        sent.sending(long_id(number), f"DEVICE{number}", None, 1, {f"!{number}:example.org": members})
+
+    return sent, step
+
+
+def views_of_users() -> tuple[Measured, Step]:
+    views = Views()
+    views._views.bytes_max = BYTES_MAX
+
+    def step(number: int) -> None:
+        rooms = [f"!{number}-{i}{'x' * 30}:example.org" for i in range(number % 10)]
+        standings = [Standing(room_id, number, "join", number, number, long_id(number), False) for room_id in rooms]
+        views.put(long_id(number), number, standings, frozenset([long_id(-number)]))
+
+    return views._views, step
+
+
+async def nothing(after: int, upto: int) -> list[Change]:
+    return []
+
+
+def change(number: int) -> Change:
+    users = (long_id(number),) if number % 2 else ()
+    return Change(number, Stream.EVENTS, f"!{number}:example.org", users, True, f"${number:043}")
+
+
+def changes() -> tuple[Measured, Step]:
+    notifier = Notifier(0, nothing)
+    notifier.bytes_max = BYTES_MAX
+    return notifier, lambda number: notifier.publish([change(number + 1)])
+
+
+def index_of_changes() -> tuple[Measured, Step]:
+    notifier = Notifier(0, nothing)
+    notifier.bytes_max = 1000
+    recent = RecentChanges(notifier, BYTES_MAX)
+
+    def step(number: int) -> None:
+        notifier.publish([change(number + 1)])
+        recent.advance()
+
+    return recent, step
+
+
+def state_keys() -> tuple[Measured, Step]:
+    writer = GraphWriter(lambda _: True)
+    writer._state_keys.bytes_max = BYTES_MAX
+    return writer._state_keys, lambda number: writer.remember({("m.room.member", long_id(number)): number + 10**6})
+
+
+@pytest.mark.parametrize("make", [sent_members, views_of_users, changes, index_of_changes, state_keys])
+def test_memory_in_use_is_about_what_is_said(make: Callable[[], tuple[Measured, Step]]) -> None:
+    cache, step = make()
+    taken = grown(step)
+    assert BYTES_MAX / 2 < cache.bytes <= BYTES_MAX + 1000
+    assert len(cache) < ROUNDS
+    # It may be less, but not much more.
+    assert taken < 1.3 * BYTES_MAX, f"{taken} of {BYTES_MAX}"
+
+
+def test_changed_events_and_successors_are_bounded(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    events = Events(database)
+    events._changed.bytes_max = 50_000
+    server = ReadingServer(database)
+    for number in range(3_000):
+        events.forget(f"${number}")
+        # One state event after the other that shows the same earlier one, and of each another one.
+        server.client_events._note_successor("$first", f"${number}")
+        server.client_events._note_successor(f"${number}", "$last")
+    assert len(events._changed) == 100
+    assert sum(map(len, server.client_events._successors.values())) <= 1_000
+    database.close()
+
+
+NAMES: Iterable[str] = (
+    "access tokens", "changed events", "changed rooms", "changes", "events", "index of changes",
+    "members that devices know", "receipts", "rendered events", "rendered timelines", "rooms", "state keys", "typing",
+    "views of users",
+)  # fmt: skip
+
+
+def test_all_are_listed(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    kept: list[Any] = [ReadingServer(database), AccessTokens(database, FakeClock())]
+    uses = {use.name: use for use in cache_uses()}
+    assert set(NAMES) <= uses.keys(), kept
+    assert all(0 <= use.bytes <= use.bytes_max for use in uses.values())
+    database.close()
