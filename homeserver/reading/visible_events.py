@@ -5,7 +5,7 @@ https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from homeserver.caches import WeightedCache
@@ -70,46 +70,33 @@ class VisibleEvents:
             return []
         user_id = viewer.user_id
         entries = await self._entries_at(stored, user_id)
-        await self._load(stored, entries, user_id)
+        named = await self._named(stored, entries, user_id)
         seen: list[SeenEvent] = []
         for event in stored:
             visibility_id, member_id = entries[event.state_group or 0]
-            if self._may_see(event, visibility_id, member_id, viewer):
-                seen.append(SeenEvent(event, _known(self._membership(event.event.room_id, member_id))))
+            if self._may_see(event, visibility_id, member_id, viewer, named):
+                seen.append(SeenEvent(event, _known(_membership(named.get(member_id)))))
         return seen
 
-    def _may_see(self, stored: StoredEvent, visibility_id: str, member_id: str, viewer: Viewer) -> bool:
+    def _may_see(
+        self, stored: StoredEvent, visibility_id: str, member_id: str, viewer: Viewer, named: Mapping[str, Event]
+    ) -> bool:
         event = stored.event
         # The states are those after the events: if the event itself set an entry, use the one that it replaced.
         if visibility_id == event.event_id:
             visibility_id = self._replaced_by(stored)
         if member_id == event.event_id:
             member_id = self._replaced_by(stored)
-        visibility = self._visibility(event.room_id, visibility_id)
+        visibility = _visibility(visibility_id, named.get(visibility_id))
         if visibility == "world_readable" and not viewer.peeks:
             visibility = "shared"
         return may_see_event(
             event,
             viewer.user_id,
             visibility,
-            self._membership(event.room_id, member_id),
+            _membership(named.get(member_id)),
             joined_later=viewer.joined_after(stored),
         )
-
-    def _visibility(self, room_id: str, event_id: str) -> str | None:
-        event = self._event(room_id, event_id)
-        if event is None and event_id:
-            return "joined"  # the event exists but could not be read: assume the strictest visibility
-        value = event.content.get("history_visibility") if event is not None else None
-        return value if isinstance(value, str) else None
-
-    def _membership(self, room_id: str, event_id: str) -> str | None:
-        event = self._event(room_id, event_id)
-        return event.membership if event is not None else None
-
-    def _event(self, room_id: str, event_id: str) -> Event | None:
-        stored = self._events.cached(room_id, event_id) if event_id else None
-        return stored.event if stored is not None else None
 
     def _replaced_by(self, stored: StoredEvent) -> str:
         replaced = self._events.cached_by_nid(stored.replaces_nid) if stored.replaces_nid is not None else None
@@ -136,17 +123,33 @@ class VisibleEvents:
                 self._entries.put((group, user_id), found[group])
         return found
 
-    async def _load(self, stored: Sequence[StoredEvent], entries: dict[int, _Entries], user_id: str) -> None:
-        """Load the events that ``_may_see`` will look up in the cache."""
-        named = {event_id for pair in entries.values() for event_id in pair if event_id}
-        await self._events.by_id(stored[0].event.room_id, named)
+    async def _named(
+        self, stored: Sequence[StoredEvent], entries: Mapping[int, _Entries], user_id: str
+    ) -> dict[str, Event]:
+        """The events that decide about visibility, by ID: those in the states, and those that these replaced."""
+        wanted = {event_id for pair in entries.values() for event_id in pair if event_id}
+        room_id = stored[0].event.room_id
+        found = {i: named.event for i, named in (await self._events.by_id(room_id, wanted)).items()}
         replaced = [
             event.replaces_nid
             for event in stored
             if event.replaces_nid is not None and event.event.key in (VISIBILITY_KEY, ("m.room.member", user_id))
         ]
         if replaced:
-            await self._events.by_nid(replaced)
+            found.update((e.event_id, e.event) for e in (await self._events.by_nid(replaced)).values())
+        return found
+
+
+def _visibility(event_id: str, event: Event | None) -> str | None:
+    if event is None:
+        # An event that is named but cannot be read: show no more than is safe.
+        return "joined" if event_id else None
+    value = event.content.get("history_visibility")
+    return value if isinstance(value, str) else None
+
+
+def _membership(event: Event | None) -> str | None:
+    return event.membership if event is not None else None
 
 
 def _known(membership: str | None) -> str:

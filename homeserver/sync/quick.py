@@ -72,7 +72,7 @@ class Quick:
         # A position that was read from the database may be ahead of what this process has been notified of.
         if view is None or since < recent.floor or view.position < recent.floor:
             return None
-        rooms = {room_id: recent.in_room(room_id, since) for room_id in recent.rooms_changed(view.joined, since)}
+        rooms = recent.in_rooms(view.joined, since)
         streams = recent.streams_changed(user_id, min(since, view.position))
         if not streams and 2 * view.position < recent.floor + recent.position:
             # Keep the view current: once the changes since then are forgotten, only the database could confirm it.

@@ -85,7 +85,7 @@ class RecentChanges:
     def streams_changed(self, user_id: str, after: int) -> frozenset[Stream]:
         """The ``USER_STREAMS`` in which data of a user changed after a position."""
         last = self._last_of_user.get(user_id)
-        if last is None:
+        if last is None or max(last.values()) <= after:
             return _NONE
         return frozenset([stream for stream, position in last.items() if position > after])
 
@@ -94,8 +94,22 @@ class RecentChanges:
         changes = self._by_room.get(room_id)
         return changes[-1].position if changes else self.floor
 
-    def in_room(self, room_id: str, after: int) -> list[Change]:
-        """The changes in a room after a position, oldest first."""
+    def in_rooms(self, room_ids: Collection[str], after: int) -> dict[str, list[Change]]:
+        """The changes after a position in those of the rooms that have any, oldest first."""
+        found: dict[str, list[Change]] = {}
+        if self.position - after > len(room_ids):
+            return {i: self._in_room(i, after) for i in room_ids if self.last_in_room(i) > after}
+        for change in reversed(self._changes):
+            if change.position <= after:
+                break
+            room_id = change.room_id
+            if room_id is not None and room_id in room_ids and change.stream in ROOM_STREAMS:
+                found.setdefault(room_id, []).append(change)
+        for changes in found.values():
+            changes.reverse()
+        return found
+
+    def _in_room(self, room_id: str, after: int) -> list[Change]:
         found: list[Change] = []
         for change in reversed(self._by_room.get(room_id, ())):
             if change.position <= after:
@@ -103,16 +117,3 @@ class RecentChanges:
             found.append(change)
         found.reverse()
         return found
-
-    def rooms_changed(self, room_ids: Collection[str], after: int) -> list[str]:
-        """Which of the rooms have changed after a position."""
-        if self.position - after > len(room_ids):
-            return [room_id for room_id in room_ids if self.last_in_room(room_id) > after]
-        found: dict[str, None] = {}
-        for change in reversed(self._changes):
-            if change.position <= after:
-                break
-            room_id = change.room_id
-            if room_id is not None and room_id in room_ids and change.stream in ROOM_STREAMS:
-                found[room_id] = None
-        return list(found)
