@@ -55,7 +55,7 @@ class Homeserver:
             self.base, self.graph, self.membership.out_of_band, self.ephemeral.edus()
         )
         self.incoming_invitations = IncomingInvitations(
-            self.graph.heads, self.graph.events, self.membership.out_of_band, self.receiving.receive_pdus
+            self.graph.heads, self.graph.events, self.membership.out_of_band_invitations, self.receiving.receive_pdus
         )
         self.accounts = accounts.build(self.base, self.federation, self.graph.notifier, self.membership.memberships)
         self.sync = sync.build(self.base, self.graph, self.reading, self.ephemeral)

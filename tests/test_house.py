@@ -61,6 +61,10 @@ SPEC_PAGE = re.compile(
     r"((client-server|server-server|application-service|identity-service|push-gateway)-api|appendices|olm-megolm|rooms"
     r"|rooms/v([1-9]|1[0-2]))?/?(#[a-z0-9_.\-]+)?"
 )
+ARGUMENTS_MAX = 8
+"""Of a constructor, besides self."""
+LINES_MAX = 650
+"""Of a module."""
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 
@@ -130,6 +134,24 @@ def test_sql_lives_only_in_storage() -> None:
         if name.startswith("sqlalchemy") and not allowed.fullmatch(name)
     ]
     assert wrong == []
+
+
+def test_no_constructor_takes_everything() -> None:
+    """More than eight arguments are a sign of two services in one class. (A dataclass, which has no __init__, may.)"""
+    wrong = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                arguments = node.args
+                count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs) - 1
+                if count > ARGUMENTS_MAX:
+                    wrong.append(f"{where(path, node.lineno)} takes {count} arguments")
+    assert wrong == []
+
+
+def test_modules_are_short_enough_to_read() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in MODULES}
+    assert [where(path, length) for path, length in lengths.items() if length > LINES_MAX] == []
 
 
 def test_nothing_is_left_unfinished() -> None:

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.errors import Forbidden, InvalidParam
-from homeserver.membership.membership import VIA_MAX, Memberships
+from homeserver.membership.joins import VIA_MAX
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.identifiers import is_valid_room_id, is_valid_server_name
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.aliases import RoomAliases

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Origin, Signed
+from homeserver.membership.handshake_templates import HandshakeTemplates
 from homeserver.membership.resident import Resident
 from homeserver.web import bytes_response, json_response, query_bool, query_strs, service
 
@@ -26,12 +27,12 @@ async def make_join(
     user_id: str,
     request: Request,
     origin: Origin,
-    resident: Annotated[Resident, service(Resident)],
+    templates: Annotated[HandshakeTemplates, service(HandshakeTemplates)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid"""
     # "The room versions the sending server has support for. Defaults to [1]."
     versions = query_strs(request, "ver", most=VERSIONS_MAX) or ["1"]
-    return json_response(await resident.make_join(origin, room_id, user_id, versions))
+    return json_response(await templates.make_join(origin, room_id, user_id, versions))
 
 
 @router.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}")

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from homeserver.errors import MissingParam
 from homeserver.federation_api.gate import Origin, Signed
+from homeserver.membership.handshake_templates import HandshakeTemplates
 from homeserver.membership.resident import Resident
 from homeserver.web import bytes_response, json_response, query_strs, service
 
@@ -26,13 +27,13 @@ async def make_knock(
     user_id: str,
     request: Request,
     origin: Origin,
-    resident: Annotated[Resident, service(Resident)],
+    templates: Annotated[HandshakeTemplates, service(HandshakeTemplates)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_knockroomiduserid"""
     versions = query_strs(request, "ver", most=VERSIONS_MAX)
     if not versions:
         raise MissingParam("The query parameter 'ver' is missing")
-    return json_response(await resident.make_knock(origin, room_id, user_id, versions))
+    return json_response(await templates.make_knock(origin, room_id, user_id, versions))
 
 
 @router.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}")

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from homeserver.federation_api.gate import Origin, Signed
+from homeserver.membership.handshake_templates import HandshakeTemplates
 from homeserver.membership.resident import Resident
 from homeserver.web import json_response, service
 
@@ -22,10 +23,10 @@ async def make_leave(
     room_id: str,
     user_id: str,
     origin: Origin,
-    resident: Annotated[Resident, service(Resident)],
+    templates: Annotated[HandshakeTemplates, service(HandshakeTemplates)],
 ) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid"""
-    return json_response(await resident.make_leave(origin, room_id, user_id))
+    return json_response(await templates.make_leave(origin, room_id, user_id))
 
 
 @router.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}")

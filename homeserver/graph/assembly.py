@@ -19,11 +19,12 @@ from homeserver.graph.arrivals import Arrivals
 from homeserver.graph.events import Events
 from homeserver.graph.governed_events import GovernedEvents
 from homeserver.graph.history_servers import HistoryServers
-from homeserver.graph.imports import RoomImports
+from homeserver.graph.imports import ImportWrites, RoomImports
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import Judge
 from homeserver.graph.missing_events import Backfiller
 from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.outliers import Outliers
 from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import PolicyServers
@@ -53,6 +54,7 @@ class GraphServices:
     notifier: Notifier
     writers: RoomWriters
     imports: RoomImports
+    out_of_band: OutOfBandMemberships
     governed: GovernedEvents
     policy: PolicyServers
     sender: Sender
@@ -79,6 +81,7 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     graph = GraphWriter(base.is_local)
     writers = RoomWriters(database, heads, events, states, notifier, graph, base.is_local)
     under_way = UnderWay(database, clock)
+    writes = ImportWrites(database, graph, clock, base.server_name)
     governed = GovernedEvents(base.config.governance.last_owner_protection, database)
     judge = Judge(events, states)
     policy = PolicyServers(federation.client, events, judge, clock)
@@ -98,7 +101,8 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         others=others,
         notifier=notifier,
         writers=writers,
-        imports=RoomImports(database, heads, events, notifier, writers, graph, clock, under_way, base.server_name),
+        imports=RoomImports(heads, events, notifier, writers, under_way, writes),
+        out_of_band=OutOfBandMemberships(database, events, notifier, clock),
         governed=governed,
         policy=policy,
         sender=Sender(writers, base.signing_keys, clock, governed, policy),

@@ -1,14 +1,11 @@
-"""What comes into the database from outside of the graph: whole rooms, outliers, and memberships out of band."""
+"""Imports rooms: the state and its auth chain as another server gives them when one of our users joins."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
-
-import orjson
-from sqlalchemy import Connection
+from typing import TypeVar
 
 from homeserver.clock import Clock
 from homeserver.graph.append import RoomWriters
@@ -18,9 +15,8 @@ from homeserver.graph.state import RoomHeads
 from homeserver.graph.under_way import IMPORT, JOIN, UnderWay
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
-from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.storage import graph_writes, out_of_band_events, room_imports, room_state, streams, user_rooms
+from homeserver.storage import room_imports, room_state
 from homeserver.storage.appends import Appended, NewRoom, StaleHead
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
@@ -29,82 +25,25 @@ from homeserver.storage.invitations import Takeover
 from homeserver.storage.room_imports import Differences, Importing, Switch
 
 EVENTS_PER_PIECE = 128
-"""Events that one transaction of an import stores: whoever else writes waits for no more than that."""
+"""How many events one transaction of an import stores: other writers wait no longer than that."""
 ROWS_PER_PIECE = 800
-"""Rows of a state, likewise."""
+"""How many rows of a state one transaction of an import stores."""
 IMPORT_ATTEMPTS_MAX = 5
-"""How often an import is begun anew because another process changed the room."""
+"""How often an import starts again because another process has changed the room."""
 
 T = TypeVar("T")
 
 
-class RoomImports:
-    """Brings in rooms through other servers, and memberships in rooms that this server is not in."""
+class ImportWrites:
+    """Writes an imported room to the database, in pieces."""
 
-    def __init__(
-        self,
-        database: Database,
-        heads: RoomHeads,
-        events: Events,
-        notifier: Notifier,
-        writers: RoomWriters,
-        graph: GraphWriter,
-        clock: Clock,
-        under_way: UnderWay,
-        server_name: str,
-    ) -> None:
+    def __init__(self, database: Database, graph: GraphWriter, clock: Clock, server_name: str) -> None:
         self._database = database
-        self._heads = heads
-        self._events = events
-        self._notifier = notifier
-        self._writers = writers
         self._graph = graph
         self._clock = clock
-        self._under_way = under_way
         self._server_name = server_name
 
-    def joining(self, room_id: str, user_id: str) -> AbstractAsyncContextManager[str]:
-        """While this is entered, events that come for the room wait for it (see ``receive``)."""
-        return self._under_way.marked(JOIN, room_id, user_id)
-
-    async def import_room(
-        self, version: RoomVersion, join: Event, state: Mapping[StateKey, Event], auth_chain: Iterable[Event]
-    ) -> StoredEvent | None:
-        """Take part in a room from our user's ``join`` on; returns the stored join.
-
-        ``state`` is the state before the join, ``auth_chain`` what it builds on; all of it is checked already. What
-        this server knew of the room's state before is replaced, unless a user of ours is in the room by now, through
-        another process: then nothing is stored, and None returned.
-        """
-        known = {event.event_id: event for event in (*auth_chain, *state.values())}
-        known.pop(join.event_id, None)
-
-        async def action() -> StoredEvent | None:
-            for _ in range(IMPORT_ATTEMPTS_MAX):
-                async with self._under_way.claimed(IMPORT, join.room_id) as owner:
-                    try:
-                        appended = await self._import(version, join, state, known, owner)
-                        break
-                    except StaleHead:
-                        continue  # another process changed the room, or took the import over
-            else:
-                raise RuntimeError(f"cannot import {join.room_id}: other processes are always faster")
-            self._heads.forget(join.room_id)
-            if appended is None:
-                return None
-            head = await self._heads.get(join.room_id)
-            position = appended.positions[join.event_id]
-            self._notifier.publish(
-                [Change(position, Stream.EVENTS, join.room_id, tuple(head.joined_local), wakes_room=True)]
-            )
-            stored = await self._events.get(join.room_id, join.event_id)
-            assert stored is not None
-            return stored
-
-        imported: StoredEvent | None = await self._writers.alone(join.room_id, action)
-        return imported
-
-    async def _import(
+    async def write(
         self,
         version: RoomVersion,
         join: Event,
@@ -112,13 +51,13 @@ class RoomImports:
         known: Mapping[str, Event],
         owner: str,
     ) -> Appended | None:
-        """Write everything but the join in small transactions, and then the switch."""
+        """Write everything except the join in small transactions, then the switch; None if we are in it by now."""
         write = self._database.write
         room = NewRoom(join.room_id, version.identifier, self._clock.now_ms())
         importing = await write(room_imports.begin, room, IMPORT, owner)
         if importing is None:
             return None
-        # In a thread: in a large room it takes longer than others should have to wait.
+        # In a thread, since this takes long for a large room and other requests must not wait.
         outliers = await asyncio.to_thread(auth_events_first, known)
         nids: dict[str, int] = {}
         state_keys: dict[StateKey, int] = {}
@@ -162,7 +101,7 @@ class RoomImports:
         state_keys: Mapping[StateKey, int],
         nids: Mapping[str, int],
     ) -> int:
-        """Store the state group after the join, but for the join itself; returns its number."""
+        """Store the state group after the join, without the join itself; returns its number."""
         group = await self._database.write(room_imports.add_group, importing)
         entries = [(state_keys[key], nids[event.event_id]) for key, event in state.items() if key != join.key]
         for part in _parts(entries, ROWS_PER_PIECE):
@@ -172,53 +111,66 @@ class RoomImports:
     def _is_local(self, user_id: str) -> bool:
         return user_id.endswith(f":{self._server_name}")
 
-    async def out_of_band(
+
+class RoomImports:
+    """Imports rooms that this server joins through other servers."""
+
+    def __init__(
         self,
-        version: RoomVersion,
-        event: Event,
-        stripped_state: Sequence[JsonObject] | None = None,
-        *,
-        ends: str | None = None,
+        heads: RoomHeads,
+        events: Events,
+        notifier: Notifier,
+        writers: RoomWriters,
+        under_way: UnderWay,
+        writes: ImportWrites,
+    ) -> None:
+        self._heads = heads
+        self._events = events
+        self._notifier = notifier
+        self._writers = writers
+        self._under_way = under_way
+        self._writes = writes
+
+    def joining(self, room_id: str, user_id: str) -> AbstractAsyncContextManager[str]:
+        """A context during which events that arrive for the room have to wait (see ``receive``)."""
+        return self._under_way.marked(JOIN, room_id, user_id)
+
+    async def import_room(
+        self, version: RoomVersion, join: Event, state: Mapping[StateKey, Event], auth_chain: Iterable[Event]
     ) -> StoredEvent | None:
-        """Store a membership of our user in a room that this server is not in (an invitation, a knock, a departure).
+        """Take part in a room from our user's ``join`` on; returns the stored join.
 
-        ``stripped_state`` is what the user's clients are shown of the room. ``ends`` is the event ID of the membership
-        whose end this is: where it is another one by now, nothing is stored, and None returned.
+        ``state`` is the state before the join, ``auth_chain`` the auth chain of both; all events are checked already.
+        The state that this server knew before is replaced. If another process has brought one of our users into the
+        room meanwhile, nothing is stored and None is returned.
         """
-        user_id = event.state_key
-        assert user_id is not None
-        stored_at = await self._database.write(self._store_out_of_band, version, event, stripped_state, ends)
-        if stored_at is None:
-            return None
-        nid, position = stored_at
-        self._notifier.publish([Change(position, Stream.MEMBERSHIP, event.room_id, (user_id,))])
-        return (await self._events.by_nid([nid]))[nid]
+        known = {event.event_id: event for event in (*auth_chain, *state.values())}
+        known.pop(join.event_id, None)
 
-    def _store_out_of_band(
-        self,
-        connection: Connection,
-        version: RoomVersion,
-        event: Event,
-        stripped_state: Sequence[JsonObject] | None,
-        ends: str | None,
-    ) -> tuple[int, int] | None:
-        """Returns the event's numeric ID, and the position of the change."""
-        if ends is not None:
-            standing = user_rooms.standing_of(connection, event.state_key or "", event.room_id)
-            if standing is None or standing.event_id != ends:
+        async def action() -> StoredEvent | None:
+            for _ in range(IMPORT_ATTEMPTS_MAX):
+                async with self._under_way.claimed(IMPORT, join.room_id) as owner:
+                    try:
+                        appended = await self._writes.write(version, join, state, known, owner)
+                        break
+                    except StaleHead:
+                        continue  # another process has changed the room, or has taken over the import
+            else:
+                raise RuntimeError(f"cannot import {join.room_id}: other processes are always faster")
+            self._heads.forget(join.room_id)
+            if appended is None:
                 return None
-        room = NewRoom(event.room_id, version.identifier, self._clock.now_ms())
-        room_nid, _ = graph_writes.add_room(connection, room)
-        nid = out_of_band_events.store(connection, room_nid, event)
-        position = streams.next_position(connection)
-        row: dict[str, Any] = graph_writes.user_room_row(room_nid, event, nid, position)
-        if stripped_state is not None:
-            row["stripped_state"] = orjson.dumps(list(stripped_state))
-        elif event.membership == "leave":
-            # What was shown of the room with the invitation stays known when it ends.
-            row["stripped_state"] = user_rooms.stripped_state_of(connection, event.state_key or "", room_nid)
-        user_rooms.put_standing(connection, row)
-        return nid, position
+            head = await self._heads.get(join.room_id)
+            position = appended.positions[join.event_id]
+            self._notifier.publish(
+                [Change(position, Stream.EVENTS, join.room_id, tuple(head.joined_local), wakes_room=True)]
+            )
+            stored = await self._events.get(join.room_id, join.event_id)
+            assert stored is not None
+            return stored
+
+        imported: StoredEvent | None = await self._writers.alone(join.room_id, action)
+        return imported
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -35,7 +35,7 @@ SLEEP_S_MAX = 300.0
 LEAVE = "leave"
 """A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
 UNDO_JOIN = "undo_join"
-"""A user is to leave again whose join another server has accepted, but in vain; see ``RemoteMembership.undo_join``."""
+"""A user is to leave again whose join another server has accepted, but in vain; see ``RemoteJoins.undo_join``."""
 
 Handshake: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[bool]]
 """Carries a request out with one server: ``(server_name, room_id, user_id, details)``.
@@ -94,8 +94,12 @@ class OwedRequests:
         self._wake.set()
 
     async def is_owed(self, kind: str, room_id: str, user_id: str) -> bool:
-        """Whether such a handshake is still owed; what has happened since may have cancelled it."""
+        """Whether such a handshake is still owed; a later membership may have cancelled it."""
         return await self._database.read(store.is_owed, kind, room_id, user_id)
+
+    async def cancel(self, room_id: str, user_id: str) -> None:
+        """Forget what is owed for a user and a room, because the membership has changed since."""
+        await self._database.write(store.cancel_requests, room_id, user_id)
 
     async def _run(self) -> None:
         while True:

@@ -28,7 +28,8 @@ from homeserver.governance.room_defaults import default_power_levels
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.send import Sender, new_event_id_localpart
 from homeserver.graph.working_head import NewEvent, WorkingHead
-from homeserver.membership.membership import MemberProfiles, Memberships
+from homeserver.membership.member_profiles import MemberProfiles
+from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.events import POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.identifiers import is_valid_room_alias, is_valid_user_id, server_of

@@ -19,7 +19,7 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.send import Recommended, Sender
 from homeserver.graph.transferred_state import copied_state, power_levels, split_aliases
 from homeserver.graph.working_head import NewEvent, WorkingHead
-from homeserver.membership.membership import MemberProfiles
+from homeserver.membership.member_profiles import MemberProfiles
 from homeserver.protocol.events import POWER_LEVELS, Event, EventDraft
 from homeserver.protocol.json_types import JsonObject
 from homeserver.rooms.creation import new_room_id

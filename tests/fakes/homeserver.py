@@ -14,14 +14,18 @@ from homeserver.clock import Clock
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.governed_events import GovernedEvents
-from homeserver.graph.imports import RoomImports
+from homeserver.graph.imports import ImportWrites, RoomImports
 from homeserver.graph.judgement import Judge
 from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.under_way import UnderWay
 from homeserver.graph.working_head import NewEvent, WorkingHead
-from homeserver.membership.membership import MemberProfiles, Memberships
+from homeserver.membership.inviting import Inviting
+from homeserver.membership.joins import Joins
+from homeserver.membership.member_profiles import MemberProfiles
+from homeserver.membership.membership import Memberships
 from homeserver.membership.restricted_joins import RestrictedJoins
 from homeserver.notifier import Notifier
 from homeserver.protocol.compose import add_signature
@@ -114,33 +118,28 @@ class CoreServer:
         self.notifier = Notifier(database.read_now(streams.current_position), self.others.load_changes)
         self.graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, self.graph, is_local)
-        self.imports = RoomImports(
-            database,
-            heads,
-            events,
-            self.notifier,
-            self.writers,
-            self.graph,
-            self.clock,
-            UnderWay(database, self.clock),
-            SERVER_NAME,
-        )
+        writes = ImportWrites(database, self.graph, self.clock, SERVER_NAME)
+        under_way = UnderWay(database, self.clock)
+        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes)
+        self.out_of_band = OutOfBandMemberships(database, events, self.notifier, self.clock)
         self.governed = GovernedEvents("enforce", database)
         self.sender = Sender(self.writers, self.key, self.clock, self.governed)
         self.profiles = MemberProfiles(database, is_local)
         self.restricted = RestrictedJoins(heads, is_local)
         settings = PersonalSettings(database, heads, self.notifier)
-        self.memberships = Memberships(
+        joins = Joins(
             database,
             heads,
-            self.writers,
             self.sender,
             self.profiles,
             self.restricted,
             self.remote,
-            self.remote,
             SERVER_NAME,
             settings.take_along,
+        )
+        inviting = Inviting(database, heads, self.writers, self.sender, self.profiles, self.remote, SERVER_NAME)
+        self.memberships = Memberships(
+            database, heads, self.sender, self.profiles, joins, self.remote, inviting, SERVER_NAME
         )
         self.aliases = RoomAliases(database, heads, self.sender, self.directory, SERVER_NAME)
         self.creation = RoomCreation(

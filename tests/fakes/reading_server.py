@@ -15,9 +15,10 @@ from homeserver.ephemeral.typing import Typing
 from homeserver.federation.outbound_edus import Receipt
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
-from homeserver.graph.imports import RoomImports
+from homeserver.graph.imports import ImportWrites, RoomImports
 from homeserver.graph.missing_events import Filled
 from homeserver.graph.other_processes import OtherProcesses
+from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.under_way import UnderWay
@@ -125,9 +126,9 @@ class ReadingServer:
         graph = GraphWriter(is_local)
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
         under_way = UnderWay(database, self.clock)
-        self.imports = RoomImports(
-            database, heads, events, self.notifier, self.writers, graph, self.clock, under_way, SERVER_NAME
-        )
+        writes = ImportWrites(database, graph, self.clock, SERVER_NAME)
+        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes)
+        self.out_of_band = OutOfBandMemberships(database, events, self.notifier, self.clock)
         self.sender = Sender(self.writers, self.key, self.clock)
         self.client_events = ClientEvents(events)
         self.visible = VisibleEvents(database, events, heads)

@@ -199,7 +199,7 @@ def test_an_invitation_from_outside_and_its_end(server: CoreServer, version: str
         room = zoes_room(version)
         invitation = room.invite(ZOE, ALICE)
         position = server.notifier.position
-        stored = await server.imports.out_of_band(room.version, invitation, STRIPPED)
+        stored = await server.out_of_band.store(room.version, invitation, STRIPPED)
         assert stored.verdict == Verdict.OUTLIER
         assert await server.heads.find(room.room_id) is None
         standing = await server.database.read(user_rooms.standing_of, ALICE, room.room_id)
@@ -215,10 +215,10 @@ def test_an_invitation_from_outside_and_its_end(server: CoreServer, version: str
         ]
         assert await server.database.read(user_rooms.rooms_of, ALICE, "invite") == [room.room_id]
 
-        again = await server.imports.out_of_band(room.version, invitation, STRIPPED)
+        again = await server.out_of_band.store(room.version, invitation, STRIPPED)
         assert again.event_nid == stored.event_nid
         refusal = room.leave(ALICE)
-        await server.imports.out_of_band(room.version, refusal)
+        await server.out_of_band.store(room.version, refusal)
         standing = await server.database.read(user_rooms.standing_of, ALICE, room.room_id)
         assert standing is not None
         assert (standing.membership, standing.event_id) == ("leave", refusal.event_id)
@@ -238,7 +238,7 @@ def test_a_join_after_an_invitation(server: CoreServer, version: str) -> None:
     async def story() -> None:
         room = zoes_room(version)
         invitation = room.invite(ZOE, ALICE)
-        await server.imports.out_of_band(room.version, invitation, STRIPPED)
+        await server.out_of_band.store(room.version, invitation, STRIPPED)
         join = room.join(ALICE)
         stored = await import_room(server, room, join)
         assert (

@@ -110,7 +110,7 @@ def test_all_kinds_of_changes_and_whom_they_concern(pair: tuple[CoreServer, Core
         await there.database.write(account_data.put_account_data, BOB, room_id, "a", b"{}")
         elsewhere = RoomFactory("11", "other.org")
         elsewhere.create(ZOE)
-        await there.imports.out_of_band(elsewhere.version, elsewhere.invite(ZOE, BOB))
+        await there.out_of_band.store(elsewhere.version, elsewhere.invite(ZOE, BOB))
         # Replaced before anybody looked: nothing is left at the position of the first.
         await there.database.write(account_data.put_account_data, BOB, "", "b", b"{}")
         await there.database.write(account_data.put_account_data, BOB, "", "b", b"[]")

@@ -19,7 +19,7 @@ from homeserver.errors import (
     RemoteFailed,
     UnsupportedRoomVersion,
 )
-from homeserver.membership import owed_requests, remote_membership
+from homeserver.membership import handshakes, owed_requests, remote_joins
 from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.membership.membership import Memberships
 from homeserver.membership.owed_requests import OwedRequests
@@ -39,7 +39,7 @@ HOST, BOB, CAROL = f"@host:{REMOTE}", f"@bob:{OURS}", f"@carol:{OURS}"
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owed_requests, "RETRY_MS_MIN", 20)
-    monkeypatch.setattr(remote_membership, "UNDO_UNCERTAIN_JOIN_MS", 20)
+    monkeypatch.setattr(remote_joins, "UNDO_UNCERTAIN_JOIN_MS", 20)
 
 
 VERSIONS = pytest.mark.parametrize("version", ["2", "6", "11", "12"])
@@ -378,7 +378,7 @@ def test_a_second_user_joins_at_the_same_time(servers: Servers) -> None:
 
 
 def test_a_join_that_is_never_answered_keeps_nobody_else_out(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_membership, "TURN_WAIT_S", 0.05)
+    monkeypatch.setattr(handshakes, "TURN_WAIT_S", 0.05)
 
     async def story(at: Scene) -> None:
         carol = await at.ours.user("carol")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homeserver.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
-from homeserver.membership.membership import VOUCHER
+from homeserver.membership.joins import VOUCHER
 from homeserver.protocol.events import EventDraft
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory

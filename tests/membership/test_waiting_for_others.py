@@ -14,7 +14,7 @@ from homeserver.clock import SystemClock
 from homeserver.errors import Forbidden, MatrixError
 from homeserver.federation.client import FederationClient
 from homeserver.graph import server_access
-from homeserver.membership import remote_membership
+from homeserver.membership import remote_joins
 from homeserver.membership.membership import Memberships
 from homeserver.storage import under_way, user_rooms
 from homeserver.storage.database import Database
@@ -147,7 +147,7 @@ def refused_at_first(
 
 def test_a_fresh_invitation_is_tried_again_for_a_moment(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other servers' software shows an invitation before it stores it, too."""
-    monkeypatch.setattr(remote_membership, "REFUSAL_RETRIES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_joins, "REFUSAL_RETRIES_S", (0.0, 0.0))
 
     async def story(at: Invited) -> None:
         await at.invite()
@@ -158,7 +158,7 @@ def test_a_fresh_invitation_is_tried_again_for_a_moment(servers: Servers, monkey
 
 
 def test_a_fresh_invitation_survives_refusals(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_membership, "REFUSAL_RETRIES_S", (0.0,))
+    monkeypatch.setattr(remote_joins, "REFUSAL_RETRIES_S", (0.0,))
 
     async def story(at: Invited) -> None:
         await at.invite()

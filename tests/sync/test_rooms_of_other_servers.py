@@ -33,13 +33,13 @@ def test_invitation_from_outside_and_its_revocation(database: Database) -> None:
         ]
         poll = asyncio.create_task(server.sync("bob", since, timeout_ms=30_000))
         await asyncio.sleep(0)
-        await server.imports.out_of_band(VERSION, room.invite("mary", BOB), stripped)
+        await server.out_of_band.store(VERSION, room.invite("mary", BOB), stripped)
         response = await asyncio.wait_for(poll, WAIT_S)
         name, invitation = response["rooms"]["invite"][room.room_id]["invite_state"]["events"]
         assert name == {"type": "m.room.name", "state_key": "", "sender": "@mary:other.org", "content": {}}
         assert invitation["content"] == {"membership": "invite"}
         assert list((await server.sync("bob"))["rooms"]) == ["invite"]
-        await server.imports.out_of_band(VERSION, room.kick("mary", BOB))
+        await server.out_of_band.store(VERSION, room.kick("mary", BOB))
         response = await server.sync("bob", response["next_batch"])
         left = response["rooms"]["leave"][room.room_id]
         assert [event["sender"] for event in left["timeline"]["events"]] == ["@mary:other.org"]
@@ -56,7 +56,7 @@ def test_invitation_of_an_ignored_user(database: Database) -> None:
         server = ReadingServer(database)
         await server.set_account_data("bob", "m.ignored_user_list", {"ignored_users": {"@mary:other.org": {}}})
         since = (await server.sync("bob"))["next_batch"]
-        await server.imports.out_of_band(VERSION, remote_room().invite("mary", BOB), [])
+        await server.out_of_band.store(VERSION, remote_room().invite("mary", BOB), [])
         assert "rooms" not in await server.sync("bob", since)
         assert "rooms" not in await server.sync("bob")
 
@@ -68,7 +68,7 @@ def test_knock(database: Database) -> None:
         server = ReadingServer(database)
         since = (await server.sync("bob"))["next_batch"]
         room = remote_room()
-        await server.imports.out_of_band(VERSION, room.knock(BOB), [])
+        await server.out_of_band.store(VERSION, room.knock(BOB), [])
         for start in (since, None):
             response = await server.sync("bob", start)
             (knock,) = response["rooms"]["knock"][room.room_id]["knock_state"]["events"]
@@ -84,7 +84,7 @@ def test_join_through_another_server_shows_the_whole_room(database: Database) ->
         for n in range(30):
             room.join(f"member{n:02}")
         invite = room.invite("mary", BOB)
-        await server.imports.out_of_band(VERSION, invite, [])
+        await server.out_of_band.store(VERSION, invite, [])
         since = (await server.sync("bob", filter=LAZY))["next_batch"]
         join = room.join(BOB)
         state = room.state_before(join)
