@@ -1,6 +1,8 @@
 """Who is in a room: our users join, leave, knock, invite, kick and ban.
 
-``membership`` is what our users ask for. ``remote_membership`` does it with the help of other servers, ``resident``
-helps other servers in turn, ``out_of_band`` keeps memberships in rooms that this server is not in. ``invitations``,
-``bans`` and ``roles`` are the governance on top.
+``membership`` is the entrance for our users; ``joins`` and ``inviting`` are its larger parts. ``remote_joins``,
+``remote_leaves`` and ``remote_knocks`` get the help of other servers for rooms that this server is not in.
+``handshake_templates`` and ``resident`` help other servers in the same way. ``out_of_band`` and
+``out_of_band_invitations`` accept memberships of our users in rooms that this server is not in. ``invitations``,
+``bans`` and ``roles`` serve the governance API.
 """

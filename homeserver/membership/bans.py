@@ -26,11 +26,11 @@ class BanList(TypedDict, total=False):
 
     bans: list[ListedBan]
     next: str
-    """Only there if there is more."""
+    """The token of the next page, if there is one."""
 
 
 class Bans:
-    """The bans of all rooms: what the room's current state says, so that every server in it has the same list."""
+    """Lists the bans of rooms from their current state, so that every server in a room has the same list."""
 
     def __init__(self, database: Database, heads: RoomHeads, server_name: str) -> None:
         self._database = database

@@ -1,7 +1,7 @@
-"""Invitations that somebody else has taken back than who sent them.
+"""Invitations that were taken back by another user than the one who sent them.
 
-Out here it cannot be told who may do that in the room. But the server that the invitation came from can be asked: it
-would not let the user in any more. That asks for a template only, and changes nothing anywhere.
+This server is not in the room, so it cannot know who may do that. But it can ask the server that sent the invitation
+for the template of a join: if the invitation is no longer valid, that server refuses. The request changes nothing there.
 
 https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid
 """
@@ -23,7 +23,7 @@ from homeserver.storage.user_rooms import Standing
 logger = structlog.get_logger(__name__)
 
 AT_ONCE_MAX = 50
-"""Invitations that are asked about at the same time; beyond it they stay, until the user wants to accept."""
+"""How many servers are asked at the same time; further invitations stay until the user tries to accept them."""
 
 
 class MakesJoins(Protocol):
@@ -34,21 +34,21 @@ class MakesJoins(Protocol):
 
 
 class DoubtfulRevocations:
-    """Asks about them, in the background."""
+    """Asks the inviting servers, in the background."""
 
     def __init__(self, client: MakesJoins) -> None:
         self._client = client
         self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
         tasks = list(self._asking.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def settle(self, standing: Standing, user_id: str, end: Callable[[], Awaitable[None]]) -> None:
-        """Ask where the invitation came from, and end it if that server lets the user in no longer."""
+        """Ask the server that sent the invitation, and call ``end`` if it no longer lets the user in."""
         key = (standing.room_id, user_id)
         if key not in self._asking and len(self._asking) < AT_ONCE_MAX:
             task = asyncio.get_running_loop().create_task(self._ask(standing, user_id, end))

@@ -1,4 +1,4 @@
-"""Whom a room has asked in, and what became of it; taking an invitation back."""
+"""The invitations of a room and their status; taking an invitation back."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class InvitationList(TypedDict, total=False):
 
     invitations: list[ListedInvitation]
     next: str
-    """Only there if there is more."""
+    """The token of the next page, if there is one."""
 
 
 class Invitations:
-    """The invitations of all rooms."""
+    """Lists the invitations of rooms, and takes them back."""
 
     def __init__(self, database: Database, heads: RoomHeads, sender: Sender, server_name: str) -> None:
         self._database = database
@@ -67,9 +67,9 @@ class Invitations:
         ]
 
     async def revoke(self, sender: str, room_id: str, user_id: str, reason: str | None = None) -> str:
-        """Take a pending invitation back; returns the ID of the event, which the invited user's server is sent.
+        """Take a pending invitation back; returns the ID of the event, which is also sent to the invited user's server.
 
-        Raises ``Forbidden`` without the right to remove users, ``Conflict`` where no invitation is pending.
+        Raises ``Forbidden`` if the sender may not remove users, ``Conflict`` if no invitation is pending.
         """
         await room_of_member(self._heads, sender, room_id)
 

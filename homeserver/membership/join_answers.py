@@ -1,4 +1,4 @@
-"""Checking what a server answers to a join: everything that our part in the room will be built on.
+"""Checks the answer of a server to a join: the events that this server's copy of the room will be based on.
 
 https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid
 """
@@ -24,13 +24,13 @@ from homeserver.protocol.room_versions import RoomVersion
 logger = structlog.get_logger(__name__)
 
 ABSENT_MAX = 50
-"""Auth events that are fetched where the answer to a join lacks them."""
+"""How many auth events are fetched if the answer to a join lacks them."""
 ABSENT_ROUNDS_MAX = 5
 REQUESTS_AT_ONCE_MAX = 8
 
 
 class UnusableAnswer(HomeserverError):
-    """Another server answered, but not with what we can build on."""
+    """The answer of another server is wrong, or incomplete."""
 
     def __init__(self, server_name: str, reason: str) -> None:
         super().__init__(f"{server_name}: {reason}")
@@ -40,10 +40,10 @@ class UnusableAnswer(HomeserverError):
 
 @dataclass(frozen=True, slots=True)
 class JoinedRoom:
-    """A room as another server gave it to us, checked."""
+    """The events of a room as another server sent them, checked."""
 
     join: Event
-    """Our user's join, with what signatures the other server has added."""
+    """Our user's join, with the signatures that the other server has added."""
     state: Mapping[StateKey, Event]
     """The state before the join."""
     auth_chain: Sequence[Event]
@@ -90,10 +90,10 @@ class JoinAnswers:
     async def _absent(
         self, server_name: str, version: RoomVersion, room_id: str, given: Mapping[str, Event]
     ) -> dict[str, Event]:
-        """The auth events that an answer left out, fetched one by one. Raises ``UnusableAnswer`` if some stay missing.
+        """Fetch the auth events that an answer lacks, one by one. Raises ``UnusableAnswer`` if some cannot be had.
 
-        What cannot be judged without them would be missing from the room's state, and all that builds on it would be
-        rejected for good.
+        State events that cannot be checked without them would be left out of the room's state, and later events that
+        depend on those would be rejected for ever.
         """
         found: dict[str, Event] = {}
         absent = _cited(given.values()) - given.keys()
@@ -119,9 +119,9 @@ class JoinAnswers:
                 return None
 
     async def signed_join(self, join: Event, answer: JsonObject) -> Event:
-        """Our join as the other server took it, with its signature; ours where it does not say.
+        """Our join with the other server's signature, or without if the answer does not hold the join.
 
-        Raises ``UnusableAnswer`` where a signature is missing without which nobody else will take it.
+        Raises ``UnusableAnswer`` if a signature is missing that all other servers require.
         """
         given = answer.get("event")
         signed = join
@@ -148,11 +148,11 @@ def _cited(events: Iterable[Event]) -> set[str]:
 
 
 async def _rejected(events: Mapping[str, Event], version: RoomVersion, room_id: str) -> set[str]:
-    """The events that are not allowed by those that they cite."""
+    """The IDs of the events that are not allowed by their auth events."""
     rejected: set[str] = set()
     known: dict[str, Event] = {}
     create = events.get("$" + room_id[1:]) if version.room_id_is_create_hash else None
-    # In a thread: in a large room it takes longer than others should have to wait.
+    # In a thread, since this takes long for a large room and other requests must not wait.
     for index, event in enumerate(await asyncio.to_thread(auth_events_first, events)):
         if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
             await asyncio.sleep(0)
@@ -189,4 +189,4 @@ def _check_join(
         except NotAuthorized as error:
             failure = error
     if failure is not None:
-        raise UnusableAnswer(server_name, f"by what it says of the room, we cannot join: {failure}")
+        raise UnusableAnswer(server_name, f"the state that it sent does not allow the join: {failure}")

@@ -1,13 +1,13 @@
-"""Makes changes of roles again that our users made, and that were lost to changes made elsewhere at the same moment.
+"""Repeats role changes of our users that were lost to changes made on another server at the same time.
 
-Two owners on two servers change a role each; neither server knows of the other's m.room.power_levels event in time, so
-both answer with success, and where the branches meet one event holds. The server whose user lost sends the change again
-on top of the winner, in the name of the same user: what the owner asked for, and was promised. It goes the way of all
-our events, so who may not make the change any more does not make it. About users whose levels the winner has changed
-as well, the winner's word holds. Only ``users`` is looked at: what else a lost event changed stays lost.
+Two owners on two servers each change a role. Neither server knows the other's m.room.power_levels event in time, so
+both report success; when the branches merge, state resolution keeps only one event. The server of the user whose change
+was lost sends it again, based on the winning event and in the name of the same user, as the owner was promised. It is
+sent like any other event, so a user who may no longer make the change does not make it. For users whose level the
+winning event changed too, the winning event counts. Only ``users`` is repeated: other changes of a lost event stay lost.
 
-The process that appends the event by which a change is lost makes it again. If that process ends in between, the change
-stays lost; what was made again already is then not remembered either, which does no harm.
+The process that appends the event by which a change is lost repeats the change. If that process ends before, the change
+stays lost. It also forgets which changes it has repeated, which does no harm.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from homeserver.protocol.power_levels import power_levels_of
 logger = structlog.get_logger(__name__)
 
 LINE_MAX = 50
-"""Power levels events, one built on the other, that are followed back to where two lines went apart."""
+"""How many power levels events are followed back, on each branch, to find their last common one."""
 ROUNDS_MAX = 5
-"""How often a change is made again that is lost each time."""
+"""How often a change is repeated if it is lost each time."""
 AT_ONCE_MAX = 50
-"""Lost events that are looked into at the same time; beyond it they stay lost."""
+"""How many lost events are handled at the same time; further ones stay lost."""
 REMEMBERED_MAX = 1_000
-"""Events of which it is remembered that they were made again, and how often."""
+"""How many repeated events are remembered."""
 
 
 class LostRoleChanges:
-    """Looks into lost events in the background."""
+    """Repeats lost changes in the background."""
 
     def __init__(self, sender: Sender, governed: GovernedEvents, is_local: Callable[[str], bool]) -> None:
         self._sender = sender
@@ -48,12 +48,12 @@ class LostRoleChanges:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopped = False
         self._settled: OrderedDict[str, int] = OrderedDict()
-        """The lost events that were looked into, each once."""
+        """The IDs of lost events that were handled; the values mean nothing."""
         self._rounds: OrderedDict[str, int] = OrderedDict()
-        """The events by which we made a change again, with how many times that makes."""
+        """The IDs of events that repeat a change, with the number of repetitions so far."""
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
         self._is_stopped = True
         tasks = list(self._tasks)
         for task in tasks:
@@ -61,19 +61,19 @@ class LostRoleChanges:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def note(self, room_id: str, lost: Iterable[str]) -> None:
-        """Look into m.room.power_levels events that are the room's no longer, and that what is was not built on."""
+        """Handle m.room.power_levels events that were replaced by an event that does not follow them."""
         for event_id in lost:
             if self._is_stopped or event_id in self._settled:
                 continue
             if len(self._tasks) >= AT_ONCE_MAX:
-                logger.info("lost power levels not looked into", room_id=room_id, event_id=event_id)
+                logger.info("lost power levels not handled", room_id=room_id, event_id=event_id)
                 continue
             task = asyncio.get_running_loop().create_task(self._make_again(room_id, event_id))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def idle(self) -> None:
-        """Wait until all is looked into."""
+        """Wait until all noted events are handled."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -98,7 +98,7 @@ class LostRoleChanges:
             logger.info("lost role changes stay lost", room_id=room_id, event_id=lost_id, reason=str(error))
             return
         except Exception:
-            logger.exception("cannot look into lost role changes", room_id=room_id, event_id=lost_id)
+            logger.exception("internal error while repeating lost role changes", room_id=room_id, event_id=lost_id)
             return
         for event_id, new_id in made.items():
             if new_id is not None:
@@ -121,7 +121,7 @@ class LostRoleChanges:
     async def _compose(
         self, working: WorkingHead, recommended: Recommended, change: LevelChange, entries: Entries
     ) -> str | None:
-        """Make a change again, as far as it is left; returns the ID of the event, or None where there is none."""
+        """Repeat what is left of a change; returns the ID of the new event, or None if there is none."""
         sender = change.event.sender
         state = await working.state_events((CREATE, POWER_LEVELS))
         current = state[POWER_LEVELS]
@@ -132,7 +132,7 @@ class LostRoleChanges:
         draft = EventDraft("m.room.power_levels", sender, content, "")
         try:
             new = await self._sender.compose_recommended(working, draft, recommended)
-        except SentInBatch as passed_on:  # the room's policy server was faster
+        except SentInBatch as passed_on:  # the policy server has already sent the event to the room
             return passed_on.event.event_id
         except MatrixError as error:
             logger.info(
@@ -148,7 +148,7 @@ class LostRoleChanges:
 
 
 async def _fork(working: WorkingHead, lost_id: str) -> Fork | None:
-    """Where the room's power levels and those of a lost event went apart, as far as that can be found out."""
+    """The point at which the room's power levels and those of a lost event diverged; None if it is not found."""
     current = (await working.state_events([POWER_LEVELS])).get(POWER_LEVELS)
     lost = (await working.events([lost_id])).get(lost_id)
     if current is None or lost is None:
@@ -160,12 +160,12 @@ async def _fork(working: WorkingHead, lost_id: str) -> Fork | None:
         for line in lines:
             if (last := line[-1]) is not None:
                 line.append(await _built_on(working, last))
-    logger.info("power levels went apart too long ago", room_id=lost.room_id, event_id=lost_id)
+    logger.info("power levels diverged too long ago", room_id=lost.room_id, event_id=lost_id)
     return None
 
 
 async def _built_on(working: WorkingHead, power_levels: Event) -> Event | None:
-    """The m.room.power_levels that one cites."""
+    """The m.room.power_levels event among the auth events of another one."""
     cited = await working.events(power_levels.auth_events)
     return next((event for event in cited.values() if event.is_state and event.key == POWER_LEVELS), None)
 

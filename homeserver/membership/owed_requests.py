@@ -1,4 +1,4 @@
-"""Handshakes that we owe other servers, tried until one of them takes it.
+"""Handshakes that this server still has to carry out with other servers, retried until one of them accepts.
 
 https://spec.matrix.org/v1.19/server-server-api/#leaving-rooms-rejecting-invites
 """
@@ -28,24 +28,25 @@ RETRY_MS_MAX = 6 * 3600 * 1000
 GIVE_UP_AFTER_MS = 30 * 24 * 3600 * 1000
 REQUESTS_AT_ONCE = 20
 REQUESTS_PER_SERVER = 3
-"""Requests at once that begin with the same server: one that takes long to answer does not hold up the others."""
+"""Requests at once that begin with the same server, so that a slow server does not delay the others."""
 DUE_READ_MAX = 500
-"""Due requests that are looked at to find those that may be made now."""
+"""How many due requests are read to find those that may be sent now."""
 SLEEP_S_MAX = 300.0
 LEAVE = "leave"
 """A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
 UNDO_JOIN = "undo_join"
-"""A user is to leave again whose join another server has accepted, but in vain; see ``RemoteJoins.undo_join``."""
+"""A user has to leave again after a join that another server accepted but that failed here (``RemoteJoins.undo_join``)."""
 
 Handshake: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[bool]]
-"""Carries a request out with one server: ``(server_name, room_id, user_id, details)``.
+"""Carries out a request with one server: ``(server_name, room_id, user_id, details)``.
 
-Whether that settles it; False where this server has nothing to be told. Raises ``RemoteError``, ``UnusableAnswer``.
+Returns whether that settles it; False if there is nothing to tell this server. Raises ``RemoteError``,
+``UnusableAnswer``.
 """
 
 
 class OwedRequests:
-    """Remembers handshakes in the database and makes good on them, also after a restart."""
+    """Stores owed handshakes in the database and carries them out, also after a restart."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -54,15 +55,15 @@ class OwedRequests:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
-        """By request number: the server that is asked first, and the work."""
+        """By request number: the server that is asked first, and the task."""
 
     async def start(self, handshakes: Mapping[str, Handshake]) -> None:
-        """Begin to work off what is owed; ``handshakes`` has for each kind what carries it out."""
+        """Start to carry out what is owed; ``handshakes`` has the function for each kind."""
         self._handshakes = handshakes
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Stop; what is left is done after the next start."""
+        """Stop the background work; the rest is done after the next start."""
         if self._task is not None:
             self._task.cancel()
             tasks = [self._task, *(task for _, task in self._under_way.values())]
@@ -107,14 +108,14 @@ class OwedRequests:
                 self._wake.clear()
                 wait_s = await self._work()
             except Exception:
-                logger.exception("owed requests could not be worked off")
+                logger.exception("internal error while sending owed requests")
                 wait_s = SLEEP_S_MAX
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
     async def _work(self) -> float:
-        """Begin what is due. Returns in how many seconds more will be; the end of a request wakes as well."""
+        """Begin the due requests. Returns how many seconds to wait; the end of a request ends the wait too."""
         now = self._clock.now_ms()
         for request in await self._database.read(store.due_requests, now, DUE_READ_MAX):
             self._begin(request)
@@ -137,8 +138,8 @@ class OwedRequests:
         try:
             await self._try(request)
         except Exception:
-            logger.exception("an owed request could not be worked off", room_id=request.room_id)
-            # Its time has not been moved: without a pause it would be begun again at once.
+            logger.exception("internal error while sending an owed request", room_id=request.room_id)
+            # The request is still due: without a pause it would begin again at once.
             await asyncio.sleep(RETRY_MS_MIN / 1000)
         finally:
             del self._under_way[request.request_nid]
@@ -157,7 +158,7 @@ class OwedRequests:
         await self._database.write(store.postpone_request, request.request_nid, request.attempts + 1, now + wait_ms)
 
     async def _is_settled(self, request: OwedRequest) -> bool:
-        """Whether a server was told, or all of them say that there is nothing to tell."""
+        """Whether a server has accepted the request, or all of them answer that it is not needed."""
         handshake = self._handshakes[request.kind]
         details = orjson.loads(request.content)
         nothing_to_tell = True

@@ -1,4 +1,4 @@
-"""Who may vouch for a user that joins a restricted room because of their membership in another one.
+"""Which user may vouch for another one who joins a restricted room because of a membership in another room.
 
 https://spec.matrix.org/v1.19/client-server-api/#restricted-rooms
 https://spec.matrix.org/v1.19/server-server-api/#restricted-rooms
@@ -15,7 +15,7 @@ from homeserver.protocol.power_levels import power_levels_of
 
 RESTRICTED_RULES = frozenset({"restricted", "knock_restricted"})
 CONDITIONS_MAX = 50
-"""Rooms named in a join rule that are looked at."""
+"""How many rooms named in a join rule are considered."""
 
 
 class RestrictedJoins:
@@ -26,7 +26,7 @@ class RestrictedJoins:
         self._is_local = is_local
 
     async def needs_authorisation(self, head: RoomHead, user_id: str) -> bool:
-        """Whether a join of the user would have to name somebody who vouches for it."""
+        """Whether a join of the user must name a user who vouches for it."""
         if not head.version.restricted_join_rule or user_id in head.joined or user_id in head.invited:
             return False
         rules = await self._heads.state_event(head, "m.room.join_rules")
@@ -35,8 +35,8 @@ class RestrictedJoins:
     async def authorising_user(self, head: RoomHead, user_id: str) -> str:
         """One of our users who may vouch for the join.
 
-        Raises ``Forbidden`` where the user meets no condition, ``UnableToAuthoriseJoin`` where this server cannot know
-        that, ``UnableToGrantJoin`` where nobody here may invite.
+        Raises ``Forbidden`` if the user meets no condition, ``UnableToAuthoriseJoin`` if this server cannot know that,
+        ``UnableToGrantJoin`` if none of our users in the room may invite.
         """
         rules = await self._heads.state_event(head, "m.room.join_rules")
         await self._check_conditions(rules, user_id)

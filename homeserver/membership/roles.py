@@ -1,4 +1,4 @@
-"""Who is Owner, Moderator and Member of a room, and giving somebody another role.
+"""The Owners, Moderators and Members of a room, and giving a user another role.
 
 Rules 1 to 3 of the governance API; see ``homeserver.governance.role_changes``.
 """
@@ -25,13 +25,13 @@ from homeserver.storage.database import Database
 
 
 class RoleHolder(TypedDict):
-    """A joined user with what its role follows from."""
+    """A joined user, and the facts that decide their role."""
 
     user_id: str
     display_name: str | None
     avatar_url: str | None
     power_level: int
-    """That of a creator whom the room version sets above everybody is the greatest there can be."""
+    """For a creator with infinite power, the greatest integer that JSON allows."""
     is_remote: bool
     server_name: str
     is_creator: bool
@@ -45,19 +45,19 @@ class RoleList(TypedDict, total=False):
     moderators: list[RoleHolder]
     members: list[RoleHolder]
     ownerless: bool
-    """Only there if it is true."""
+    """Only present if true."""
     next: str
-    """Only there if there is more."""
+    """The token of the next page, if there is one."""
 
 
 _GROUPS = (Role.OWNER, Role.MODERATOR, Role.MEMBER)
 """In the order in which they are listed."""
 _Place: TypeAlias = tuple[int, str, str]
-"""Where a joined user stands in the list: the number of its group, the name that it is sorted by, its ID."""
+"""The sort key of a joined user: the number of the group, the name to sort by, the user ID."""
 
 
 class Roles:
-    """The roles in all rooms."""
+    """Lists and changes the roles in rooms."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Roles:
         self._server_name = server_name
 
     async def of_room(self, user_id: str, room_id: str, page: PageRequest) -> RoleList:
-        """The joined users of a room, for one of them. Raises ``Forbidden``, ``InvalidParam``."""
+        """The joined users of a room by role, for one of them. Raises ``Forbidden``, ``InvalidParam``."""
         after = cast("_Place", place_of(page.after, (int, str, str))) if page.after is not None else None
         head = await room_of_member(self._heads, user_id, room_id)
         state = await self._heads.state_events(head, (CREATE, POWER_LEVELS))
@@ -95,11 +95,11 @@ class Roles:
     ) -> str | None:
         """Give a joined user a role; returns the ID of the event, or None where the user has the role already.
 
-        A rehearsal answers as it would be, with None, and changes nothing. Two changes at the same moment come one
-        after the other, each on what the other left.
+        A rehearsal raises the same errors, but changes nothing and returns None. Simultaneous changes are made one
+        after the other, each based on the one before.
 
         Raises ``Forbidden`` (with a ``reason``: ``not_owner``, ``equal_role``, ``creator``, ``last_owner``),
-        ``NotFound`` for who is not in the room, ``LosingPrivileges`` for lowering oneself unconfirmed.
+        ``NotFound`` if the user is not in the room, ``LosingPrivileges`` if a user lowers their own role unconfirmed.
         """
         await room_of_member(self._heads, sender, room_id)
 
@@ -130,7 +130,7 @@ class Roles:
 
 
 class _Ranks:
-    """How the users of a room stand: most alike, by the level that is everybody's, and those named apart."""
+    """The groups of a room's users: most have the default level, and some a level of their own."""
 
     def __init__(self, head: RoomHead, levels: PowerLevels, named: Iterable[str], server_name: str) -> None:
         self.head = head
@@ -140,16 +140,16 @@ class _Ranks:
         known = {user_id: levels.of_user(user_id) for user_id in (*named, *levels.creators)}
         self._levels = {user_id: _shown_level(level) for user_id, level in known.items()}
         self.group = _group(levels.users_default)
-        """The number of the group that everybody is in who is not in ``apart``."""
+        """The number of the group of all users who are not in ``apart``."""
         self.apart = {user_id: group for user_id, level in known.items() if (group := _group(level)) != self.group}
-        """Users, joined or not, with the numbers of their groups."""
+        """Users of other groups, joined or not, with the numbers of their groups."""
 
     def place(self, member: store.JoinedMember) -> _Place:
-        """Where a member stands in the list."""
+        """The sort key of a member."""
         return self.apart.get(member[0], self.group), *store.name_place(member)
 
     def joined_owners(self) -> Iterator[str]:
-        """The joined Owners, one after the other: in some rooms that is everybody."""
+        """The joined Owners, as an iterator since in some rooms all members are Owners."""
         owners = _GROUPS.index(Role.OWNER)
         joined = self.head.joined
         if self.group == owners:
@@ -157,7 +157,7 @@ class _Ranks:
         return (user_id for user_id, group in self.apart.items() if group == owners and user_id in joined)
 
     def grouped(self, members: Iterable[store.JoinedMember]) -> RoleList:
-        """What is answered of members, in the order in which they come."""
+        """The lists of members by role, in the given order."""
         groups: list[list[RoleHolder]] = [[] for _ in _GROUPS]
         for user_id, display_name, avatar_url, _ in members:
             server = user_id.partition(":")[2]
@@ -176,7 +176,7 @@ class _Ranks:
 
 
 def _read_list(connection: Connection, ranks: _Ranks, limit: int | None, after: _Place | None) -> RoleList:
-    """The list or, with a limit, a part of it, and whether nobody is in charge."""
+    """The list or, with a limit, a page of it, and whether the room is ownerless."""
     if limit is None:
         answer = ranks.grouped(store.joined_members(connection, ranks.head.room_nid))
     else:
@@ -190,7 +190,7 @@ def _read_list(connection: Connection, ranks: _Ranks, limit: int | None, after: 
 
 
 def _members_after(connection: Connection, ranks: _Ranks, after: _Place, most: int) -> list[store.JoinedMember]:
-    """So many at most of the members who follow a place, group by group."""
+    """At most ``most`` members after a sort key, group by group."""
     room_nid = ranks.head.room_nid
     found: list[store.JoinedMember] = []
     for group in range(len(_GROUPS)):
@@ -206,7 +206,7 @@ def _members_after(connection: Connection, ranks: _Ranks, after: _Place, most: i
 
 
 def _is_ownerless(connection: Connection, ranks: _Ranks) -> bool:
-    """Whether nobody is in charge: owners whose accounts were closed do not count."""
+    """Whether the room has no Owner; those with closed accounts do not count."""
     return all(
         user_id in ranks.head.joined_local and accounts.closed_among(connection, [user_id])
         for user_id in ranks.joined_owners()
@@ -218,5 +218,5 @@ def _group(level: Level) -> int:
 
 
 def _shown_level(level: Level) -> int:
-    """What JSON can hold: infinity cannot be written, and strings of old room versions know no bounds."""
+    """A level within the range of JSON integers; levels may be infinite, and in old room versions any integer."""
     return int(max(INTEGER_MIN, min(level, INTEGER_MAX)))

@@ -1,7 +1,7 @@
-"""Invitations of users of other servers: their server signs an invitation before it exists here.
+"""Invitations to users of other servers, which their server has to sign before the invitation is stored here.
 
 That server may show the invitation to its user at once, and the user may accept it before it is stored here. So it is
-marked as under way first: who asks to join meanwhile waits for it (``ServerAccess.room_for_handshake``).
+marked as under way first, and a join that arrives meanwhile waits for it (``ServerAccess.room_for_handshake``).
 
 https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room
 """
@@ -56,10 +56,10 @@ class SentInvitations:
         self._under_way = under_way
 
     async def send(self, working: WorkingHead, invitation: NewEvent, append: Append) -> None:
-        """Have the invited user's server sign an invitation, and ``append`` it.
+        """Get an invitation signed by the invited user's server, and pass it to ``append``.
 
-        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``UnsupportedRoomVersion``) where that server does
-        not agree, ``RemoteFailed`` and ``RemoteTimedOut`` where it does not answer sensibly, and what ``append`` does.
+        Raises ``Forbidden`` (or ``InviteBlocked``, ``NotFound``, ``UnsupportedRoomVersion``) if that server refuses,
+        ``RemoteFailed`` and ``RemoteTimedOut`` if it gives no valid answer, and the errors of ``append``.
         """
         event = invitation.event
         async with self._under_way.marked(INVITATION, event.room_id, event.state_key or ""):
@@ -70,8 +70,8 @@ class SentInvitations:
         server_name = server_of(event.state_key or "")
         shown = await shown_to_outsiders(self._heads, head, event.sender)
         if event.key in head.state:
-            # How the user stood to the room has ended before. Some servers take the news of that, if it comes after
-            # the new invitation, for the end of this one.
+            # The user had a membership before. If the event that ended it arrives after the new invitation, some
+            # servers believe that it ends the invitation.
             await self._delivery.caught_up(server_name)
         try:
             answer = await self._client.send_invite(
@@ -92,12 +92,12 @@ class SentInvitations:
         return await self._countersigned(event, server_name, answer)
 
     async def _countersigned(self, event: Event, server_name: str, answer: JsonObject) -> Event:
-        """Our event with the other server's signature, if that is all that was added. Raises ``RemoteFailed``."""
+        """Our event with the other server's signature, if nothing else was changed. Raises ``RemoteFailed``."""
         try:
             given = parse_event(answer, event.version, room_id=event.room_id)
             if {**given.pdu, "signatures": {}} != {**event.pdu, "signatures": {}}:
                 raise InvalidEvent("the server changed the event")
-            # The server may be the room's policy server too, and has signed as such before.
+            # If the server is the room's policy server too, it has signed the event before.
             ours = event.pdu["signatures"]
             theirs = {**given.pdu["signatures"].get(server_name, {}), **ours.get(server_name, {})}
             signatures = {**ours, server_name: theirs}
