@@ -1,7 +1,7 @@
 """Invitations that were taken back by another user than the one who sent them.
 
 This server is not in the room, so it cannot know who may do that. But it can ask the server that sent the invitation
-for the template of a join: if the invitation is no longer valid, that server refuses. The request changes nothing there.
+for the template of a join: it refuses if the invitation is no longer valid. The request changes nothing there.
 
 https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid
 """

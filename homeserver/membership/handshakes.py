@@ -45,7 +45,7 @@ class Handshakes:
 
     @contextlib.asynccontextmanager
     async def turn(self, room_id: str, *, is_patient: bool = False) -> AsyncIterator[None]:
-        """Exclude other memberships of the room in this process; after ``TURN_WAIT_S`` proceed anyway unless patient."""
+        """Exclude other memberships of the room in this process; after ``TURN_WAIT_S`` go on anyway unless patient."""
         lock = self._turns.setdefault(room_id, asyncio.Lock())
         try:
             async with asyncio.timeout(None if is_patient else TURN_WAIT_S):

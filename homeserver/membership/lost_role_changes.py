@@ -4,7 +4,7 @@ Two owners on two servers each change a role. Neither server knows the other's m
 both report success; when the branches merge, state resolution keeps only one event. The server of the user whose change
 was lost sends it again, based on the winning event and in the name of the same user, as the owner was promised. It is
 sent like any other event, so a user who may no longer make the change does not make it. For users whose level the
-winning event changed too, the winning event counts. Only ``users`` is repeated: other changes of a lost event stay lost.
+winning event changed too, that event counts. Only ``users`` is repeated: other changes of a lost event stay lost.
 
 The process that appends the event by which a change is lost repeats the change. If that process ends before, the change
 stays lost. It also forgets which changes it has repeated, which does no harm.

@@ -35,7 +35,7 @@ SLEEP_S_MAX = 300.0
 LEAVE = "leave"
 """A user rejects an invitation or takes back a knock; ``details`` are the content of the event."""
 UNDO_JOIN = "undo_join"
-"""A user has to leave again after a join that another server accepted but that failed here (``RemoteJoins.undo_join``)."""
+"""A user has to leave again, as a join that another server accepted has failed here; see ``RemoteJoins.undo_join``."""
 
 Handshake: TypeAlias = Callable[[str, str, str, JsonObject], Awaitable[bool]]
 """Carries out a request with one server: ``(server_name, room_id, user_id, details)``.
