@@ -62,7 +62,7 @@ class Arrivals:
         else:
             outcomes = await self._receive_with_gap(origin, head.room_id, new)
         lacking = [(new[event_id], _lacks(new[event_id], o)) for event_id, o in outcomes.items() if _lacks_something(o)]
-        kept = await self._waiting.keep(origin, lacking) if lacking else set()
+        kept = await self._waiting.keep(origin, lacking, head.joined_servers) if lacking else set()
         return {**known, **{event_id: None if event_id in kept else outcomes[event_id] for event_id in outcomes}}
 
     async def retry(

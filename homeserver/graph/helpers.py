@@ -56,8 +56,14 @@ class Helpers:
             self._servers.remove(server_name)
 
 
-def servers_to_ask(head: RoomHead, own_name: str, *likely: str) -> list[str]:
-    """The likely servers, and after them those with the most members in the room."""
+def servers_to_ask(head: RoomHead, own_name: str, origin: str, *likely: str) -> list[str]:
+    """The servers that may know what an event from ``origin`` lacks: that one and the likely, then the largest.
+
+    For a server that is not in the room nobody else is asked: anybody can invent events, and could have us ask the
+    members for as many as they like. If it has just joined, the members send its join, and all are asked after that.
+    """
     joined = head.joined_servers
+    if origin not in joined:
+        return [origin]
     largest = heapq.nsmallest(SERVERS_ASKED_MAX + 1, joined, key=lambda name: (-joined[name], name))
-    return [name for name in dict.fromkeys((*likely, *largest)) if name != own_name][:SERVERS_ASKED_MAX]
+    return [name for name in dict.fromkeys((origin, *likely, *largest)) if name != own_name][:SERVERS_ASKED_MAX]

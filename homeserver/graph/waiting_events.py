@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import structlog
@@ -22,7 +22,7 @@ from homeserver.storage.waiting_events import WaitingEvent
 logger = structlog.get_logger(__name__)
 
 EVENTS_OF_ORIGIN_MAX = 100
-"""Events of one room and one server that wait at once."""
+"""Events of one room and one server that wait at once; all servers that are not in the room count as one."""
 EVENTS_OF_ROOM_MAX = 500
 RETRY_MS_MIN = 3_000
 """Longer than the pause that a server is given after it did not help; see ``unhelpful_servers``."""
@@ -73,8 +73,10 @@ class WaitingEvents:
                 await self._task
             self._task = None
 
-    async def keep(self, origin: str, events: Iterable[tuple[Event, frozenset[str]]]) -> set[str]:
-        """Keep events of one room, each with the IDs of those that it lacks.
+    async def keep(
+        self, origin: str, events: Iterable[tuple[Event, frozenset[str]]], members: Container[str]
+    ) -> set[str]:
+        """Keep events of one room, each with the IDs of those that it lacks. ``members`` are the servers in the room.
 
         Returns the IDs of those that are kept; the others are too many.
         """
@@ -83,7 +85,7 @@ class WaitingEvents:
             WaitingEvent(event.room_id, event.event_id, origin, event.json, lacks, 0, now + RETRY_MS_MIN, now)
             for event, lacks in events
         ]
-        kept = await self._database.write(store.keep, waiting, EVENTS_OF_ORIGIN_MAX, EVENTS_OF_ROOM_MAX)
+        kept = await self._database.write(store.keep, waiting, members, EVENTS_OF_ORIGIN_MAX, EVENTS_OF_ROOM_MAX)
         for event in waiting:
             if event.event_id in kept:
                 self._lacks.setdefault(event.room_id, {})[event.event_id] = event.lacks

@@ -5,7 +5,8 @@ They are kept until the missing events arrive or are given up. See ``graph.waiti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -44,24 +45,26 @@ class WaitingEvent:
 
 
 def keep(
-    connection: Connection, waiting: Sequence[WaitingEvent], origin_max: int, room_max: int
+    connection: Connection, waiting: Sequence[WaitingEvent], members: Container[str], origin_max: int, room_max: int
 ) -> dict[str, frozenset[str]]:
-    """Store events of one room and origin, within the limits. Those that wait already are not changed.
+    """Keep events of one room and origin, as many as there is space for. Those that wait already stay as they are.
 
-    Returns what each stored event lacks.
+    ``members`` are the servers in the room; all others share the space of one, since anybody can make up more of them.
+    Where the room has no space left, whoever has the most events there makes room for those that have fewer: nobody
+    can keep the events of others from waiting. Returns what each event lacks of those that are kept now.
     """
     if not waiting:
         return {}
     room_id, origin = waiting[0].room_id, waiting[0].origin
-    wanted = [event.event_id for event in waiting]
-    kept = known_of(connection, room_id, wanted)
-    table = waiting_events.c
-    of_room = connection.execute(select(func.count()).where(table.room_id == room_id)).scalar_one()
-    of_origin = connection.execute(
-        select(func.count()).where(table.room_id == room_id, table.origin == origin)
-    ).scalar_one()
-    space = max(0, min(room_max - of_room, origin_max - of_origin))
+    kept = known_of(connection, room_id, [event.event_id for event in waiting])
+    counts = _counts(connection, room_id, members)
+    owner = _owner(origin, members)
+    space = max(0, origin_max - counts.get(owner, 0))
     new = [event for event in waiting if event.event_id not in kept][:space]
+    free = max(0, room_max - sum(counts.values()))
+    if len(new) > free:
+        counts[owner] += free
+        new = new[: free + _make_space(connection, room_id, members, counts, owner, len(new) - free)]
     rows = [
         {
             "room_id": event.room_id,
@@ -79,6 +82,56 @@ def keep(
         connection.execute(insert_or(connection, waiting_events).on_conflict_do_nothing(), rows)
     kept.update(event.event_id for event in new)
     return {event.event_id: event.lacks for event in waiting if event.event_id in kept}
+
+
+def _owner(origin: str, members: Container[str]) -> str | None:
+    """Whose space an event takes up: its server's, or None for that of all servers that are not in the room."""
+    return origin if origin in members else None
+
+
+def _counts(connection: Connection, room_id: str, members: Container[str]) -> Counter[str | None]:
+    """How many events wait in a room, by whose space they take up."""
+    table = waiting_events.c
+    statement = select(table.origin, func.count()).where(table.room_id == room_id).group_by(table.origin)
+    counts: Counter[str | None] = Counter()
+    for origin, count in connection.execute(statement):
+        counts[_owner(origin, members)] += count
+    return counts
+
+
+def _make_space(
+    connection: Connection,
+    room_id: str,
+    members: Container[str],
+    counts: Counter[str | None],
+    owner: str | None,
+    wanted: int,
+) -> int:
+    """Let events go of those that have more than ``owner`` would have, the newest first. Returns how many went."""
+    excess: Counter[str | None] = Counter()
+    others = Counter({name: count for name, count in counts.items() if name != owner})
+    for number in range(wanted):
+        largest = max(others, key=others.__getitem__, default=None)
+        if others[largest] <= counts[owner] + number + 1:
+            break
+        others[largest] -= 1
+        excess[largest] += 1
+    if not excess:
+        return 0
+    table = waiting_events.c
+    newest_first = (
+        select(table.event_id, table.origin)
+        .where(table.room_id == room_id)
+        .order_by(table.received_ts.desc(), table.event_id)
+    )
+    going: list[str] = []
+    for event_id, origin in connection.execute(newest_first):
+        name = _owner(origin, members)
+        if excess[name] > 0:
+            excess[name] -= 1
+            going.append(event_id)
+    remove(connection, room_id, going)
+    return len(going)
 
 
 def known_of(connection: Connection, room_id: str, event_ids: Iterable[str]) -> set[str]:

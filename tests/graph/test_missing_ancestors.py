@@ -515,6 +515,35 @@ def test_only_so_many_wait_for_each_server(servers: Servers, monkeypatch: pytest
     play(servers, story)
 
 
+def test_strangers_cannot_make_us_ask_members_nor_use_up_the_space(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_waiting_events, "EVENTS_OF_ORIGIN_MAX", 3)
+    monkeypatch.setattr(graph_waiting_events, "EVENTS_OF_ROOM_MAX", 6)
+
+    async def story(at: Scene) -> None:
+        """Servers that are not in the room send junk; then a member sends an event that has to wait."""
+        show_nothing(at.remote)
+        network = at.servers.network
+        network.sent.clear()
+        for number in range(4):
+            stranger = at.servers.remote(f"stranger{number}.test:8448", at.room)
+            show_nothing(stranger)
+            user = f"@eve:{stranger.name}"
+            lost = at.room.send(ALICE, "lost")
+            junk = [at.room.send(user, f"junk {n}", prev_events=[lost], depth=99) for n in range(3)]
+            results = await stranger.transaction(OURS, junk)
+            assert {} in results.values() if number == 0 else {} not in results.values()
+            assert network.requests(stranger.name, "get_missing_events")
+        assert not network.requests(REMOTE, "/_matrix/federation/")
+        orphan = at.room.send(EVE, "orphan", prev_events=[at.room.send(ALICE, "not shown")])
+        assert await at.send(orphan) == {orphan.event_id: {}}
+        assert orphan.event_id in await waiting_ids(at)
+        assert len(await waiting_ids(at)) == 4
+
+    play(servers, story)
+
+
 def test_it_does_not_wait_for_ever(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(at: Scene) -> None:
         show_nothing(at.remote)
