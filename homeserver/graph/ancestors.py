@@ -241,7 +241,7 @@ class Ancestors:
             raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
         state: dict[StateKey, str] = {}
         for event_id, stored in found.items():
-            event = stored.event
+            event = stored.original
             if not event.is_state:
                 raise IncompleteAnswer(server_name, "the state that was given has events that are no state of the room")
             if stored.verdict & Verdict.REJECTED:

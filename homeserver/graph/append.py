@@ -281,7 +281,7 @@ class RoomWriters:
             position = appended.positions.get(event.event_id)
             after = written.after
             stored[event.event_id] = StoredEvent(
-                event=event,
+                original=event,
                 event_nid=appended.nids[event.event_id],
                 room_nid=appended.room_nid,
                 verdict=new.verdict,
@@ -290,6 +290,7 @@ class RoomWriters:
                 place=appended.places.get(event.event_id),
                 replaces_nid=replaced.get(written.replaces) if written.replaces else None,
                 txn=(new.txn.user_id, new.txn.device_id, new.txn.txn_id) if new.txn else None,
+                is_idle_redaction=event.type == "m.room.redaction" and not written.redaction_applied,
             )
             if position is not None and position > 0:
                 effect = effects.get(event.event_id, StateEffect.NONE)
@@ -348,8 +349,9 @@ class RoomWriters:
                 redacted.append((event.redacts, event))
         for target, redaction in redacted:
             self._events.redacted(target, redaction)
-        for target, _ in working.applied_redactions:
+        for target, redaction_id in working.applied_redactions:
             self._events.forget(target)  # it is read back as redacted
+            self._events.forget(redaction_id)  # and this one as having taken effect
 
     async def _answer(self, batch: Iterable[_Waiting], stored: Mapping[str, StoredEvent]) -> None:
         for waiting in batch:
@@ -410,7 +412,7 @@ class RoomWriters:
         for redaction in await self._database.read(event_graph.pending_redactions, working.head.room_nid, arrived):
             if redaction.visible and redaction.state_group is not None:
                 before = await self._states.lookup(redaction.state_group, LEVEL_KEYS)
-                pending.append((redaction.event, before))
+                pending.append((redaction.original, before))
         await working.settle_redactions(pending)
 
     async def idle(self) -> None:

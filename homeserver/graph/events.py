@@ -24,7 +24,7 @@ LONG_KEY_BYTES = 500
 
 
 def _weigh(stored: StoredEvent) -> int:
-    return ENTRY_BYTES + PARSED_FACTOR * len(stored.event.json)
+    return ENTRY_BYTES + PARSED_FACTOR * len(stored.original.json)
 
 
 def _is_of(stored: StoredEvent, room_id: str) -> bool:
@@ -138,6 +138,10 @@ class Events:
         if redacted_by is not None and stored.redacted_by is None:
             # A redaction that was committed after this copy was read.
             stored = replace(stored, redacted_by=redacted_by)
+        if stored.is_idle_redaction and stored.visible:
+            # Whether it has taken effect by now is asked anew each time: another process may have received its target.
+            self._cache.drop(stored.event_id)
+            return stored
         self._cache.put(stored.event_id, stored)
         self._ids[stored.event_nid] = stored.event_id
         if len(self._ids) > 2 * len(self._cache) + 1000:
@@ -153,7 +157,11 @@ class Events:
         """A redaction of the event was applied."""
         known = self._cache.peek(event_id)
         if known is not None and known.event.room_id == redaction.room_id:
-            self._cache.put(event_id, replace(known, redacted_by=redaction))
+            if known.redacted_by is None or known.redacted_by.event_id == redaction.event_id:
+                self._cache.put(event_id, replace(known, redacted_by=redaction))
+            else:
+                # It is shown with one of its redactions, always the same: the database knows with which.
+                self._cache.drop(event_id)
         self._note_change(event_id)
 
     def _note_change(self, event_id: str) -> None:

@@ -81,7 +81,7 @@ class HistoryServers:
 
     async def _servers_of_powerful_members(self, head: RoomHead) -> list[str]:
         keys = (CREATE, POWER_LEVELS)
-        state = await self._heads.state_events(head, keys)
+        state = await self._heads.original_state_events(head, keys)
         power = state.get(keys[1])
         levels = power_levels_of(head.version, state.get(keys[0]), power)
         listed = power.content.get("users") if power is not None else None

@@ -69,7 +69,7 @@ class Outliers:
         known: dict[str, Event] = {}
         rejected: set[str] = set()
         for event_id, stored in (await self._events.by_id(head.room_id, cited - new.keys())).items():
-            known[event_id] = stored.event
+            known[event_id] = stored.original
             if stored.verdict & Verdict.REJECTED:
                 rejected.add(event_id)
         outliers: list[NewEvent] = []

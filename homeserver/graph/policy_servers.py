@@ -144,7 +144,7 @@ class PolicyServers:
         stored = None if working.knows(event_id) else await self._events.get(working.head.room_id, event_id)
         if stored is None:
             return (await working.events([event_id]))[event_id].content
-        return {} if stored.redacted_by is not None else stored.event.content
+        return stored.event.content
 
     async def opinion(self, working: WorkingHead, event: Event, opinions: Opinions) -> Opinion | None:
         """Check 7 of another server's event: what the policy server said of it, None where it need not say anything.
@@ -169,7 +169,7 @@ class PolicyServers:
         stored = await self._events.get(event.room_id, event.event_id)
         if stored is not None:
             if stored.verdict == Verdict.ACCEPTED:
-                raise SentInBatch(stored.event)
+                raise SentInBatch(stored.original)
             return None
         if await self.missing(working, event) is not None:
             return None

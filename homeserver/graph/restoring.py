@@ -15,7 +15,7 @@ import structlog
 
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
-from homeserver.graph.state import StateReader, events_of
+from homeserver.graph.state import StateReader, stored_events_of
 from homeserver.graph.working_head import LEVEL_KEYS
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import Event
@@ -46,7 +46,7 @@ class Restorer:
         room_id = next((event.room_id for event in by_id.values()), "")
         for event_id, stored in (await self._events.by_id(room_id, by_id)).items():
             intact = by_id[event_id]
-            if is_restored_by(stored.event, intact):
+            if is_restored_by(stored.original, intact):
                 await self._writers.alone(intact.room_id, partial(self._put, stored, intact))
 
     async def _put(self, stored: StoredEvent, intact: Event) -> None:
@@ -64,9 +64,10 @@ class Restorer:
         if target is None:
             return False
         before = await self._states.before(stored)
-        levels = await events_of(self._events, intact.room_id, before.state, LEVEL_KEYS)
+        found = await stored_events_of(self._events, intact.room_id, before.state, LEVEL_KEYS)
+        levels = {key: level.original for key, level in found.items()}
         return redaction_applies(
-            intact, target.event, power_levels_of(intact.version, *(levels.get(key) for key in LEVEL_KEYS))
+            intact, target.original, power_levels_of(intact.version, *(levels.get(key) for key in LEVEL_KEYS))
         )
 
 
@@ -79,6 +80,6 @@ def is_restored_by(known: Event, given: Event) -> bool:
 
 def better_copy(stored: StoredEvent | None, given: Event) -> Event:
     """The copy of an event to place: the one that is known as an outlier, where only that one is intact."""
-    if stored is not None and stored.verdict & Verdict.OUTLIER and is_restored_by(given, stored.event):
-        return stored.event
+    if stored is not None and stored.verdict & Verdict.OUTLIER and is_restored_by(given, stored.original):
+        return stored.original
     return given

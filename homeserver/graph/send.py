@@ -278,7 +278,9 @@ class Sender:
     async def _same_state(working: WorkingHead, draft: EventDraft) -> str | None:
         if draft.state_key is None:
             return None
-        standing = (await working.state_events([(draft.type, draft.state_key)])).get((draft.type, draft.state_key))
+        key = (draft.type, draft.state_key)
+        # As it is shown: what was redacted can be set again.
+        standing = (await working.shown_state_events([key])).get(key)
         if standing is not None and standing.sender == draft.sender and standing.content == draft.content:
             return standing.event_id
         return None

@@ -26,8 +26,13 @@ class ServerAccess:
         self._under_way = under_way
 
     async def is_allowed(self, head: RoomHead, server_name: str) -> bool:
-        """Whether the room's server ACL lets a server take part."""
-        acl = await self._heads.state_event(head, "m.room.server_acl")
+        """Whether the room's server ACL lets a server take part.
+
+        NOTSPEC: a redacted ACL counts as it was signed. Redaction leaves nothing of its content, and an ACL without
+        content shuts out every server. Other servers refuse their users such a redaction, as we do (see ``Sender``);
+        one that comes nevertheless must not split the room, nor let in again the servers that the ACL keeps out.
+        """
+        acl = await self._heads.original_state_event(head, "m.room.server_acl")
         return server_acl_allows(acl.content if acl is not None else None, server_name)
 
     @refuses_by_newest_state

@@ -275,7 +275,7 @@ class RoomHeads:
         return heads
 
     async def state_event(self, head: RoomHead, event_type: str, state_key: str = "") -> Event | None:
-        """One event of the current state."""
+        """One event of the current state, as it is shown: redacted, if it has been."""
         event_id = head.state.get((event_type, state_key))
         if event_id is None:
             return None
@@ -283,17 +283,29 @@ class RoomHeads:
         return stored.event if stored else None
 
     async def state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-        """Some events of the current state, as far as they exist."""
-        return await events_of(self._events, head.room_id, head.state, keys)
+        """Some events of the current state, as far as they exist, as they are shown: redacted, where they have been."""
+        return {key: stored.event for key, stored in (await self._stored_state(head, keys)).items()}
+
+    async def original_state_event(self, head: RoomHead, event_type: str, state_key: str = "") -> Event | None:
+        """One event of the current state as it was signed, for rules that a redaction does not change."""
+        key = (event_type, state_key)
+        return (await self.original_state_events(head, [key])).get(key)
+
+    async def original_state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
+        """Some events of the current state as they were signed: for authorization, not to be shown."""
+        return {key: stored.original for key, stored in (await self._stored_state(head, keys)).items()}
+
+    async def _stored_state(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
+        return await stored_events_of(self._events, head.room_id, head.state, keys)
 
 
-async def events_of(
+async def stored_events_of(
     events: Events, room_id: str, state: Mapping[StateKey, str], keys: Iterable[StateKey]
-) -> dict[StateKey, Event]:
+) -> dict[StateKey, StoredEvent]:
     """The events that a state of a room has under some keys."""
     wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
     found = await events.by_id(room_id, wanted.values())
-    return {key: found[event_id].event for key, event_id in wanted.items() if event_id in found}
+    return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
 
 
 class StateReader:
@@ -434,7 +446,7 @@ class StateReader:
         wanted = set(event_ids)
         found = {event_id: unstored[event_id] for event_id in wanted if event_id in unstored}
         for event_id, stored in (await self._events.by_id(room.room_id, wanted - found.keys())).items():
-            found[event_id] = stored.event
+            found[event_id] = stored.original
             if stored.verdict & Verdict.REJECTED:
                 rejected.add(event_id)
         return found

@@ -16,6 +16,7 @@ from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
 from homeserver.protocol.power_levels import power_levels_of
+from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage.appends import (
     Appended,
@@ -97,20 +98,20 @@ class WorkingHead:
         return self._draft.head
 
     async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
-        """Events of the room by ID, those of the batch included."""
+        """Events of the room by ID as they were signed, those of the batch included. Not to be shown."""
         found: dict[str, Event] = {}
         missing: list[str] = []
         for event_id in event_ids:
             event = self._unstored.get(event_id)
             if event is None and (stored := self._events.cached(self._base.room_id, event_id)) is not None:
-                event = stored.event
+                event = stored.original
             if event is not None:
                 found[event_id] = event
             else:
                 missing.append(event_id)
         if missing:
             found.update(
-                (i, stored.event) for i, stored in (await self._events.by_id(self._base.room_id, missing)).items()
+                (i, stored.original) for i, stored in (await self._events.by_id(self._base.room_id, missing)).items()
             )
         return found
 
@@ -122,6 +123,24 @@ class WorkingHead:
         wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
         found = await self.events(wanted.values())
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
+
+    async def shown_state_events(self, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
+        """The same of the current state as they are shown: redacted, where they have been, also in this batch."""
+        state = self.head.state
+        wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
+        shown = await self._shown(wanted.values())
+        return {key: shown[event_id] for key, event_id in wanted.items() if event_id in shown}
+
+    async def _shown(self, event_ids: Iterable[str]) -> dict[str, Event]:
+        wanted = list(event_ids)
+        shown = {name: self._unstored[name] for name in wanted if name in self._unstored}
+        missing = [name for name in wanted if name not in shown]
+        if missing:
+            stored = await self._events.by_id(self._base.room_id, missing)
+            shown.update((event_id, event.event) for event_id, event in stored.items())
+        redacted = {written.new.event.redacts for written in self._draft.written if written.redaction_applied}
+        redacted.update(target for target, _ in self._draft.applied_redactions)
+        return {name: redact_event(event) if name in redacted else event for name, event in shown.items()}
 
     async def resolve(self, snapshots: Sequence[StateSnapshot], version: RoomVersion | None = None) -> StateSnapshot:
         """The resolution of several states of the room, which may name events of the batch.
@@ -224,7 +243,7 @@ class WorkingHead:
         wanted = set(event_ids)
         found = [(w.new.event, w.new.verdict) for w in self._draft.written if w.new.event.event_id in wanted]
         wanted -= {event.event_id for event, _ in found}
-        found.extend((s.event, s.verdict) for s in (await self._events.by_id(self._base.room_id, wanted)).values())
+        found.extend((s.original, s.verdict) for s in (await self._events.by_id(self._base.room_id, wanted)).values())
         return found
 
     async def _state_where_they_meet(
@@ -250,7 +269,7 @@ class WorkingHead:
         if current.state is head.state:
             return replace(head, snapshot=current)
         keys = differing_keys(head.snapshot, current)
-        found = await self.events([i for key in keys if (i := current.state.get(key)) is not None])
+        found = await self._shown([i for key in keys if (i := current.state.get(key)) is not None])
         changes = [
             CurrentChange(key, found[i] if (i := current.state.get(key)) is not None else None, at.event_id)
             for key in sorted(keys)
@@ -277,11 +296,11 @@ class WorkingHead:
         return _redaction_applies(event, target, await self.state_events(LEVEL_KEYS, new.before.state))
 
     def arrived(self) -> set[str]:
-        """The events of the batch that other servers made: events here may have named them before they came."""
+        """The events of the batch that events here may have named before they came: not those made just now."""
         return {
             written.new.event.event_id
             for written in self._draft.written
-            if written.after is not None and not self._is_local(written.new.event.sender)
+            if written.after is not None and (written.new.backfilled or not self._is_local(written.new.event.sender))
         }
 
     async def settle_redactions(self, pending: Iterable[tuple[Event, Mapping[StateKey, str]]]) -> None:

@@ -104,7 +104,7 @@ class Countersigning:
         stored: StoredEvent | None = await self._events.get(event.room_id, event.event_id)
         if stored is None or stored.verdict != Verdict.ACCEPTED:
             raise Forbidden("The event was not accepted")
-        return AcceptedMember(stored.event, await self._states.before(stored))
+        return AcceptedMember(stored.original, await self._states.before(stored))
 
 
 def sentence(text: str) -> str:

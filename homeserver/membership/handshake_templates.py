@@ -89,7 +89,7 @@ class HandshakeTemplates:
     async def _template(self, head: RoomHead, user_id: str, content: JsonObject) -> JsonObject:
         version = head.version
         keys = auth_event_keys("m.room.member", user_id, user_id, content, version)
-        state = await self._heads.state_events(head, [*keys, CREATE])
+        state = await self._heads.original_state_events(head, [*keys, CREATE])
         auth = {key: state[key] for key in keys if key in state}
         extremities = cited_in_template(head)
         pdu: JsonObject = {
@@ -116,7 +116,7 @@ class HandshakeTemplates:
             return list(event_ids)
         found = await self._events.by_id(head.room_id, event_ids)
         return references(
-            version, [(name, unpadded_base64(reference_hash(found[name].event.pdu, version))) for name in event_ids]
+            version, [(name, unpadded_base64(reference_hash(found[name].original.pdu, version))) for name in event_ids]
         )
 
 

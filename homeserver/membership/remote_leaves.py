@@ -61,7 +61,7 @@ class RemoteLeaves:
     async def leave_here(self, standing: Standing, user_id: str, reason: str | None) -> None:
         """End the user's membership on this server only, with an event that no other server gets."""
         version = ROOM_VERSIONS[standing.version]
-        ended = (await self._events.by_nid([standing.event_nid]))[standing.event_nid].event
+        ended = (await self._events.by_nid([standing.event_nid]))[standing.event_nid].original
         reference = (ended.event_id, unpadded_base64(reference_hash(ended.pdu, version)))
         content: JsonObject = {"membership": "leave", **({"reason": reason} if reason is not None else {})}
         event = compose_event(

@@ -29,7 +29,7 @@ class RestrictedJoins:
         """Whether a join of the user must name a user who vouches for it."""
         if not head.version.restricted_join_rule or user_id in head.joined or user_id in head.invited:
             return False
-        rules = await self._heads.state_event(head, "m.room.join_rules")
+        rules = await self._heads.original_state_event(head, "m.room.join_rules")
         return rules is not None and rules.content.get("join_rule") in RESTRICTED_RULES
 
     async def authorising_user(self, head: RoomHead, user_id: str) -> str:
@@ -38,10 +38,10 @@ class RestrictedJoins:
         Raises ``Forbidden`` if the user meets no condition, ``UnableToAuthoriseJoin`` if this server cannot know that,
         ``UnableToGrantJoin`` if none of our users in the room may invite.
         """
-        rules = await self._heads.state_event(head, "m.room.join_rules")
+        rules = await self._heads.original_state_event(head, "m.room.join_rules")
         await self._check_conditions(rules, user_id)
         keys = (CREATE, POWER_LEVELS)
-        state = await self._heads.state_events(head, keys)
+        state = await self._heads.original_state_events(head, keys)
         levels = power_levels_of(head.version, state.get(keys[0]), state.get(keys[1]))
         candidates = [member for member in head.joined_local if levels.of_user(member) >= levels.invite]
         if not candidates:

@@ -75,7 +75,7 @@ class Roles:
         """The joined users of a room by role, for one of them. Raises ``Forbidden``, ``InvalidParam``."""
         after = cast("_Place", place_of(page.after, (int, str, str))) if page.after is not None else None
         head = await room_of_member(self._heads, user_id, room_id)
-        state = await self._heads.state_events(head, (CREATE, POWER_LEVELS))
+        state = await self._heads.original_state_events(head, (CREATE, POWER_LEVELS))
         power_levels = state.get(POWER_LEVELS)
         levels = power_levels_of(head.version, state.get(CREATE), power_levels)
         ranks = _Ranks(head, levels, listed_users(power_levels), self._server_name)

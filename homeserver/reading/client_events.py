@@ -15,7 +15,6 @@ import orjson
 from homeserver.caches import WeightedCache
 from homeserver.graph.events import Events
 from homeserver.protocol.events import Event
-from homeserver.protocol.redaction import redact_event
 from homeserver.storage.event_graph import StoredEvent
 
 RENDERED_BYTES_MAX = 16 * 1024 * 1024
@@ -140,14 +139,14 @@ class ClientEvents:
         unsigned: dict[str, Any] = {}
         complete = True
         if stored.redacted_by is not None:
-            event = redact_event(event)
+            unsigned["redacted_by"] = stored.redacted_by.event_id
             unsigned["redacted_because"] = client_event(stored.redacted_by)
         if stored.replaces_nid is not None:
             replaced = self._events.cached_by_nid(stored.replaces_nid)
             if replaced is None:
                 complete = False
             else:
-                previous = redact_event(replaced.event) if replaced.redacted_by else replaced.event
+                previous = replaced.event
                 unsigned["prev_content"] = previous.content
                 unsigned["prev_sender"] = previous.sender
                 unsigned["replaces_state"] = previous.event_id

@@ -157,8 +157,7 @@ class SharedHistory:
                 continue
             may_see = await self._may_see(viewer, stored)
             if may_see or viewer.is_inside:
-                is_whole = may_see and stored.redacted_by is None
-                shown.append(stored.event.json if is_whole else redact_event(stored.event).json)
+                shown.append(stored.event.json if may_see else redact_event(stored.event).json)
         return shown
 
     async def _may_see(self, viewer: _Viewer, stored: StoredEvent) -> bool:

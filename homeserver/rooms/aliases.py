@@ -163,7 +163,7 @@ class RoomAliases:
 
     async def _take_out_of_canonical(self, alias: str, room_id: str, user_id: str) -> None:
         async def job(working: WorkingHead, recommended: Recommended) -> Sequence[NewEvent]:
-            standing = (await working.state_events([CANONICAL_ALIAS])).get(CANONICAL_ALIAS)
+            standing = (await working.shown_state_events([CANONICAL_ALIAS])).get(CANONICAL_ALIAS)
             content = None if standing is None else _without_alias(standing.content, alias)
             if content is None:
                 return []
@@ -184,7 +184,7 @@ class RoomAliases:
         if head is None or user_id not in head.joined:
             return False
         keys = (CREATE, POWER_LEVELS)
-        state = await self._heads.state_events(head, keys)
+        state = await self._heads.original_state_events(head, keys)
         levels = power_levels_of(head.version, state.get(keys[0]), state.get(keys[1]))
         return levels.of_user(user_id) >= levels.to_send("m.room.canonical_alias", True)
 

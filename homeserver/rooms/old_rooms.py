@@ -101,7 +101,9 @@ class OldRooms:
         """Read from the room what the upgrade needs. Raises ``Forbidden`` if the user is not in the room."""
         if request.user_id not in working.head.joined:
             raise Forbidden("You are not in this room")
-        state = await working.state_events(LOOKED_AT)
+        # The new room gets what is shown of the old one; how much power users have is what the room goes by.
+        state = await working.shown_state_events(LOOKED_AT)
+        state |= await working.state_events((CREATE, POWER_LEVELS))
         names = await self._database.read(aliases.aliases_of, request.room_id)
         return OldRoom(request, working, recommended, state, names)
 
@@ -192,5 +194,5 @@ class OldRooms:
         if old.create.content.get("type") != "m.space":
             return []
         keys = [key for key in old.working.head.state if key[0] == "m.space.child" and not key[1].startswith("@")]
-        found = await old.working.state_events(keys)
+        found = await old.working.shown_state_events(keys)
         return [old.draft(key, sayable(event.content)) for key, event in found.items() if event.content.get("via")]

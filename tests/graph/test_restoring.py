@@ -71,7 +71,7 @@ def test_the_intact_event_takes_the_place_of_a_copy_in_the_graph(servers: Server
         for event in story_:
             stored = await at.ours.event(event.event_id)
             assert stored is not None
-            assert stored.event.pdu == event.pdu
+            assert stored.original.pdu == event.pdu
         stored = await at.ours.event(target.event_id)
         assert stored is not None
         assert stored.redacted_by is not None

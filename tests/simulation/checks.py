@@ -71,7 +71,7 @@ class Findings:
 
 def original(stored: StoredEvent) -> Event:
     """An event as it was signed, whatever has been redacted since."""
-    return stored.event
+    return stored.original
 
 
 async def find(world: World, log: list[str]) -> Findings:

@@ -334,7 +334,7 @@ class Mallory:
             if room_id not in self.rooms:
                 for server in self._world.servers:
                     if server.is_running:
-                        found += [e.event for e in server.graph(room_id).values() if e.event.version is room.version]
+                        found += [e.original for e in server.graph(room_id).values() if e.event.version is room.version]
         return found
 
     def _everybody(self) -> list[str]:
