@@ -243,6 +243,7 @@ def nids_and_verdicts(connection: Connection, room_nid: int, event_ids: Iterable
 def known_events(connection: Connection, wanted: Mapping[int, Collection[str]]) -> dict[int, KnownEvents]:
     """The stored events of several rooms; ``wanted`` maps each room to event IDs."""
     found: dict[int, KnownEvents] = {room_nid: {} for room_nid in wanted}
+    wanted = {room_nid: frozenset(event_ids) for room_nid, event_ids in wanted.items()}  # looked up for each row
     all_ids = {event_id for event_ids in wanted.values() for event_id in event_ids}
     for part in in_slices(list(all_ids)):
         rows = connection.execute(_VERDICTS, {"wanted": list(part), "room_nids": list(wanted)})

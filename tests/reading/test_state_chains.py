@@ -73,3 +73,27 @@ def test_equal_questions_at_the_same_time_are_asked_once(shared_database: Databa
         assert all(other is first for other in others)
 
     asyncio.run(story())
+
+
+def test_the_state_before_a_state_event_is_remembered(shared_database: Database) -> None:
+    """It has no state group of its own; servers that have missed joins ask for just these states."""
+    add_users(shared_database, ALICE, BOB)
+
+    async def story() -> None:
+        server = CoreServer(shared_database)
+        room_id = await server.create_room(preset="public_chat")
+        await server.memberships.join(BOB, room_id)
+        topic = await server.set_state(room_id, "m.room.topic", {"topic": "new"})
+        join = (await server.heads.get(room_id)).state["m.room.member", BOB]
+        joined = await server.events.get(room_id, join)
+        assert joined is not None
+        chains = StateChains(shared_database)
+        first = {}
+        for _ in range(2):
+            for stored in (topic, joined):
+                before = await server.states.before(stored)
+                assert before.group is None
+                found = await chains.of_state(stored.room_nid, before, stored.event_id)
+                assert first.setdefault(stored.event_id, found) is found
+
+    asyncio.run(story())
