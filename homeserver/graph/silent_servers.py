@@ -15,7 +15,7 @@ import structlog
 from homeserver.clock import Clock
 from homeserver.federation.caching import LruDict
 from homeserver.storage import silent_servers as store
-from homeserver.storage.database import Database
+from homeserver.storage.database import Database, reads_for_other_servers
 from homeserver.storage.silent_servers import Silence
 
 logger = structlog.get_logger(__name__)
@@ -78,6 +78,7 @@ class SilentServers:
         task.add_done_callback(self._tasks.discard)
 
     async def _forget(self, server_name: str) -> None:
+        reads_for_other_servers()
         try:
             if await self._database.read(store.is_silent, server_name):
                 await self._database.write(store.forget_silence, server_name)
