@@ -1,6 +1,6 @@
 """The event graph: how an event gets into a room.
 
-``send`` makes events of what our users say, ``receive`` checks what other servers send; both end in ``append``, the one
-door into the event graph. ``state`` knows what a room looks like now and what it looked like then, ``events`` keeps
-recent events at hand. Nothing here knows who may see an event: that is ``reading``.
+``send`` makes events for our users, ``receive`` checks events of other servers; both end in ``append``, which alone
+writes to the event graph. ``state`` has the current and past states of rooms, ``events`` caches events. This package
+does not decide who may see an event: ``reading`` does.
 """

@@ -1,8 +1,8 @@
-"""Fetching what an event builds on: the events before it, its auth chain, or the state before it.
+"""Fetches what an event depends on: the events before it, its auth chain, or the state before it.
 
-All of it happens outside of the room's turn to write. What comes from other servers passes the same checks as any PDU;
-how much is asked for and taken is bounded. An answer that lacks a part of what it names is no answer: the next server
-is asked, and in the end the event waits (docs/decisions/0010-missing-ancestors.md).
+All of this happens while the room is not locked for writing. Events from other servers pass the same checks as any PDU,
+and both requests and answers are bounded. An answer that lacks a part of what it names is not used: the next server is
+asked, and in the end the event waits (docs/decisions/0010-missing-ancestors.md).
 
 https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -31,19 +31,19 @@ from homeserver.storage.event_graph import Verdict
 logger = structlog.get_logger(__name__)
 
 GAP_EVENTS_MAX = 200
-"""Events that are fetched to close one gap; where that is not enough, the state is asked for."""
+"""How many events are fetched to close one gap; if that is not enough, the state is requested."""
 GAP_ROUNDS_MAX = 12
 GAP_REQUEST_MAX = 50
-"""Events that one request asks for."""
+"""How many events one request asks for."""
 LATEST_EVENTS_MAX = 20
-"""Events that one request names."""
+"""How many events one request names."""
 SINGLE_EVENTS_MAX = 100
-"""Missing events of a state up to which they are fetched one by one."""
+"""If a state lacks at most this many events, they are fetched one by one."""
 REQUESTS_AT_ONCE_MAX = 8
 
 
 class Ancestors:
-    """Fetches what is missing, from the servers that may know of it."""
+    """Fetches missing events and states from the servers that may have them."""
 
     def __init__(
         self,
@@ -62,23 +62,22 @@ class Ancestors:
         self._server_name = server_name
 
     def helpers(self, head: RoomHead, origin: str, event: Event) -> Helpers:
-        """The servers to ask for what an event lacks: who sent it here, whose it is, and the largest in the room."""
+        """The servers to ask for what an event lacks: its origin, its sender's server, and the largest in the room."""
         return Helpers(servers_to_ask(head, self._server_name, origin, server_of(event.sender)))
 
     async def placed(self, room_id: str, event_ids: Iterable[str]) -> set[str]:
-        """Those of the events that stand in the graph of a room."""
+        """The events, by ID, that are in the graph of a room."""
         return await self._database.read(event_graph.placed_ids, room_id, list(event_ids))
 
     # -- the events before ---------------------------------------------------------------------------------------------
 
     async def close_gap(self, origin: str, helpers: Helpers, head: RoomHead, events: Sequence[Event]) -> list[Event]:
-        """What other servers know of the events between those that stand in the graph and these.
+        """The events that other servers have between the graph of the room and these events.
 
-        A server that does not know our latest events goes on into what we have and beyond. Of what it offers only that
-        is taken which these events build on, and nothing from before our users came: that is for backfill. Where the
-        origin offers nothing, the others are asked for the missing events that these name.
-
-        Never fails: what cannot be had is left out.
+        A server that does not know our latest events may return events that we have, and older ones. Only ancestors of
+        the given events are used, and none from before our users joined: those are for backfill. If the origin returns
+        nothing, the other servers are asked for the missing events by name. Never raises: events that no server returns
+        are left out.
         """
         arrival = await self._depth_of_our_arrival(head)
         given = {event.event_id: event for event in events}
@@ -100,10 +99,10 @@ class Ancestors:
         return [event for event_id, event in taken.items() if event_id not in given]
 
     async def _depth_of_our_arrival(self, head: RoomHead) -> int:
-        """The least depth at which a user of ours joined the room through another server; 0 where none did.
+        """The least depth at which one of our users joined the room through another server; 0 if none did.
 
-        The depths of other events are not asked: whoever makes an event chooses its depth, and a member could have us
-        take new events for old ones.
+        The depths of other events are not used: the sender of an event chooses its depth, and could make new events
+        look old.
         """
         nids = await self._database.read(federation_queries.joins_before_gaps, head.room_nid)
         joins = (stored.event for stored in (await self._events.by_nid(nids)).values())
@@ -113,7 +112,8 @@ class Ancestors:
     async def _take_what_is_needed(
         self, room_id: str, taken: dict[str, Event], offered: Mapping[str, Event], placed: set[str]
     ) -> set[str]:
-        """Add to ``taken`` what it builds on of what is offered. Returns the prev_events that it still lacks."""
+        """Add the ancestors of the event that are in the answer to ``taken``. Returns the prev_events that are still
+        missing."""
         missing: set[str] = set()
         while True:
             found = {prev for event in taken.values() for prev in event.prev_events} - taken.keys() - placed - missing
@@ -141,7 +141,7 @@ class Ancestors:
     async def _missing_events_of_others(
         self, helpers: Helpers, head: RoomHead, missing: Collection[str]
     ) -> list[Event]:
-        """The missing events and what comes before them, from a server that need not know what follows them."""
+        """The missing events and their ancestors, from a server that need not know the events that follow them."""
         wanted = sorted(missing)[:LATEST_EVENTS_MAX]
         for server_name in helpers.others:
             try:
@@ -155,9 +155,9 @@ class Ancestors:
         return []
 
     async def unshown(self, helpers: Helpers, head: RoomHead, event_ids: Iterable[str]) -> set[str]:
-        """Those of the events that nobody can show: not this server, where they may wait, and none of the others.
+        """The IDs of the events that no server can show: not this one, where they may be waiting, and no other one.
 
-        To show an event is to give it with valid signatures; whether it is allowed is another question.
+        To show an event means to return it with valid signatures, whether it is allowed or not.
         """
         wanted = set(event_ids)
         known = await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))
@@ -172,9 +172,9 @@ class Ancestors:
     # -- auth chains ---------------------------------------------------------------------------------------------------
 
     async def fetch_auth_chain(self, helpers: Helpers, head: RoomHead, event: Event) -> None:
-        """Store the part of an event's auth chain that is missing here, as outliers.
+        """Store the missing part of an event's auth chain, as outliers.
 
-        Raises ``RemoteError`` where no server gives all that the event cites.
+        Raises ``RemoteError`` if no server returns all of the event's auth events.
         """
 
         async def fetch(server_name: str) -> None:
@@ -191,10 +191,10 @@ class Ancestors:
     async def fetch_state_before(
         self, helpers: Helpers, head: RoomHead, event: Event, *, without_unverifiable: bool = False
     ) -> StateSnapshot:
-        """The state before an event as another server sees it, whole. Events of it that were missing become outliers.
+        """The complete state before an event according to another server. Missing events of it are stored as outliers.
 
-        ``without_unverifiable`` leaves out events that were given but cannot be checked, because the keys that signed
-        them, or events that they cite, have been out of reach for long. Raises ``RemoteError``.
+        ``without_unverifiable`` leaves out events that cannot be checked because the keys of their signatures, or their
+        auth events, have been unavailable for a long time. Raises ``RemoteError``.
         """
 
         async def fetch(server_name: str) -> StateSnapshot:
@@ -215,7 +215,7 @@ class Ancestors:
     async def _single_events(
         self, helpers: Helpers, event_ids: Collection[str], first: str | None = None
     ) -> list[JsonObject]:
-        """Events by ID as any server gives them, those left out that none has."""
+        """Fetch events by ID from any of the servers; events that none of them has are left out."""
         slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
 
         async def fetch(event_id: str) -> JsonObject | None:
@@ -231,9 +231,10 @@ class Ancestors:
     async def _whole_state(
         self, server_name: str, head: RoomHead, state_ids: Collection[str], dispensable: Collection[str]
     ) -> StateSnapshot:
-        """The state that consists of these events. Rejected events are no part of any state.
+        """The state that consists of these events, without rejected ones.
 
-        Raises ``IncompleteAnswer`` where one is not here that is not dispensable, and where it is no state at all.
+        Raises ``IncompleteAnswer`` if an event is missing that is not dispensable, or if the events are not a valid
+        state.
         """
         found = await self._events.by_id(head.room_id, state_ids)
         lacking = set(state_ids) - found.keys() - set(dispensable)

@@ -1,8 +1,8 @@
-"""The one door into the event graph.
+"""Writes to the event graph; nothing else does.
 
-A room has one writer at a time. Jobs for a room wait in line; all that wait are run one after the other, each on the
-head that the one before leaves behind, and what they compose is written in one transaction. If another process was
-faster, the head is read again and the jobs are run anew.
+A room has one writer at a time. Jobs for a room wait in line. All that wait run one after the other, each on the head
+that the one before leaves behind, and the events that they compose are written in one transaction. If another process
+was faster, the head is read again and the jobs run again.
 """
 
 from __future__ import annotations
@@ -31,23 +31,21 @@ from homeserver.storage.event_graph import StoredEvent, Verdict
 from homeserver.storage.graph_writes import GraphWriter, event_of_transaction
 
 JOBS_PER_APPEND_MAX = 64
-"""Jobs of one room that share a transaction."""
+"""How many jobs of one room share a transaction."""
 APPEND_ATTEMPTS_MAX = 20
-"""How often jobs are run anew because another process was faster."""
+"""How often jobs run again because another process was faster."""
 RACES_MAX = 3
-"""How often that is left to chance. Then the other processes wait."""
+"""After this many attempts, the room is locked against other processes."""
 
 
 ReplacementJob = Callable[[WorkingHead], Awaitable[WorkingHead | None]]
-"""Takes in, one by one, the last events of a room, and those of the new room that it returns, made on ``empty``.
-
-It may run more than once. None: nothing is to be written.
-"""
+"""Adds the last events of the old room and all events of the new room, one by one, and returns the new room's head,
+which it made from ``empty``. May run more than once. Returns None if nothing is to be written."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A job in line, or something that wants the room for itself."""
+    """A job in line, or an action that needs the room for itself."""
 
     job: Job | None
     alone: Callable[[], Awaitable[Any]] | None
@@ -57,7 +55,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Line:
-    """Who waits to write to a room."""
+    """The line of jobs for a room."""
 
     waiting: deque[_Waiting] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
@@ -89,31 +87,31 @@ class RoomWriters:
         self._departure_watchers: list[Callable[[str, list[str]], None]] = []
 
     def watch_power_levels(self, watcher: Callable[[str, list[str]], None]) -> None:
-        """Have a function called with a room and those m.room.power_levels events that lost to others there just now.
+        """Register a function that is called with a room and the m.room.power_levels events that have just lost there.
 
-        That is, the room's are others, which are not built on them. Only of what this process writes.
+        These are events that were replaced by an event that does not follow them. Only for what this process writes.
         """
         self._watchers.append(watcher)
 
     def watch_events(self, watcher: Callable[[str, Iterable[Event]], None]) -> None:
-        """Have a function called with a room and the events that were stored in it, outliers included.
+        """Register a function that is called with a room and the events that were stored in it, outliers included.
 
-        Only of what this process writes. It is called in the room's turn to write, and must be quick.
+        Only for what this process writes. It is called while the room is locked for writing, and must be quick.
         """
         self._arrival_watchers.append(watcher)
 
     def watch_departures(self, watcher: Callable[[str, list[str]], None]) -> None:
-        """Have a function called with a room and the users, of any server, who have just ceased to be in it.
+        """Register a function that is called with a room and the users, of any server, who have just left it.
 
         It is called after the commit, and only for what this process writes.
         """
         self._departure_watchers.append(watcher)
 
     async def submit(self, room_id: str, job: Job) -> list[StoredEvent]:
-        """Run a job when it is the room's turn, and append what it composes.
+        """Run a job when the room is free, and append the events that it composes.
 
-        Returns the events in the job's order, committed. Raises ``NotFound`` where this server has no part in the
-        room, and what the job raises.
+        Returns the committed events in the job's order. Raises ``NotFound`` if this server is not in the room, and the
+        errors of the job.
         """
         found: list[StoredEvent] = await self._enter(room_id, _Waiting(job, None, _future()))
         return found
@@ -128,9 +126,9 @@ class RoomWriters:
         published: bool = False,
         alias: NewAlias | None = None,
     ) -> list[StoredEvent]:
-        """Make a new room of what a job composes on an empty head. Nobody else knows the room before this is over.
+        """Create a room from the events that a job composes on an empty head.
 
-        Raises ``AliasTaken`` where another room has the alias that it was to get.
+        Nobody knows the room before this is committed. Raises ``AliasTaken`` if another room has the alias.
         """
         working = self.empty(room_id, version)
         composed = await working.run(job)
@@ -141,10 +139,10 @@ class RoomWriters:
         return [stored[event.event_id] for event in composed]
 
     async def replace(self, room_id: str, job: ReplacementJob) -> None:
-        """Write what a job composes for a room together with the new room that takes its place: both or neither.
+        """Write the events that a job composes for a room together with the new room that replaces it: both or neither.
 
-        The new room gets the aliases that this server has for the old one. Raises ``NotFound`` where this server has
-        no part in the room, and what the job raises.
+        The new room gets the aliases that this server has for the old one. Raises ``NotFound`` if this server is not in
+        the room, and the errors of the job.
         """
         await self.alone(room_id, lambda: self._replace(room_id, job))
 
@@ -161,7 +159,7 @@ class RoomWriters:
                     raise
                 if new is None:
                     return
-                # In this order they get their positions: who hears of the end of a room finds the next one.
+                # The new room gets its positions first, so that clients that see the end of the old room find it.
                 workings = (new, old)
                 composed = [working.to_append() for working in workings]
                 create = new.written[0].new.event
@@ -181,7 +179,7 @@ class RoomWriters:
         raise RuntimeError(f"cannot replace {room_id}: other processes are always faster")
 
     async def alone(self, room_id: str, action: Callable[[], Awaitable[Any]]) -> Any:
-        """Run something while nobody else in this process writes to the room."""
+        """Run an action while nothing else in this process writes to the room."""
         return await self._enter(room_id, _Waiting(None, action, _future()))
 
     async def _enter(self, room_id: str, waiting: _Waiting) -> Any:
@@ -219,13 +217,13 @@ class RoomWriters:
 
     @contextlib.asynccontextmanager
     async def _races_over(self, room_id: str) -> AsyncIterator[None]:
-        """No other process changes the room meanwhile, nor anything else."""
+        """Lock out other processes from this room, and from all others, for the transaction."""
         async with self._database.no_other_writers():
             self._heads.forget(room_id)
             yield
 
     def _attempt(self, room_id: str, number: int) -> AbstractAsyncContextManager[None]:
-        # A process that sends all the time has the head at hand and would win every race with one that has to read it.
+        # A process that sends all the time has the head cached, and would win every race with one that must read it.
         return contextlib.nullcontext() if number < RACES_MAX else self._races_over(room_id)
 
     async def _run(self, room_id: str, batch: list[_Waiting]) -> None:
@@ -244,7 +242,7 @@ class RoomWriters:
                         waiting.events = [repeated.event]
                     except Exception as error:
                         failed.append((waiting, error))
-                # What is written is only written if the head is the newest one. What is not has to be checked for that.
+                # A write checks that the head is the newest one. If nothing is written, that must be checked here.
                 refused = any(isinstance(failure, MatrixError) for _, failure in failed)
                 is_unchecked = refused or not (working.written or self._database.is_sqlite)
                 if is_unchecked and await self._heads.is_outdated(head):
@@ -295,7 +293,7 @@ class RoomWriters:
             if position is not None and position > 0:
                 effect = effects.get(event.event_id, StateEffect.NONE)
                 if event.event_id in appended.after_gaps:
-                    # A timeline starts after missing history, which the database knows about.
+                    # A timeline starts after missing history, which only the database knows about.
                     effect = StateEffect.UNKNOWN
                 changes.append(
                     Change(
@@ -342,7 +340,7 @@ class RoomWriters:
         for written in working.written:
             event = written.new.event
             if written.replaces is not None and stored[event.event_id].replaces_nid is None:
-                self._events.forget(event.event_id)  # what it replaces is read back with it
+                self._events.forget(event.event_id)  # read it back with what it replaces
             else:
                 self._events.keep(stored[event.event_id])
             if written.redaction_applied and event.redacts is not None:
@@ -350,8 +348,8 @@ class RoomWriters:
         for target, redaction in redacted:
             self._events.redacted(target, redaction)
         for target, redaction_id in working.applied_redactions:
-            self._events.forget(target)  # it is read back as redacted
-            self._events.forget(redaction_id)  # and this one as having taken effect
+            self._events.forget(target)  # read it back in its redacted form
+            self._events.forget(redaction_id)  # and read this one back as having taken effect
 
     async def _answer(self, batch: Iterable[_Waiting], stored: Mapping[str, StoredEvent]) -> None:
         for waiting in batch:
@@ -361,18 +359,18 @@ class RoomWriters:
                 waiting.future.set_result([stored.get(e.event_id) or more[e.event_id] for e in waiting.events])
 
     async def _answer_repeated(self, batch: Iterable[_Waiting], sent: Mapping[str, int]) -> None:
-        """Jobs whose transaction ID was used before get the event of that time."""
+        """Answer jobs whose transaction ID was used before with the event of that time."""
         old = await self._events.by_nid(sent.values())
         for waiting in batch:
             if any(event.event_id in sent for event in waiting.events) and not waiting.future.done():
                 waiting.future.set_result([old[sent[e.event_id]] for e in waiting.events if e.event_id in sent])
 
     def look_at(self, head: RoomHead) -> WorkingHead:
-        """A head to compose on outside of the room's turn; what is composed so becomes a branch of its own."""
+        """A head for composing events while the room is not locked; they may become a branch of their own."""
         return WorkingHead(head, self._events, self._states, self._is_local)
 
     def empty(self, room_id: str, version: RoomVersion) -> WorkingHead:
-        """A room in which nothing has happened, to compose its first events on."""
+        """The head of an empty room, for composing its first events."""
         return self.look_at(
             RoomHead(
                 room_id=room_id,
@@ -389,22 +387,22 @@ class RoomWriters:
         )
 
     async def stored(self, room_id: str, event_id: str) -> StoredEvent:
-        """An event that is known to be here."""
+        """An event that is known to exist here."""
         found = await self._events.get(room_id, event_id)
         assert found is not None
         return found
 
     async def is_of_another_room(self, event_id: str, room_id: str) -> bool:
-        """Whether the event is known here as one of another room."""
+        """Whether the event is known here as part of another room."""
         return await self._database.read(event_graph.is_of_another_room, event_id, room_id)
 
     async def sent_before(self, txn: TransactionKey) -> StoredEvent | None:
-        """The event that was sent under a transaction ID, if there is one."""
+        """The event that was sent with a transaction ID, if there is one."""
         event_nid = await self._database.read(event_of_transaction, txn)
         return None if event_nid is None else (await self._events.by_nid([event_nid]))[event_nid]
 
     async def _settle_pending_redactions(self, working: WorkingHead) -> None:
-        """Apply the redactions that came before their targets, which have come now, as far as they are allowed."""
+        """Apply redactions that arrived before their targets, which have arrived now, as far as they are allowed."""
         arrived = working.arrived()
         if not arrived:
             return
@@ -416,7 +414,7 @@ class RoomWriters:
         await working.settle_redactions(pending)
 
     async def idle(self) -> None:
-        """Wait until nobody writes (for a clean stop)."""
+        """Wait until nothing is being written (for a clean stop)."""
         while workers := [line.worker for line in self._lines.values() if line.worker is not None]:
             await asyncio.gather(*workers, return_exceptions=True)
 
@@ -438,4 +436,4 @@ async def _settle(waiting: _Waiting, action: Callable[[], Awaitable[Any]]) -> No
 def _fail(waiting: _Waiting, error: BaseException) -> None:
     if not waiting.future.done():
         waiting.future.set_exception(error)
-        waiting.future.exception()  # its caller may be gone, which is no reason for a warning
+        waiting.future.exception()  # the caller may be gone; without this, asyncio would warn

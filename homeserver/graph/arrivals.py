@@ -1,7 +1,7 @@
-"""Taking the events of one room in, once they have passed checks 1 to 3.
+"""Handles the received events of one room, once they have passed checks 1 to 3.
 
-An event that follows what is here goes straight through. Before one that does not, what lies between is fetched. What
-cannot be judged even then waits; see ``waiting_events`` and docs/decisions/0010-missing-ancestors.md.
+An event that follows known events is placed at once. For others, the events in between are fetched first. Events that
+cannot be judged even then wait; see ``waiting_events`` and docs/decisions/0010-missing-ancestors.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from homeserver.storage.waiting_events import WaitingEvent
 
 
 class Arrivals:
-    """Takes in what other servers send to rooms that this server is in."""
+    """Handles events that other servers send to rooms that this server is in."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Arrivals:
         self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, head: RoomHead, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
-        """Place events, or keep those that lack others. Returns what became of each; None also stands for kept."""
+        """Place events, or keep those that lack others. Returns the outcome of each; None can also mean kept."""
         known: dict[str, Outcome] = {event_id: None for event_id in events if self._is_known(head.room_id, event_id)}
         if known:
             await self._restorer.restore(events[event_id] for event_id in known)
@@ -68,10 +68,10 @@ class Arrivals:
     async def retry(
         self, room_id: str, origin: str, waiting: Sequence[WaitingEvent], is_last_resort: bool
     ) -> Mapping[str, frozenset[str]]:
-        """Try events that have been waiting. Returns what each of those lacks that have to wait on (a ``Retry``)."""
+        """Retry events that have been waiting. Returns what each event that must go on waiting lacks (a ``Retry``)."""
         head = await self._heads.find(room_id)
         if head is None or not head.joined_local:
-            return {}  # nobody of us is there any more to see them
+            return {}  # none of our users is in the room any more
         events = {
             kept.event_id: Event(orjson.loads(kept.json), head.version, kept.event_id, room_id, kept.json)
             for kept in waiting
@@ -90,8 +90,7 @@ class Arrivals:
     async def _receive_with_gap(
         self, origin: str, room_id: str, events: Mapping[str, Event], is_last_resort: bool = False
     ) -> Mapping[str, Outcome]:
-        # One at a time for each room and server: the next one may find the gap closed. A server that is slow to answer
-        # holds up nobody else.
+        # One at a time for each room and server: the next one may find the gap closed. Other servers are not delayed.
         lock = self._gap_locks.setdefault((room_id, origin), asyncio.Lock())
         async with lock:
             head = await self._heads.get(room_id)
@@ -135,12 +134,12 @@ def _is_connected(head: RoomHead, events: Mapping[str, Event]) -> bool:
 
 
 def _lacks_something(outcome: Outcome) -> bool:
-    """Whether an event stays outside because something that it builds on is missing."""
+    """Whether an event cannot be placed because something that it depends on is missing."""
     return isinstance(outcome, (MissingAncestors, RemoteError))
 
 
 def _lacks(event: Event, outcome: Outcome) -> frozenset[str]:
-    """The events that, once they come, let this one be judged."""
+    """The IDs of the events that are needed to judge this one."""
     if isinstance(outcome, MissingAncestors):
         return outcome.auth | outcome.prev
     return frozenset(event.prev_events) | frozenset(event.auth_events)

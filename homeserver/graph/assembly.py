@@ -1,7 +1,6 @@
 """Builds the services of the event graph.
 
-In two steps: receiving needs to know what becomes of memberships and of ephemeral data, which packages above this one
-decide.
+In two steps, since receiving needs handlers for memberships and ephemeral data, which later packages provide.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from homeserver.storage.graph_writes import GraphWriter
 
 @dataclass(frozen=True, slots=True)
 class GraphServices:
-    """Reading the graph, and adding to it."""
+    """Services that read the graph and add to it."""
 
     events: Events
     heads: RoomHeads
@@ -71,7 +70,7 @@ class GraphServices:
 
 
 def build(base: Foundation, federation: FederationServices) -> GraphServices:
-    """Everything but receiving."""
+    """All services except receiving."""
     database, clock = base.database, base.clock
     events = Events(database)
     heads = RoomHeads(database, events, base.is_local)
@@ -130,9 +129,9 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
 def build_receiving(
     base: Foundation, graph: GraphServices, outside: OutsideEvents, edus: Mapping[str, EduHandler]
 ) -> ReceivedTransactions:
-    """What takes the transactions of other servers.
+    """The service that accepts transactions of other servers.
 
-    ``outside`` takes memberships in rooms that this server is not in, ``edus`` has a handler for each type of EDU.
+    ``outside`` handles memberships in rooms that this server is not in; ``edus`` has a handler for each type of EDU.
     """
     receiver = Receiver(graph.heads, graph.events, graph.incoming, graph.arrivals, outside, graph.access)
     return ReceivedTransactions(base.database, receiver, edus, base.clock)

@@ -1,4 +1,4 @@
-"""What changes in a room's head when its current state does."""
+"""How a change of a room's current state changes its head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
     step: StateSnapshot | None = new
     while step is not None and step is not old:
         if step.base is None or step.delta is None:
-            # No common line: compare them whole.
+            # The states have no known relation: compare them completely.
             return {k for k in {*old.state, *new.state} if old.state.get(k) != new.state.get(k)}
         keys.update(step.delta)
         step = step.base
@@ -27,9 +27,9 @@ def differing_keys(old: StateSnapshot, new: StateSnapshot) -> set[StateKey]:
 
 
 def overtaken(key: StateKey, first: str | None, changes: Iterable[CurrentChange]) -> list[str]:
-    """The IDs of those events that others took the place of under a key, without citing them.
+    """The IDs of events under a key that were replaced by events that do not follow them.
 
-    ``first`` is the one that was there before the changes.
+    ``first`` is the event that was there before the changes.
     """
     found: list[str] = []
     current = first
@@ -42,7 +42,7 @@ def overtaken(key: StateKey, first: str | None, changes: Iterable[CurrentChange]
 
 
 def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: Callable[[str], bool]) -> RoomHead:
-    """The head with its lists of members brought in line with changes of the state."""
+    """The head with its lists of members updated by changes of the state."""
     of_members = [change for change in changes if change.key[0] == "m.room.member"]
     if not of_members:
         return head
@@ -53,7 +53,7 @@ def change_members(head: RoomHead, changes: Iterable[CurrentChange], is_local: C
         user_id = change.key[1]
         membership = change.event.membership if change.event else None
         if (membership == "join") != (user_id in joined):
-            server = server_of(user_id)  # a user that joins has a valid user ID; one that is banned need not
+            server = server_of(user_id)  # a user who joins has a valid ID; a banned one need not
             count = servers.get(server, 0) + (1 if membership == "join" else -1)
             servers = servers.set(server, count) if count > 0 else servers.delete(server)
             joined = _with(joined, user_id, membership == "join")

@@ -14,13 +14,13 @@ from homeserver.storage.event_graph import StoredEvent
 
 CACHE_BYTES = 24 * 1024 * 1024
 PARSED_FACTOR = 5
-"""A parsed event takes about this many times the memory of its JSON."""
+"""A parsed event uses about this many times the memory of its JSON."""
 ENTRY_BYTES = 400
-"""What an entry takes besides."""
+"""The memory of an entry besides its event."""
 CHANGED_BYTES_MAX = 4 * 2**20
-"""Bounds the events that are remembered as changed, for reads that are under way meanwhile."""
+"""How much memory the record of changed events may use, which protects reads that are still running."""
 LONG_KEY_BYTES = 500
-"""An entry of a cache whose key may be a long ID, and the value is a number."""
+"""The memory of a cache entry with a long ID as its key, and a number."""
 
 
 def _weigh(stored: StoredEvent) -> int:
@@ -34,56 +34,56 @@ def _is_of(stored: StoredEvent, room_id: str) -> bool:
 class Events:
     """The events that this server has, by room and event ID, and by numeric ID.
 
-    An event ID alone names nothing: in room versions 1 and 2 servers choose the IDs of their events, and whoever may
-    name an event of one room must not reach an event of another. The cache holds one event for an ID; where two rooms
-    have the same one, they take its place in turn.
+    An event ID alone does not identify an event: in room versions 1 and 2 servers choose the IDs of their events, and a
+    user who may name an event of one room must not reach an event of another room. The cache holds one event per ID; if
+    two rooms have the same ID, their events displace each other.
     """
 
     def __init__(self, database: Database, cache_bytes: int = CACHE_BYTES) -> None:
         self._database = database
         self._cache: WeightedCache[str, StoredEvent] = WeightedCache("events", cache_bytes, _weigh)
         self._ids: dict[int, str] = {}
-        """Event IDs by numeric ID. At most two for each event in the cache and 1,000 more, which share its strings."""
+        """Event IDs by numeric ID; at most two for each cached event and 1,000 more. They share the cache's strings."""
         self._changed: WeightedCache[str, int] = WeightedCache(
             "changed events", CHANGED_BYTES_MAX, lambda _: 0, entry_bytes=LONG_KEY_BYTES
         )
-        """Events that changed in the database, with the number of the change."""
+        """The IDs of events that changed in the database, with the number of the change."""
         self._changes = 0
         self._watchers: list[Callable[[str], None]] = []
 
     def watch(self, watcher: Callable[[str], None]) -> None:
-        """Have a function called with the ID of each event that changes: one that is redacted, for instance."""
+        """Register a function that is called with the ID of each changed event, for example a redacted one."""
         self._watchers.append(watcher)
 
     def cached(self, room_id: str, event_id: str) -> StoredEvent | None:
-        """The event of a room if it is in the cache."""
+        """An event of a room if it is in the cache."""
         stored = self._cache.get(event_id)
         return stored if stored is not None and _is_of(stored, room_id) else None
 
     def cached_by_nid(self, event_nid: int) -> StoredEvent | None:
-        """The event if it is in the cache."""
+        """An event by numeric ID if it is in the cache."""
         event_id = self._ids.get(event_nid)
         stored = self._cache.get(event_id) if event_id is not None else None
         return stored if stored is not None and stored.event_nid == event_nid else None
 
     def cached_of(self, change: Change) -> StoredEvent | None:
-        """The event that a change tells of, if it is one and in the cache."""
+        """The event of a change, if it has one and that is in the cache."""
         if change.event_id is None or change.room_id is None:
             return None
         return self.cached(change.room_id, change.event_id)
 
     async def get(self, room_id: str, event_id: str) -> StoredEvent | None:
-        """One event of a room, or None where this server does not have it, or has it in another room."""
+        """An event of a room; None if this server does not have it in that room."""
         return self.cached(room_id, event_id) or (await self.by_id(room_id, [event_id])).get(event_id)
 
     async def in_any_room(self, event_id: str) -> list[StoredEvent]:
-        """The events with an ID, of whatever room. Only for questions that do not say which room they mean."""
+        """The events with an ID in all rooms. Only for requests that do not name the room."""
         began = self._changes
         found = await self._database.read(event_graph.events_in_any_room, event_id)
         return [self._keep_read(stored, began) for stored in found]
 
     async def by_id(self, room_id: str, event_ids: Iterable[str]) -> dict[str, StoredEvent]:
-        """The events of a room with these IDs; those that this server does not have in that room are left out."""
+        """Events of a room by ID; those that this server does not have in that room are left out."""
         found: dict[str, StoredEvent] = {}
         missing: list[str] = []
         for event_id in event_ids:
@@ -99,7 +99,7 @@ class Events:
         return found
 
     async def by_nid(self, nids: Iterable[int]) -> dict[int, StoredEvent]:
-        """The events with these numeric IDs."""
+        """Events by numeric ID."""
         found: dict[int, StoredEvent] = {}
         missing: list[int] = []
         for nid in nids:
@@ -115,7 +115,7 @@ class Events:
         return found
 
     async def by_nid_anew(self, outdated: Iterable[StoredEvent]) -> dict[int, StoredEvent]:
-        """Events by numeric ID as the database has them now: another process may have given them their places."""
+        """Read events from the database again: another process may have given them places."""
         nids: list[int] = []
         for stored in outdated:
             nids.append(stored.event_nid)
@@ -123,7 +123,7 @@ class Events:
         return await self.by_nid(nids)
 
     def _keep_read(self, stored: StoredEvent, began: int) -> StoredEvent:
-        """What a read that ``began`` after so many changes has found: kept, unless it may be out of date by now."""
+        """Cache the result of a read that ``began`` after so many changes, unless it may be outdated by now."""
         known = self._cache.peek(stored.event_id)
         if known is not None and known.event_nid == stored.event_nid:
             return known
@@ -132,11 +132,11 @@ class Events:
         return self.keep(stored)
 
     def keep(self, stored: StoredEvent) -> StoredEvent:
-        """Put an event that was written into the cache; returns the one that is kept."""
+        """Cache an event that was written; returns the cached one."""
         known = self._cache.peek(stored.event_id)
         redacted_by = known.redacted_by if known is not None and known.event_nid == stored.event_nid else None
         if redacted_by is not None and stored.redacted_by is None:
-            # A redaction that was committed after this copy was read.
+            # A redaction was committed after this copy was read.
             stored = replace(stored, redacted_by=redacted_by)
         if stored.is_idle_redaction and stored.visible:
             # Whether it has taken effect by now is asked anew each time: another process may have received its target.
@@ -149,12 +149,12 @@ class Events:
         return stored
 
     def forget(self, event_id: str) -> None:
-        """Drop an event from the cache: it was changed in the database."""
+        """Remove an event from the cache, because it has changed in the database."""
         self._cache.drop(event_id)
         self._note_change(event_id)
 
     def redacted(self, event_id: str, redaction: Event) -> None:
-        """A redaction of the event was applied."""
+        """Note that a redaction of the event was applied."""
         known = self._cache.peek(event_id)
         if known is not None and known.event.room_id == redaction.room_id:
             if known.redacted_by is None or known.redacted_by.event_id == redaction.event_id:

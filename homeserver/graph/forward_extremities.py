@@ -1,4 +1,4 @@
-"""Which forward extremities an event of ours brings together, and what the state is there.
+"""Which forward extremities a new event of ours follows, and the state there.
 
 https://spec.matrix.org/v1.19/server-server-api/#pdus
 """
@@ -13,23 +13,23 @@ from homeserver.graph.working_head import WorkingHead
 from homeserver.protocol.events import StateKey
 
 CANDIDATES_MAX = 100
-"""Forward extremities that are looked at where there are more than can be brought together."""
+"""How many forward extremities are considered if there are more than one event can follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an event of ours comes into the graph."""
+    """The position of a new event of ours in the graph."""
 
     extremities: Sequence[Extremity]
     before: StateSnapshot
-    """The state before the event, which follows from the extremities."""
+    """The state before the event, resolved from the extremities."""
 
 
 async def next_place(working: WorkingHead, keys: Collection[StateKey]) -> Place:
-    """Where the next event goes whose auth events are under some keys of the state.
+    """The position of the next event, whose auth events are under ``keys`` of the state.
 
-    Other servers judge it by the state where the extremities that it names meet. Where those are not all, they are
-    chosen so that what the sender may do by the room's state is seen from them.
+    Other servers check the event by the resolved state of the extremities that it names. If it cannot name all of them,
+    those are chosen in whose states the sender has the permissions that it has by the room's state.
     """
     head = working.head
     if head.is_exact:
@@ -49,8 +49,8 @@ def cited_in_template(head: RoomHead) -> list[Extremity]:
 def deepest_and_longest_waiting(extremities: Iterable[Extremity], count: int) -> list[Extremity]:
     """Some forward extremities, the deepest first.
 
-    Half of them are those that have been waiting for longest: a server that makes ever deeper branches cannot keep the
-    others from being brought together.
+    Half of them are the oldest ones, so that a server that makes ever deeper branches cannot keep others from being
+    merged.
     """
     by_depth = sorted(extremities, key=lambda extremity: extremity.depth, reverse=True)
     if len(by_depth) <= count:
@@ -61,11 +61,11 @@ def deepest_and_longest_waiting(extremities: Iterable[Extremity], count: int) ->
 
 
 def _arrival(extremity: Extremity) -> tuple[bool, int]:
-    return extremity.event_nid == 0, extremity.event_nid  # 0: it is being appended right now
+    return extremity.event_nid == 0, extremity.event_nid  # 0: the event is being appended right now
 
 
 async def _nearest(working: WorkingHead, candidates: Sequence[Extremity], keys: Collection[StateKey]) -> Extremity:
-    """The extremity after which most of the keys stand as in the room's state."""
+    """The extremity whose state has most of the keys as the room's state has them."""
     now = {key: event_id for key in keys if (event_id := working.head.state.get(key)) is not None}
     best, agrees_best = candidates[0], -1
     for extremity in candidates:

@@ -1,4 +1,4 @@
-"""What a state resolution has to look at, found by the index of auth chains.
+"""The events that a state resolution has to consider, found by the index of auth chains.
 
 https://spec.matrix.org/v1.19/rooms/v2/#definitions
 """
@@ -27,12 +27,11 @@ async def full_conflict(
     likely_keys: Iterable[StateKey],
     unstored: Mapping[str, Event],
 ) -> tuple[set[str], set[str]]:
-    """Auth difference, perhaps with conflicted events that are not part of it, and conflicted subgraph.
+    """The auth difference, possibly with additional conflicted events, and the conflicted subgraph.
 
-    ``likely_keys`` are those under which the conflicted events have their auth events.
-
-    The index of auth chains covers what is committed. An event that is not stands for its auth events and itself:
-    nothing that is committed can have it in its auth chain.
+    ``likely_keys`` are the state keys of the conflicted events' auth events. The index of auth chains covers committed
+    events. An uncommitted event stands for its auth events and itself: no committed event can have it in its auth
+    chain.
     """
     shared = frozenset(states[0].values()) - conflicted_ids
     own = [frozenset(state.values()) - shared for state in states]
@@ -55,7 +54,8 @@ async def full_conflict(
 
 
 def _stored_fringe(ids: Iterable[str], unstored: Mapping[str, Event]) -> tuple[set[str], set[str]]:
-    """Committed events that these events are or lead to, and the uncommitted ones on the way."""
+    """The committed events that these events are or cite, directly or through uncommitted events, and those uncommitted
+    ones."""
     fringe: set[str] = set()
     pending: set[str] = set()
     todo = list(ids)
@@ -71,7 +71,7 @@ def _stored_fringe(ids: Iterable[str], unstored: Mapping[str, Event]) -> tuple[s
 
 
 def _unstored_subgraph(conflicted_ids: set[str], subgraph: set[str], unstored: Mapping[str, Event]) -> set[str]:
-    """Uncommitted events from which a conflicted event is reached, and which a conflicted event reaches.
+    """Uncommitted events that have a conflicted event in their auth chain, and are in that of a conflicted event.
 
     ``subgraph`` holds the committed ones.
     """
@@ -87,20 +87,20 @@ def _unstored_subgraph(conflicted_ids: set[str], subgraph: set[str], unstored: M
 
 @dataclass(frozen=True, slots=True)
 class _Fringes:
-    """States to find the auth difference of, as committed events."""
+    """States whose auth difference is to be found, as committed events."""
 
     shared: AbstractSet[str]
-    """What all have."""
+    """The events that all states have."""
     likely: AbstractSet[str]
-    """The part of that from which most of the auth chains is reached."""
+    """The events among these that reach most of the auth chains."""
     own: Sequence[AbstractSet[str]]
-    """What each has besides."""
+    """The other events of each state."""
     conflicted: AbstractSet[str]
-    """Events of which it does not matter whether they are in the difference."""
+    """Events that may or may not be in the difference."""
 
 
 def cited_keys(events: Iterable[Event]) -> set[StateKey]:
-    """The keys under which events have their auth events."""
+    """The state keys of the auth events of some events."""
     return {
         key
         for event in events
@@ -122,7 +122,8 @@ def _conflict_by_index(
 
 
 def _auth_difference(connection: Connection, room_nid: int, fringes: _Fringes) -> set[str]:
-    # What a large room's states share is large too. A small part of it mostly shows that there is nothing to be found.
+    # The common part of a large room's states is large too. Usually a small part of it shows that there is no
+    # difference.
     found = _difference_beyond(connection, room_nid, fringes.likely, fringes.own) - fringes.shared
     if found <= fringes.conflicted:
         return found

@@ -1,7 +1,7 @@
-"""What the rules of governance say of an event that one of our own users sends, beyond what Matrix itself says.
+"""Checks events that our own users send against the rules of governance, besides the rules of Matrix.
 
-https://spec.matrix.org/v1.19/server-server-api/#authorisation-rules come first; the rules here are those of the
-governance API, and hold on every way by which our users send events. Other servers' events are not asked.
+The rules of Matrix come first (https://spec.matrix.org/v1.19/server-server-api/#authorisation-rules). The rules here
+are those of the governance API; they apply however our users send an event, and not to events of other servers.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class GovernedEvents:
         self._database = database
 
     async def check(self, working: WorkingHead, event: Event) -> None:
-        """Raise ``Forbidden`` for an event that breaks a rule. For jobs: it looks at the newest head.
+        """Raise ``Forbidden`` for an event that breaks a rule. For jobs: it uses the newest head.
 
-        ``reason`` in the error is ``last_owner`` for the last Owner, ``equal_role`` and ``not_owner`` for changes of
+        The error has the ``reason`` ``last_owner`` for the last Owner, ``equal_role`` or ``not_owner`` for changes of
         roles.
         """
         if not last_owner.may_remove_owner(event):
@@ -54,10 +54,10 @@ class GovernedEvents:
         self._protect(event.room_id, event.sender)
 
     async def check_upgrade(self, working: WorkingHead, tombstone: Event, version: RoomVersion) -> None:
-        """Raise ``Forbidden`` where the end of a room in favour of a new one of this version breaks a rule. For jobs.
+        """Raise ``Forbidden`` if replacing a room by one of this version breaks a rule. For jobs.
 
-        ``reason`` in the error is ``last_owner`` where the new room would be without one, and ``not_owner`` where the
-        sender would become one.
+        The error has the ``reason`` ``last_owner`` if the new room would have no Owner, and ``not_owner`` if the sender
+        would become one.
         """
         joined = working.head.joined
         state = await working.state_events((CREATE, POWER_LEVELS))
@@ -75,16 +75,16 @@ class GovernedEvents:
         logger.warning("room loses its last owner", room_id=room_id, sender=sender)
 
     async def closed_among(self, user_ids: Collection[str]) -> set[str]:
-        """Those of our users whose accounts were closed."""
+        """The users among these, all ours, whose accounts were closed."""
         if self._database is None:
             return set()
         return await self._database.read(accounts.closed_among, list(user_ids))
 
 
 def refusal(event: Event, state: Mapping[StateKey, Event], create: Event | None, error: NotAuthorized) -> Forbidden:
-    """What our user is told whose event breaks a rule of Matrix: with a ``reason`` where governance has a word for it.
+    """The error for our user whose event breaks a rule of Matrix, with a ``reason`` if governance has one for it.
 
-    ``state`` is the part of the state that the event cites.
+    ``state`` holds the event's auth events by state key.
     """
     text = str(error)
     return Forbidden(text[:1].upper() + text[1:], **_reason(event, state, create))
@@ -110,6 +110,6 @@ def _check_roles(create: Event | None, old: Event | None, new: Event, joined: Co
     if sender_role is not Role.OWNER:
         raise Forbidden(role_changes.NOT_OWNER, reason="not_owner")
     for user_id, (before, _) in changed.items():
-        # Who is not in the room has no role in it, and gets what Matrix lets the sender give.
+        # A user who is not in the room has no role in it, and may be given any level that Matrix allows.
         if user_id != new.sender and before is Role.OWNER and user_id in joined:
             raise Forbidden(role_changes.EQUAL_ROLE, reason="equal_role")

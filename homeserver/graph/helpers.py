@@ -1,4 +1,4 @@
-"""The servers that may be asked for what events lack.
+"""The servers that may be asked for missing events.
 
 https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -18,7 +18,7 @@ SERVERS_ASKED_MAX = 3
 
 
 class NobodyToAsk(RemoteError):
-    """None of the servers that could help can be reached."""
+    """None of the servers that could help is reachable."""
 
     def __init__(self) -> None:
         super().__init__("(nobody)", "no server is left to ask")
@@ -27,7 +27,7 @@ class NobodyToAsk(RemoteError):
 class Helpers:
     """The servers to ask while one batch of events is handled, the likeliest first.
 
-    A server that cannot be reached is not asked again in the same batch.
+    A server that cannot be reached is not asked again within the batch.
     """
 
     def __init__(self, servers: list[str]) -> None:
@@ -35,11 +35,11 @@ class Helpers:
 
     @property
     def others(self) -> list[str]:
-        """All but the first."""
+        """All servers except the first."""
         return self._servers[1:]
 
     async def ask(self, question: Callable[[str], Awaitable[T]], first: str | None = None) -> T:
-        """The first answer that a server gives; ``first`` is asked before the others. Raises the first error."""
+        """The first answer from a server; ``first`` is asked before the others. Raises the first error."""
         failure: RemoteError | None = None
         for server_name in sorted(self._servers, key=lambda name: name != first):
             try:
@@ -51,16 +51,16 @@ class Helpers:
         raise failure or NobodyToAsk()
 
     def drop(self, server_name: str) -> None:
-        """Do not ask a server any more."""
+        """Stop asking a server."""
         if server_name in self._servers:
             self._servers.remove(server_name)
 
 
 def servers_to_ask(head: RoomHead, own_name: str, origin: str, *likely: str) -> list[str]:
-    """The servers that may know what an event from ``origin`` lacks: that one and the likely, then the largest.
+    """The servers to ask for what an event from ``origin`` lacks: that one, the ``likely`` ones, then the largest.
 
-    For a server that is not in the room nobody else is asked: anybody can invent events, and could have us ask the
-    members for as many as they like. If it has just joined, the members send its join, and all are asked after that.
+    If the origin is not in the room, no other server is asked: anybody can invent events, and could make us send many
+    requests to the members. If it has just joined, the members send its join, and then all are asked.
     """
     joined = head.joined_servers
     if origin not in joined:

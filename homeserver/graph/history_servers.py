@@ -16,7 +16,7 @@ from homeserver.storage.history_lanes import Gap
 from homeserver.storage.silent_servers import Silence
 
 GIVEN_UP_SERVERS_MIN = 10
-"""Pages go on without a room's servers once so many of them are given up, or all where there are fewer."""
+"""Pages go on without a room's servers once so many of them, or all if there are fewer, are given up."""
 
 
 @dataclass(slots=True)
@@ -24,14 +24,14 @@ class Candidates:
     """The other servers of a room."""
 
     to_ask: list[str]
-    """Those to ask now, the likeliest first."""
+    """The servers to ask now, the likeliest first."""
     count: int
-    """How many there are, with those that are left alone for now."""
+    """The number of other servers, including those that are not asked for now."""
     silences: dict[str, Silence]
 
     @property
     def are_given_up(self) -> bool:
-        """Whether to go on without what they may have."""
+        """Whether to go on without the events that they may have."""
         given_up = sum(is_given_up(silence) for silence in self.silences.values())
         return given_up >= min(self.count, GIVEN_UP_SERVERS_MIN)
 
@@ -47,10 +47,10 @@ class HistoryServers:
         self._clock = clock
 
     async def candidates(self, head: RoomHead, gaps: Sequence[Gap]) -> Candidates:
-        """The servers to ask about gaps: those of powerful members, of the events at the gaps, the largest.
+        """The servers to ask about gaps: those of powerful members, of the events at the gaps, and the largest.
 
-        Each time that a gap was asked about in vain, it is the turn of those that come next. Those that did not answer
-        the last time come last.
+        Each time that no server could fill a gap, the next servers are asked. Servers that did not answer the last time
+        come last.
         """
         stored = await self._events.by_nid([gap.event_nid for gap in gaps])
         ranked = _distinct(
@@ -71,11 +71,11 @@ class HistoryServers:
         return Candidates(to_ask, len(ranked), silences)
 
     async def did_not_answer(self, candidates: Candidates, server_name: str) -> None:
-        """A server was asked, and did not answer, or not in time."""
+        """Note that a server did not answer, or not in time."""
         candidates.silences[server_name] = await self._silent.did_not_answer(server_name)
 
     async def answered(self, candidates: Candidates, server_name: str) -> None:
-        """A server has answered, whatever it had."""
+        """Note that a server has answered, whatever it had."""
         if candidates.silences.pop(server_name, None) is not None:
             await self._silent.answered(server_name)
 

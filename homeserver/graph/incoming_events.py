@@ -1,4 +1,4 @@
-"""Checks 1 to 3 on receipt of a PDU: it is an event, it is signed, and it is whole, or else redacted.
+"""Checks 1 to 3 on receipt of a PDU: it is a valid event, it is signed, and its hash matches, or else it is redacted.
 
 https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
@@ -26,28 +26,28 @@ logger = structlog.get_logger(__name__)
 
 INTERNAL_ERRORS_REMEMBERED_MAX = 1_000
 EVENTS_AT_A_STRETCH = 40
-"""Events that are looked at before others get their turn."""
+"""How many events are handled before other requests may run."""
 
 
 class EventVerifier(Protocol):
     """Checks signatures: the key ring."""
 
     async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
-        """For each event what is wrong with its signatures, or None."""
+        """For each event the error of its signatures, or None."""
 
     async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
-        """Keys of servers: name to key ID to the time until which it must be valid."""
+        """Fetch keys: server name to key ID to the time until which the key must be valid."""
 
 
 class IncomingEvents:
-    """Turns what other servers send into events whose origin and integrity are certain."""
+    """Turns PDUs of other servers into events with checked signatures and hashes."""
 
     def __init__(self, verifier: EventVerifier) -> None:
         self._verifier = verifier
         self._internal_errors: LruDict[str, bool] = LruDict(INTERNAL_ERRORS_REMEMBERED_MAX)
 
     async def check(self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None) -> list[Event]:
-        """The events among the PDUs that pass checks 1 to 3; the others are dropped. None comes twice.
+        """The events that pass checks 1 to 3, without duplicates; other PDUs are dropped.
 
         ``room_id`` is the room that all must belong to.
         """
@@ -58,7 +58,7 @@ class IncomingEvents:
     async def parse(
         self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None, *, is_history: bool = False
     ) -> dict[str, Event]:
-        """Check 1 alone: the events among the PDUs, by event ID.
+        """Check 1 alone: the valid events among the PDUs, by event ID.
 
         ``is_history``: they are an answer to /backfill, which "MUST NOT be validated" on how many events each may refer
         to.
@@ -79,7 +79,7 @@ class IncomingEvents:
         return parsed
 
     async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
-        """Checks 2 and 3: each event, redacted where its content is not what was signed, or what is wrong with it."""
+        """Checks 2 and 3: each event, redacted if its hash does not match, or the error of its signatures."""
         failures = await self._verifier.verify_events(events)
         outcomes: list[Event | InvalidSignature] = []
         for index, (event, failure) in enumerate(zip(events, failures, strict=True)):
@@ -93,7 +93,7 @@ class IncomingEvents:
         return outcomes
 
     async def verify_each(self, events: Sequence[Event]) -> Sequence[Event | HomeserverError]:
-        """The same, where one event that this server stumbles over keeps no other one out."""
+        """Checks 2 and 3, but an event that causes an internal error does not keep the others out."""
         try:
             return await self.verify(events)
         except Exception:
@@ -108,25 +108,25 @@ class IncomingEvents:
         return outcome
 
     def note_internal_error(self, event_id: str) -> None:
-        """Remember that a bug of ours keeps an event out, so that what builds on it need not wait for it."""
+        """Remember that an internal error keeps an event out, so that events that follow it need not wait for it."""
         self._internal_errors.put(event_id, True)
 
     def met_internal_errors(self, event_ids: Iterable[str]) -> set[str]:
-        """Those of the events that were given, and that a bug of ours kept out."""
+        """The IDs among these of events that were received but kept out by an internal error."""
         return {event_id for event_id in event_ids if self._internal_errors.get(event_id)}
 
     async def check_signature_of(self, event: Event, server_name: str) -> None:
-        """Check that a server has signed an event, beside those who must. Raises ``InvalidSignature``."""
+        """Check that a server has signed an event, besides the required signatures. Raises ``InvalidSignature``."""
         wanted = dict.fromkeys(event_signatures(event, server_name), event.origin_server_ts)
         keys = await self._verifier.keys_for({server_name: wanted})
         verify_event_signature(event, server_name, keys.get(server_name, {}))
 
 
 def parse_submitted(pdu: JsonObject, version: RoomVersion, room_id: str, event_id: str) -> Event:
-    """Check 1 for the one event that a request is about, such as /send_join and /invite, and that it is intact.
+    """Check 1 for the event of a request such as /send_join and /invite, and that its hash matches.
 
-    ``event_id`` is the ID that the request names. Raises ``BadJson`` for what is not canonical JSON, ``InvalidParam``
-    for all else.
+    ``event_id`` is the ID that the request names. Raises ``BadJson`` if it is not canonical JSON, otherwise
+    ``InvalidParam``.
     """
     try:
         event = parse_event(pdu, version, room_id=room_id)

@@ -1,7 +1,7 @@
-"""Where this server stumbles over an event of another one: over a bug of its own, that is.
+"""Internal errors, which are bugs of this server, while it handles an event of another server.
 
-Events come together in transactions, and what comes in one is repeated until all of it is answered for. So one that we
-stumble over is answered for as well, as not taken in, and keeps no other one out.
+A transaction holds many events, and is repeated until all of them are answered. So an event that causes an internal
+error is answered too, as refused, and does not keep the others out.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ logger = structlog.get_logger(__name__)
 
 
 class InternalError(HomeserverError):
-    """Something went wrong that should not have; what it was stands in the log."""
+    """An internal error occurred; the log has the details."""
 
     def __init__(self) -> None:
         super().__init__("The server failed to handle the event")
 
 
 def is_internal_error(error: BaseException) -> bool:
-    """Whether it is a bug that was met, and not that the server stops or the database is out of reach."""
+    """Whether an exception is an internal error, and not the server stopping or the database being unreachable."""
     return isinstance(error, Exception) and not isinstance(error, (HomeserverError, *UNAVAILABLE))
 
 
 def as_outcome(error: BaseException, *, room_id: object, event_id: str | None) -> HomeserverError:
-    """What to answer for an event, or all events of a room, that led to this error; a bug is logged.
+    """The outcome for an event, or for all events of a room, that caused this error; internal errors are logged.
 
-    Raises ``error`` again where it says nothing of the event: then the other server shall come again.
+    Raises ``error`` again if it is not about the event: then the other server has to try again.
     """
     if isinstance(error, HomeserverError):
         return error

@@ -1,6 +1,6 @@
-"""Checks 4 to 6 on receipt of a PDU: is the event allowed by what it cites, by the state before it, and by now?
+"""Checks 4 to 6 on receipt of a PDU: whether its auth events, the state before it and the current state allow it.
 
-All of it runs when it is the room's turn (see ``append``), on the newest head.
+All of this runs while the room is locked for writing (see ``append``), on the newest head.
 
 https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
@@ -21,19 +21,19 @@ from homeserver.storage.event_graph import Verdict
 
 
 class MissingAncestors(HomeserverError):
-    """An event cannot be judged before others are here."""
+    """An event cannot be judged because other events are missing."""
 
     def __init__(self, event_id: str, *, auth: Iterable[str] = (), prev: Iterable[str] = ()) -> None:
         self.auth = frozenset(auth)
-        """auth_events that are not known."""
+        """The IDs of auth_events that are not known."""
         self.prev = frozenset(prev)
-        """prev_events that do not stand in the graph."""
+        """The IDs of prev_events that are not in the graph."""
         super().__init__(f"{event_id}: {len(self.auth)} auth events and {len(self.prev)} prev events are missing")
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What the checks said."""
+    """The result of the checks."""
 
     verdict: Verdict
     reason: str | None = None
@@ -55,11 +55,11 @@ class Judge:
         is_past: bool = False,
         has_gap: bool = False,
     ) -> Ruling:
-        """Checks 4 to 6; without the last one for events that are long past (``is_past``).
+        """Checks 4 to 6; without check 6 for events of the past (``is_past``).
 
-        ``has_gap`` says that prev_events are missing: then the current state of the room is that before the event,
-        resolved with the one that is known here. Whoever came into the room in the gap could never speak otherwise.
-        Raises ``MissingAncestors`` where auth events are not here.
+        ``has_gap`` says that prev_events are missing. Then check 6 uses the state before the event, resolved with the
+        current state that is known here: otherwise users who joined within the gap could never send again. Raises
+        ``MissingAncestors`` if auth events are missing.
         """
         try:
             # 4. "Passes authorisation rules based on the event's auth events, otherwise it is rejected."
@@ -67,7 +67,7 @@ class Judge:
             # 5. "Passes authorisation rules based on the state before the event, otherwise it is rejected."
             keys = auth_event_keys(event.type, event.sender, event.state_key, event.content, event.version)
             ids_before = {event_id for key in keys if (event_id := before.state.get(key)) is not None}
-            if ids_before != set(event.auth_events):  # otherwise it is the same question once more
+            if ids_before != set(event.auth_events):  # otherwise it is the same check again
                 authorize(event, await working.state_events(keys, before.state), create=create)
         except NotAuthorized as error:
             return Ruling(Verdict.REJECTED, str(error))
@@ -86,7 +86,7 @@ class Judge:
         return Ruling(Verdict.ACCEPTED)
 
     async def _check_citations(self, working: WorkingHead, event: Event) -> Event | None:
-        """Check 4. Returns the create event, where the room version does not cite it."""
+        """Check 4. Returns the create event if the room version does not have it among the auth events."""
         wanted = list(dict.fromkeys(event.auth_events))
         create_id = None
         if event.version.room_id_is_create_hash and event.type != "m.room.create":
@@ -102,7 +102,7 @@ class Judge:
         return create
 
     def rejected_among(self, working: WorkingHead, event_ids: Iterable[str]) -> set[str]:
-        """Those of the events, which were just looked at, that were rejected."""
+        """The rejected ones among these events, which were just loaded."""
         rejected: set[str] = set()
         for event_id in event_ids:
             if working.knows(event_id):
@@ -119,13 +119,14 @@ class Judge:
     ) -> StateSnapshot:
         """The state before an event: the resolution of the states after its prev_events.
 
-        ``given`` stands for those of them that are missing: the state before the event as another server sees it. It is
-        resolved with what is known here, and never replaces it. ``is_past`` says that the event comes from before what
-        this server has of the room. Raises ``MissingAncestors`` where prev_events are missing and nothing is ``given``.
+        ``given`` is the state before the event according to another server, and stands for missing prev_events. It is
+        resolved with the states that are known here, and never replaces them. ``is_past`` says that the event is older
+        than what this server has of the room. Raises ``MissingAncestors`` if prev_events are missing and nothing is
+        ``given``.
         """
         head = working.head
         if not event.prev_events and head.state.get(CREATE) == event.event_id:
-            return StateSnapshot.whole({})  # where the room begins, which history leads back to
+            return StateSnapshot.whole({})  # the beginning of the room, which history leads back to
         if head.is_exact and follows_all(head, event):
             return head.snapshot
         snapshots: list[StateSnapshot] = []
@@ -143,9 +144,9 @@ class Judge:
         if is_past:
             return await _resolve_checked(working, [*snapshots, given])
         if not snapshots and head.version.state_resolution is StateResolution.V1:
-            snapshots.append(head.snapshot)  # what is stored here, version 1 will not check again
+            snapshots.append(head.snapshot)  # events stored here, which version 1 does not check again
         given = _completed(given, head)
-        # What comes after an event that is known here knows all that was known there.
+        # An event that follows a known event follows everything that the known event follows.
         absent = {key: i for known in snapshots for key, i in known.state.items() if key not in given.state}
         return await _resolve_checked(working, [*snapshots, given.changed(absent) if absent else given])
 
@@ -160,15 +161,15 @@ class Judge:
             return None
         snapshot = await self._states.snapshot(stored.state_group)
         if not is_past and stored.stream_position is not None and stored.stream_position < 0:
-            return _completed(snapshot, working.head)  # it was given too, with what was fetched of the past
+            return _completed(snapshot, working.head)  # another server gave it, with fetched history
         return snapshot
 
 
 async def _resolve_checked(working: WorkingHead, snapshots: Sequence[StateSnapshot]) -> StateSnapshot:
-    """The resolution of states of which one was given by another server.
+    """The resolution of states of which another server gave one.
 
-    Version 1 of state resolution takes for granted what nothing else competes with, and the least deep of what does: it
-    cannot tell a state that was made up. Version 2 checks everything in which the states differ.
+    Version 1 of state resolution accepts entries without conflict, and the least deep of conflicting ones, unchecked:
+    it cannot detect a forged state. Version 2 checks everything in which the states differ.
     """
     version = working.head.version
     if version.state_resolution is StateResolution.V1:
@@ -177,14 +178,12 @@ async def _resolve_checked(working: WorkingHead, snapshots: Sequence[StateSnapsh
 
 
 def _completed(given: StateSnapshot, head: RoomHead) -> StateSnapshot:
-    """A state that another server gave, with what it lacks and the room has.
+    """A state that another server gave, completed with entries that only the room's state has.
 
-    Nothing ever leaves the state of a room. But state resolution takes up what only one of the states has anew, by the
-    rules that the room has now: a member who came while the room was public would be lost once it is not, if a server
-    left them out.
-
-    A state in which none of our users ever was stays as it is. It is from before they came: an event of ours that
-    follows it alone would be rejected by other servers, so it must not look as if our users were known there.
+    Entries never leave the state of a room. But state resolution checks entries that only one of the states has by the
+    current rules: a member who joined while the room was public would be lost if it is private now and a server left
+    them out. A state from before any of our users was in the room is not changed: our users must not look like members
+    there, since other servers would reject an event of ours that follows only that state.
     """
     if not any(("m.room.member", user_id) in given.state for user_id in head.joined_local):
         return given
@@ -193,14 +192,14 @@ def _completed(given: StateSnapshot, head: RoomHead) -> StateSnapshot:
 
 
 def follows_all(head: RoomHead, event: Event) -> bool:
-    """Whether an event follows exactly the room's forward extremities: nothing that is here can come after it."""
+    """Whether an event follows exactly the room's forward extremities, so that no known event can follow it."""
     return bool(event.prev_events) and set(event.prev_events) == {e.event_id for e in head.extremities}
 
 
 def judge_alone(
     event: Event, known: Mapping[str, Event], rejected: set[str], *, create: Event | None = None
 ) -> NotAuthorized | None:
-    """Check 4 alone, for outliers: what speaks against the event, by the events that it cites, all of which are known.
+    """Check 4 alone, for outliers: the error if the event's auth events, all of which are known, do not allow it.
 
     ``rejected`` holds the IDs of known events that were rejected.
     """
@@ -216,12 +215,12 @@ def judge_alone(
 
 
 def auth_events_first(events: Mapping[str, Event]) -> list[Event]:
-    """The events in an order in which auth events come before those that cite them."""
+    """The events sorted so that auth events come before the events that cite them."""
     return _ancestors_first(events, lambda event: event.auth_events)
 
 
 def prev_events_first(events: Mapping[str, Event]) -> list[Event]:
-    """The events in an order in which prev_events come before those that follow them."""
+    """The events sorted so that prev_events come before the events that follow them."""
     by_depth = {event.event_id: event for event in sorted(events.values(), key=lambda e: (e.depth, e.event_id))}
     return _ancestors_first(by_depth, lambda event: event.prev_events)
 
@@ -241,7 +240,7 @@ def _ancestors_first(events: Mapping[str, Event], ancestors: Callable[[Event], S
                 for name in ancestors(events[event_id])
                 if name in events and name not in ordered and name not in open_ids
             ]
-            open_ids.add(event_id)  # a circle, which only forged event IDs of version 1 can make, ends here
+            open_ids.add(event_id)  # a cycle, which is only possible with forged event IDs of version 1, ends here
             if waiting:
                 stack.extend(waiting)
             else:
