@@ -71,7 +71,7 @@ class TypingNotices(Protocol):
         """Tell them soon, in place of what still waits under the same key. Best effort."""
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
-"""Filling the gaps in a room's history when somebody scrolls to them.
+"""Fills the gaps in a room's history when a client scrolls to them.
 
-A gap is an event whose prev_events are not all here. What other servers give for it comes into the lane of the room's
-history below that event, see ``storage/places.py``.
+A gap is an event whose prev_events are not all here. The events that other servers return for it are placed in the lane
+of the room's history below that event, see ``storage/places.py``.
 
 https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -37,32 +37,32 @@ EVENTS_PER_BACKFILL = 100
 GAPS_PER_BACKFILL_MAX = 10
 SERVERS_TRIED_MAX = 5
 SERVER_SECONDS_MAX = 10.0
-"""How long one server may take, so that the next one can still be asked."""
+"""How long one server may take, so that there is time to ask the next one."""
 RETRY_MS_MIN = 10_000
-"""A missing event that a server did not have is asked for again after so long; each time in vain doubles it."""
+"""The pause before a missing event is requested again; it doubles each time that no server has it."""
 RETRY_MS_MAX = 6 * 3600 * 1000
 DOUBLINGS_MAX = 16
 
 
 _Given: TypeAlias = dict[str, Event]
-"""What a server gave, by event ID."""
+"""The events that a server returned, by event ID."""
 
 
 class Filled(Enum):
-    """What came of asking other servers for history."""
+    """The result of asking other servers for history."""
 
     NEWS = auto()
-    """There is more now: look again."""
+    """There are more events now: read again."""
     NOTHING = auto()
-    """Servers answered and had nothing. These gaps are not asked about again for a while."""
+    """Servers answered but had nothing. They are not asked about these gaps again for a while."""
     UNANSWERED = auto()
-    """Nobody answered, or not in time. The same question may find somebody later."""
+    """No server answered in time. A later request may be answered."""
     GIVEN_UP = auto()
-    """The same, and it has been so for minutes: read on with what is here."""
+    """The servers have not answered for minutes: continue with the events that are here."""
 
 
 class Backfiller:
-    """Fetches older events of rooms that this server was not in at the time, or lost sight of."""
+    """Fetches older events of rooms, from times when this server was not in them or not connected."""
 
     def __init__(
         self,
@@ -86,15 +86,14 @@ class Backfiller:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
-        """Ask for what is missing at these gaps of a room, as they were just read, for so long at most.
+        """Ask for the events that are missing at these gaps of a room, which were just read, for at most ``seconds``.
 
-        At most ``GAPS_PER_BACKFILL_MAX`` of them are asked about. Never fails: a server that does not answer is passed
-        over.
+        At most ``GAPS_PER_BACKFILL_MAX`` gaps are asked about. Never raises: servers that do not answer are skipped.
         """
         try:
             async with asyncio.timeout(seconds):
-                # One at a time, here and in other processes: an answer takes places below those of the one before, so
-                # two that were taken in at once could set an event before its ancestors.
+                # One at a time, also over all processes: the events of an answer get places below those of the answer
+                # before, so two at once could place an event before its ancestors.
                 lock = self._locks.setdefault(room_id, asyncio.Lock())
                 async with lock, self._under_way.claimed(HISTORY, room_id):
                     return await self._fill(room_id, gaps[:GAPS_PER_BACKFILL_MAX])
@@ -109,7 +108,7 @@ class Backfiller:
         wanted = [gap.missing_event_id for gap in gaps]
         missing = await self._database.read(history_lanes.still_missing, head.room_nid, wanted)
         if not missing.issuperset(wanted):
-            return Filled.NEWS  # another request, or another process, was faster
+            return Filled.NEWS  # another request or process was faster
         answered = 0
         candidates = await self._servers.candidates(head, gaps)
         for server_name in candidates.to_ask[:SERVERS_TRIED_MAX]:
@@ -142,12 +141,12 @@ class Backfiller:
         return Filled.NEWS
 
     async def _take_in(self, server_name: str, head: RoomHead, given: _Given, gaps: Sequence[Gap]) -> bool:
-        """Place what a server gave, as far as it fills gaps. Returns whether it filled any."""
+        """Place the events that a server returned, if they fill gaps. Returns whether any did."""
         outcomes = await self._incoming.verify_each(list(given.values()))
         intact = {outcome.event_id: outcome for outcome in outcomes if isinstance(outcome, Event)}
         ordered = prev_events_first(given)
-        # An event that was not signed as it should be cannot be taken in. What it says of its prev_events is true all
-        # the same: that is part of its event ID, by which others name it.
+        # An event with a wrong signature cannot be stored. But its prev_events are right nevertheless, since they are
+        # part of the hash that is its ID, by which other events name it.
         rows = [
             GivenEvent(event.event_id, event.prev_events, event.depth, event.event_id in intact) for event in ordered
         ]
@@ -164,7 +163,7 @@ class Backfiller:
 
 
 def _is_left_out(gap: Gap, given: _Given) -> bool:
-    """Whether an answer passes over what is missing at a gap: it is not in it, though less deep events are."""
+    """Whether an answer lacks the events that are missing at a gap, though it has less deep ones."""
     if gap.missing_event_id in given:
         return False
     return len(given) < EVENTS_PER_BACKFILL or gap.depth > min(event.depth for event in given.values())

@@ -1,7 +1,7 @@
-"""What other processes on the same database do to rooms: noticed, and taken into account.
+"""Follows what other processes on the same database do to rooms.
 
-With PostgreSQL several processes may serve one database. Each is told by PostgreSQL when another one has committed;
-with SQLite only the command line writes besides the server, so it is enough to look now and then.
+With PostgreSQL several processes may serve one database, and PostgreSQL notifies each when another one has committed.
+With SQLite only the command line writes besides the server, so looking from time to time is enough.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from homeserver.storage.database import Database
 logger = structlog.get_logger(__name__)
 
 POLL_S = 2.0
-"""How often a process looks whether somebody else has written, where nobody tells it."""
+"""How often a process looks for changes by others if nothing notifies it."""
 RECONNECT_S = 1.0
 STOP_AGAIN_S = 0.2
 
 
 class ChangeListener(Protocol):
-    """Is told of everything that other processes write."""
+    """Is notified of everything that other processes write."""
 
     def note(self, changes: Iterable[WrittenChange]) -> None:
-        """Take note; must not block."""
+        """Take note of changes; must not block."""
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
 
 
 class NoticeListener(Protocol):
-    """Is told of the notices of other processes, which are not stored."""
+    """Is notified of messages from other processes that are not stored."""
 
     def hear(self, body: str) -> None:
         """Take note of a notice; must not block."""
 
     def begin_to_hear(self) -> None:
-        """From now on notices arrive. Those from before did not."""
+        """Note that notices arrive from now on; earlier ones were lost."""
 
 
 class OtherProcesses:
-    """Keeps caches in line with what other processes write, and wakes the requests that wait for it.
+    """Updates caches when other processes write, and wakes the requests that wait for it.
 
     It is built before the notifier, which gets ``load_changes``, and started with it.
     """
@@ -62,7 +62,7 @@ class OtherProcesses:
         self._following: asyncio.Task[None] | None = None
 
     async def load_changes(self, after: int, upto: int) -> list[Change]:
-        """What was written after one position up to and with another; drops what it outdates from the caches."""
+        """The changes after one position up to and including another; removes outdated entries from the caches."""
         written = await self._database.read(changes.load_changes, after, upto)
         for room_id, generation in written.generations.items():
             self._heads.forget(room_id, generation)
@@ -73,7 +73,7 @@ class OtherProcesses:
             if change.event_id is not None and change.room_id is not None:
                 cached = self._events.cached(change.room_id, change.event_id)
             if cached is not None and cached.stream_position is None:
-                self._events.forget(cached.event_id)  # an outlier has found its place
+                self._events.forget(cached.event_id)  # an outlier has got a place in the graph
         if self._relay is not None:
             self._relay.note(written.changes)
         return [
@@ -92,19 +92,19 @@ class OtherProcesses:
     def start(
         self, notifier: Notifier, relay: ChangeListener | None = None, notices: NoticeListener | None = None
     ) -> None:
-        """Begin to follow what is written, and to tell the notifier; and the relay, of what is for other servers.
+        """Start to follow what is written, and notify the notifier, and the relay of changes for other servers.
 
-        ``notices`` is told what other processes say without storing it.
+        ``notices`` is notified of what other processes say without storing it.
         """
         self._relay = relay
         self._notices = notices
         self._following = asyncio.get_running_loop().create_task(self._follow(notifier))
 
     async def stop(self) -> None:
-        """Leave off."""
+        """Stop the background work."""
         following, self._following = self._following, None
         while following is not None and not following.done():
-            # Again if need be: before Python 3.12, asyncio.wait_for, which waits for announcements, may swallow it.
+            # Repeat it if needed: before Python 3.12, asyncio.wait_for, which waits for announcements, may swallow it.
             following.cancel()
             await asyncio.wait([following], timeout=STOP_AGAIN_S)
         relay, self._relay = self._relay, None
@@ -146,5 +146,5 @@ class OtherProcesses:
             try:
                 self._notices.hear(notice.body)
             except Exception:
-                # The next announcement must be heard all the same.
+                # The next announcement must still be handled.
                 logger.exception("a notice of another process could not be taken in")

@@ -1,9 +1,9 @@
-"""Refusals that rest on what another process has changed in the meantime.
+"""Checks refusals against changes that another process has made in the meantime.
 
-Several processes may serve one database. Each hears of what the others write a moment later than their clients do: a
-user who joined through one process and sends through another must not be told that it is not in the room. So before a
-refusal is answered, the head of the room that it rests on is compared with the database. What is allowed needs no such
-look: whatever is written is checked for it anyway (``StaleHead``).
+Several processes may serve one database. Each learns of another's writes slightly later than that one's clients: a user
+who joined through one process and sends through another must not be told that they are not in the room. So before a
+request is refused, the head of the room is compared with the database. Allowed requests need no such check: every write
+checks the head anyway (``StaleHead``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 REFUSALS = frozenset({400, 403, 404})
-"""The statuses of answers that may follow from the state of a room."""
+"""The statuses of refusals that may follow from the state of a room."""
 
 
 class HasHeads(Protocol):
-    """A service that looks at rooms."""
+    """A service that uses the heads of rooms."""
 
     @property
     def _heads(self) -> RoomHeads: ...
@@ -36,9 +36,9 @@ S = TypeVar("S", bound=HasHeads)
 def refuses_by_newest_state(
     method: Callable[Concatenate[S, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Awaitable[T]]:
-    """Run a method once more if it refuses something by a head that turns out to be outdated.
+    """Run a method again if it refuses a request because of a head that turns out to be outdated.
 
-    For methods with a parameter ``room_id`` that change nothing before they refuse.
+    For methods that have a parameter ``room_id`` and change nothing before they refuse.
     """
     signature = inspect.signature(method)
 
@@ -51,7 +51,7 @@ def refuses_by_newest_state(
 
 
 async def unless_outdated(heads: RoomHeads, room_id: str, action: Callable[[], Awaitable[T]]) -> T:
-    """What an action answers about a room; where it refuses, by the room's newest state. Raises what it raises."""
+    """The result of an action on a room; if it refuses, by the room's newest state. Raises the errors of the action."""
     head = heads.cached(room_id)
     try:
         return await action()

@@ -1,4 +1,4 @@
-"""Events that are known without a place in the graph: auth events, and the state that another server describes.
+"""Events without a place in the graph: auth events, and events of states that other servers describe.
 
 https://spec.matrix.org/v1.19/server-server-api/#pdu
 """
@@ -26,7 +26,7 @@ OUTLIERS_PER_JOB = 250
 
 
 class Outliers:
-    """Stores what other servers give of a room besides its history."""
+    """Stores events of other servers that are not part of a room's history."""
 
     def __init__(
         self, incoming: IncomingEvents, events: Events, writers: RoomWriters, database: Database, restorer: Restorer
@@ -38,10 +38,10 @@ class Outliers:
         self._restorer = restorer
 
     async def take_in(self, head: RoomHead, pdus: Sequence[Any]) -> set[str]:
-        """Store those of the events that are not known yet, judged by what they cite (check 4).
+        """Store the events that are not known yet, after checking them by their auth events (check 4).
 
-        An event of which an auth event is missing, here and among the others, is not stored: what cannot be judged
-        gets no verdict. Returns the IDs of all events that were given, stored or not.
+        An event that lacks an auth event, both here and among the others, is not stored, since it cannot be checked.
+        Returns the IDs of all given events, stored or not.
         """
         parsed: dict[str, Event] = {}
         for pdu in pdus:
@@ -51,7 +51,7 @@ class Outliers:
                 continue
             parsed[event.event_id] = event
         known = await self._database.read(event_graph.nids_of, head.room_nid, list(parsed))
-        # Of what is known, only other copies are looked at: one of the two may be intact where the other is not.
+        # Of known events, only other copies are examined: one of them may be intact and the other not.
         copies = {event_id: event for event_id, event in parsed.items() if event_id in known}
         copies_differing = set(await self._database.read(restored_events.differing, head.room_nid, copies))
         wanted = [event for event_id, event in parsed.items() if event_id not in known or event_id in copies_differing]

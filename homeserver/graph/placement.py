@@ -1,4 +1,4 @@
-"""Putting events of other servers into their place in the graph: judged, and with all that they build on.
+"""Places events of other servers in the graph: checked, and after all events that they follow.
 
 https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
@@ -31,36 +31,36 @@ from homeserver.storage.event_graph import StoredEvent, Verdict
 logger = structlog.get_logger(__name__)
 
 STATES_ASKED_MAX = 4
-"""States that are asked for while one batch of events is placed."""
+"""How many states are requested while one batch of events is placed."""
 AUTH_CHAINS_ASKED_MAX = 8
-"""Auth chains, likewise."""
+"""How many auth chains are requested while one batch is placed."""
 
 Outcome: TypeAlias = StoredEvent | HomeserverError | None
-"""The event as it was stored, why it could not be, or None where it was there already."""
+"""The event as it was stored, the error that prevented it, or None if it was stored already."""
 
 
 @dataclass(slots=True)
 class _Help:
-    """What other servers may be asked for yet, and what they gave, while one batch of events is placed."""
+    """The remaining requests to other servers, and their answers, while one batch of events is placed."""
 
     origin: str
     may_ask: bool
     places: Mapping[str, int] | None
-    """The places of events from the past, by event ID; None: the events are new."""
+    """The places of events of the past, by event ID; None: the events are new."""
     is_last_resort: bool
     batch: frozenset[str]
     """The IDs of the events of the batch."""
     helpers: Helpers | None = None
     states_asked: int = 0
     states: dict[str, StateSnapshot] = field(default_factory=dict)
-    """Event ID to the state before the event, as it was given."""
+    """The states before events that other servers gave, by event ID."""
     auth_chains_asked: set[str] = field(default_factory=set)
-    """The events whose auth chains were asked for."""
+    """The IDs of events whose auth chains were requested."""
     opinions: Opinions = field(default_factory=Opinions)
-    """What the room's policy server says."""
+    """The answers of the room's policy server."""
 
     def take_turn(self, event: Event, missing: MissingAncestors) -> None:
-        """Count one more question. Raises ``MissingAncestors`` where there have been enough."""
+        """Count one more request. Raises ``MissingAncestors`` if the limit is reached."""
         if not self.may_ask:
             raise missing
         if missing.auth:
@@ -104,11 +104,11 @@ class Placer:
         may_ask: bool = True,
         is_last_resort: bool = False,
     ) -> dict[str, Outcome]:
-        """Judge and append events, ancestors first; what is missing is fetched, as far as this server ``may_ask``.
+        """Check and append events, ancestors first; missing ones are fetched if this server ``may_ask``.
 
-        All that can be appended as it is shares a transaction. ``places`` are the places in
-        the room's history, by event ID, of events from before what we have; None where the events are new.
-        ``is_last_resort``: they are judged without state that was given, but could not be verified for long.
+        All events that can be appended as they are share a transaction. ``places`` are the places in the room's
+        history, by event ID, of events from the past; None if the events are new. ``is_last_resort``: use a state that
+        was given though some of it could not be verified for a long time.
         """
         outcomes: dict[str, Outcome] = {}
         help_ = _Help(origin, may_ask, places, is_last_resort, frozenset(event.event_id for event in events))
@@ -127,7 +127,7 @@ class Placer:
         return outcomes
 
     async def place_with_ancestors(self, origin: str, event: Event) -> Outcome:
-        """Place an event, and before it what the origin can show of the missing events that it follows."""
+        """Place an event, and before it the missing ancestors that the origin returns."""
         head = await self._heads.get(event.room_id)
         helpers = self._ancestors.helpers(head, origin, event)
         between = await self._ancestors.close_gap(origin, helpers, head, [event])
@@ -137,10 +137,10 @@ class Placer:
     async def _help_one(
         self, waiting: Sequence[tuple[Event, MissingAncestors | Unasked]], help_: _Help, outcomes: dict[str, Outcome]
     ) -> list[Event]:
-        """Get what the first of those that wait lacks, and return those that are worth another try.
+        """Fetch what the first waiting event lacks, and return the events that are worth another attempt.
 
-        What cannot be helped gets its outcome. The policy server is asked about all at once, before anything else: the
-        others may lack nothing but an event that it has to sign.
+        Events that cannot be helped get their outcome. The policy server is asked about all events first, since some
+        may lack nothing but its signature.
         """
         for _, unasked in waiting:
             if isinstance(unasked, Unasked):
@@ -160,10 +160,10 @@ class Placer:
         return []
 
     async def _do_without(self, event: Event, missing: MissingAncestors, help_: _Help) -> bool:
-        """Whether an event is to be judged by the room's state as it is now, for want of the state before it.
+        """Whether an event is checked by the current state of the room, since the state before it is not available.
 
-        Many servers show nothing more of a room to a server whose last user they have removed. If that was away when
-        it happened, it could not place the removal, and its user would be left in a room that is silent for ever.
+        Many servers return nothing more of a room to a server whose last user they have removed. If that server was
+        down at the time, it could not place the removal, and its user would stay in a silent room for ever.
         """
         if missing.auth or event.event_id in help_.states or event.type != "m.room.member":
             return False
@@ -175,7 +175,7 @@ class Placer:
         return True
 
     async def _help(self, event: Event, missing: MissingAncestors, help_: _Help) -> None:
-        """Get what an event lacks. Raises ``MissingAncestors`` or ``RemoteError`` where that is not possible."""
+        """Fetch what an event lacks. Raises ``MissingAncestors`` or ``RemoteError`` if that is not possible."""
         help_.take_turn(event, missing)
         head = await self._heads.get(event.room_id)
         if help_.helpers is None:
@@ -190,10 +190,10 @@ class Placer:
         )
 
     async def _check_shown(self, helpers: Helpers, head: RoomHead, event: Event, missing: AbstractSet[str]) -> None:
-        """Check that the missing prev_events of an event exist. Raises ``MissingAncestors`` where nobody shows them.
+        """Check that the missing prev_events of an event exist. Raises ``MissingAncestors`` if no server shows them.
 
-        An event becomes a forward extremity, and our own events will name it: other servers, for whom there is no way
-        to get its ancestors, would then refuse ours. One that is followed by others already becomes none.
+        The event becomes a forward extremity, which our own events will name. Other servers would refuse our events if
+        they had no way to get the ancestors. An event that has followers already does not become an extremity.
         """
         unshown = await self._ancestors.unshown(helpers, head, missing)
         is_followed = federation_queries.is_followed_by_accepted
@@ -201,14 +201,14 @@ class Placer:
             raise MissingAncestors(event.event_id, prev=unshown)
 
     async def _append_all(self, events: Sequence[Event], help_: _Help) -> list[StoredEvent | HomeserverError | None]:
-        """Judge and append events in one transaction, those among them that can be."""
+        """Check and append, in one transaction, those of the events that can be."""
         jobs = (self._append(event, help_) for event in events)
         outcomes: list[StoredEvent | HomeserverError | None] = []
         for event, result in zip(events, await asyncio.gather(*jobs, return_exceptions=True), strict=True):
             if not isinstance(result, BaseException) or isinstance(result, HomeserverError):
                 outcomes.append(result)
             elif is_internal_error(result):
-                # One that we stumble over fails those that were to share its transaction: each by itself, then.
+                # An internal error with one event fails the whole transaction: then try each event by itself.
                 outcomes.append(await self._append_alone(event, help_))
             else:
                 raise result
@@ -236,10 +236,10 @@ class Placer:
         return stored[0] if stored else None
 
     async def is_placed(self, working: WorkingHead, event: Event, *, ask_database: bool) -> bool:
-        """Whether an event stands in the graph already, as far as that is at hand, or by the database's word."""
+        """Whether an event is in the graph already, according to the cache or else the database."""
         if working.knows(event.event_id):
             return True
-        if ask_database:  # another request was faster with this event
+        if ask_database:  # another request has placed this event already
             return bool(await self._ancestors.placed(event.room_id, [event.event_id]))
         stored = self._events.cached(event.room_id, event.event_id)
         return stored is not None and not stored.verdict & Verdict.OUTLIER
@@ -252,11 +252,11 @@ class Placer:
         given: StateSnapshot | None = None,
         place: int | None = None,
     ) -> NewEvent:
-        """Judge an event on the head that it will be appended to.
+        """Check an event on the head that it will be appended to.
 
-        ``given`` is the state before it as another server sees it, for where prev_events are missing. ``place`` is its
-        place in the room's history if it is from the past; None for a new event. Raises ``MissingAncestors``, and
-        ``Unasked`` where the room's policy server has to be asked first.
+        ``given`` is the state before it according to another server, if prev_events are missing. ``place`` is its place
+        in the room's history if it is from the past; None for a new event. Raises ``MissingAncestors``, and ``Unasked``
+        if the room's policy server has to be asked first.
         """
         is_past = place is not None
         before = await self._judge.state_before(working, event, given, is_past=is_past)
@@ -274,7 +274,7 @@ class Placer:
         return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past, place=place)
 
     async def _is_followed(self, working: WorkingHead, event: Event) -> bool:
-        """Whether an accepted event that is here already follows this one."""
+        """Whether a known accepted event follows this one."""
         if any(
             written.new.verdict == Verdict.ACCEPTED and event.event_id in written.new.event.prev_events
             for written in working.written

@@ -1,8 +1,8 @@
-"""Check 7: asking the policy servers of rooms for their signatures, on what comes in and what our users send.
+"""Check 7: asks the policy servers of rooms to sign received events and events of our users.
 
-A job, which runs while it is the room's turn to write, only finds out that a signature is missing and raises
-``Unasked``. Whoever submitted it asks outside of the room's turn, which may take seconds, and submits it again with
-what the policy server said.
+A job, which runs while the room is locked for writing, only finds out that a signature is missing, and raises
+``Unasked``. Its caller asks while the room is not locked, which may take seconds, and submits the job again with the
+answer.
 
 https://spec.matrix.org/v1.19/server-server-api/#policy-servers
 """
@@ -51,34 +51,34 @@ from homeserver.storage.event_graph import Verdict
 logger = structlog.get_logger(__name__)
 
 SECONDS_MAX = 15.0
-"""How long all events of a request or of a batch wait for a policy server together."""
+"""How long all events of a request or batch wait for a policy server in total."""
 REQUESTS_AT_ONCE_MAX = 10
-"""Requests that one policy server gets from us at the same time."""
+"""How many requests one policy server gets from us at the same time."""
 SECOND_ATTEMPT_SECONDS = 1.0
-"""How soon a policy server that fails is asked again about another server's event, which has one chance only."""
+"""The pause before a failing policy server is asked again about another server's event, which has one chance only."""
 LEFT_ALONE_MS_MIN = 2_000
-"""How long a policy server that fails is not asked at all. Doubles each time."""
+"""How long a failing policy server is not asked at all. Doubles each time."""
 LEFT_ALONE_MS_MAX = 30_000
 SERVERS_REMEMBERED_MAX = 1_000
 ROUNDS_MAX = 3
-"""How often policy servers are asked about one batch, where the room changes its policy in the midst of it."""
+"""How often policy servers are asked about one batch, if the room changes its policy meanwhile."""
 
 _PASSED_ON = frozenset(
     {(400, "M_FORBIDDEN"), (400, "M_BAD_JSON"), (400, "M_NOT_JSON"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")}
 )
-"""The refusals that the specification gives to policy servers. What else they answer could mean more to a client than
-that its event is refused: M_UNKNOWN_TOKEN, for instance, would log it out."""
+"""The refusals that the specification defines for policy servers. Other errors could tell a client more than that its
+event is refused: M_UNKNOWN_TOKEN, for instance, would log it out."""
 
 
 class PolicySigner(Protocol):
     """Asks policy servers: the federation client."""
 
     async def ask_policy_server_to_sign(self, destination: str, event: bytes) -> JsonObject:
-        """What ``POST /_matrix/policy/v1/sign`` answers. Raises ``RemoteError``."""
+        """The answer of ``POST /_matrix/policy/v1/sign``. Raises ``RemoteError``."""
 
 
 class Unasked(HomeserverError):
-    """The room's policy server has yet to say what it thinks of an event."""
+    """The room's policy server has to be asked about an event first."""
 
     def __init__(self, event: Event, server: PolicyServer) -> None:
         super().__init__(f"{server.name} has not signed {event.event_id}")
@@ -88,32 +88,32 @@ class Unasked(HomeserverError):
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a policy server said of an event when it was asked."""
+    """The answer of a policy server about an event."""
 
     server: PolicyServer
     event: Event
-    """With its signature, if it gave one."""
+    """The event with its signature, if it gave one."""
     objection: MatrixError | None = None
-    """Why the event is not recommended."""
+    """The reason why the event is not recommended."""
 
 
 @dataclass(slots=True)
 class Opinions:
-    """What policy servers said of the events of one batch."""
+    """The answers of policy servers about the events of one batch."""
 
     by_event_id: dict[str, Opinion] = field(default_factory=dict)
     rounds: int = 0
-    """How often they were asked: more than once where the room changes its policy meanwhile."""
+    """How often they were asked: more than once if the room changes its policy meanwhile."""
 
     def objection_to(self, event: Event) -> MatrixError | None:
-        """What was last said against an event, if anything."""
+        """The last objection to the event, if there is one."""
         opinion = self.by_event_id.get(event.event_id)
         return opinion.objection if opinion is not None else None
 
 
 @dataclass(slots=True)
 class _Standing:
-    """How a policy server does."""
+    """The recent failures of a policy server."""
 
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTS_AT_ONCE_MAX))
     failures_in_row: int = 0
@@ -121,7 +121,7 @@ class _Standing:
 
 
 class PolicyServers:
-    """Knows the policy servers of rooms, and asks them."""
+    """Finds the policy servers of rooms, and asks them."""
 
     def __init__(self, client: PolicySigner, events: Events, judge: Judge, clock: Clock) -> None:
         self._client = client
@@ -130,10 +130,10 @@ class PolicyServers:
         self._clock = clock
         self._standings: LruDict[str, _Standing] = LruDict(SERVERS_REMEMBERED_MAX, "policy servers")
 
-    # -- in the room's turn --------------------------------------------------------------------------------------------
+    # -- while the room is locked for writing --------------------------------------------------------------------------
 
     async def missing(self, working: WorkingHead, event: Event) -> PolicyServer | None:
-        """The policy server that has to sign an event before it is appended, as the room is now."""
+        """The policy server that has to sign an event before it is appended, by the current state of the room."""
         policy_id = working.head.state.get(POLICY)
         if policy_id is None or not is_for_policy_server(event):
             return None
@@ -147,7 +147,7 @@ class PolicyServers:
         return stored.event.content
 
     async def opinion(self, working: WorkingHead, event: Event, opinions: Opinions) -> Opinion | None:
-        """Check 7 of another server's event: what the policy server said of it, None where it need not say anything.
+        """Check 7 for another server's event: the answer of the policy server, or None if it need not be asked.
 
         Raises ``Unasked``.
         """
@@ -159,10 +159,10 @@ class PolicyServers:
         return opinion
 
     async def take_up(self, working: WorkingHead, event: Event) -> NewEvent | None:
-        """Our own event, which was composed before the policy server was asked, judged again in its place.
+        """Check our own event, which was composed before the policy server was asked, again on the current head.
 
-        None where it cannot be sent any more as it is. Raises ``SentInBatch`` where it stands in the graph already: the
-        policy server has passed it on.
+        Returns None if it cannot be sent any more as it is. Raises ``SentInBatch`` if it is in the graph already,
+        because the policy server has passed it on.
         """
         if working.knows(event.event_id):
             raise SentInBatch(event)
@@ -180,13 +180,13 @@ class PolicyServers:
             return None
         return NewEvent(event, before) if ruling.verdict == Verdict.ACCEPTED else None
 
-    # -- outside of it -------------------------------------------------------------------------------------------------
+    # -- while the room is not locked ----------------------------------------------------------------------------------
 
     async def sign(self, server: PolicyServer, event: Event) -> Event:
         """Our user's event with the policy server's signature.
 
-        Raises ``NotRecommended`` where it refuses, ``Forbidden`` where its signature is of no use, ``LimitExceeded``,
-        ``RemoteFailed`` and ``RemoteTimedOut`` where it cannot be asked.
+        Raises ``NotRecommended`` if it refuses, ``Forbidden`` if its signature is invalid, ``LimitExceeded``,
+        ``RemoteFailed`` and ``RemoteTimedOut`` if it does not answer.
         """
         try:
             async with asyncio.timeout(SECONDS_MAX):
@@ -199,9 +199,9 @@ class PolicyServers:
         return signed
 
     async def ask_about(self, server: PolicyServer, events: Iterable[Event], opinions: Opinions) -> None:
-        """Add what the policy server says of other servers' events, all of them within ``SECONDS_MAX``.
+        """Add the policy server's answers about other servers' events, all of them within ``SECONDS_MAX``.
 
-        An event that it does not answer about is not recommended, as one that it refuses. Never fails.
+        An event without an answer is not recommended, like a refused one. Never raises.
         """
         wanted = [e for e in events if is_for_policy_server(e) and not is_recommended(e, server)]
         late = RemoteTimedOut(f"The room's policy server {server.name} did not answer in time")
@@ -225,7 +225,7 @@ class PolicyServers:
         except (RemoteError, InvalidSignature) as error:
             logger.info("event not recommended", event_id=event.event_id, server=server.name, reason=str(error))
             return Opinion(server, event, _answer_to_client(server, error))
-        # Other servers may ask for themselves about an event that has no room for one more signature.
+        # Other servers may ask about an event themselves if it has no room for another signature.
         return Opinion(server, signed if len(signed.json) <= PDU_BYTES_MAX else event)
 
     async def _ask(self, server: PolicyServer, event: Event, *, attempts: int) -> Event:
@@ -268,7 +268,7 @@ def _may_pass(error: RemoteError) -> bool:
 
 
 def _answer_to_client(server: PolicyServer, error: RemoteError | InvalidSignature | TimeoutError) -> MatrixError:
-    """What our user is told whose event has no valid signature of the policy server."""
+    """The error for our user whose event has no valid signature of the policy server."""
     if isinstance(error, RemoteRefused):
         # "If the Policy Server returned an error, that error SHOULD be provided to the client verbatim."
         if (error.status, error.errcode) in _PASSED_ON:
@@ -280,5 +280,5 @@ def _answer_to_client(server: PolicyServer, error: RemoteError | InvalidSignatur
         return as_matrix_error(error, "have the event checked by the room's policy server")
     if isinstance(error, TimeoutError):
         return RemoteTimedOut(f"The room's policy server {server.name} did not answer in time")
-    # Not a fault that passes: who may change the room's policy has to name the new key, or nobody gets through.
+    # This will not pass by itself: a user who may change the room's policy has to set the new key.
     return Forbidden(f"The event could not be sent: {error}")

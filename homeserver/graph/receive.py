@@ -1,7 +1,7 @@
-"""Receiving events that other servers send.
+"""Receives events of other servers.
 
-Checks 1 to 3 are in ``incoming_events``. What passes them goes to ``arrivals``, which fetches what is missing; checks 4
-to 6 are in ``judgement``, and ``placement`` appends what was judged.
+Checks 1 to 3 are in ``incoming_events``. Events that pass them go to ``arrivals``, which fetches missing events; checks
+4 to 6 are in ``judgement``, and ``placement`` appends the checked events.
 
 https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
@@ -31,21 +31,21 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.storage.event_graph import Verdict
 
 Results: TypeAlias = dict[str, JsonObject]
-"""Event ID to ``{}``, or to ``{"error": text}`` where the event was not taken in."""
+"""Event ID to ``{}``, or to ``{"error": text}`` if the event was refused."""
 
 ERROR_TEXT_MAX = 200
 EARLY_RETRY_MS = 10_000
-"""When a server is to send events again of a room that takes long to be joined."""
+"""When a server should send the events of a room again that takes long to join."""
 
 
 class OutsideEvents(Protocol):
-    """Takes memberships of our users in rooms that this server is not in."""
+    """Handles memberships of our users in rooms that this server is not in."""
 
     async def version_for(self, room_id: str, user_id: str | None) -> str | None:
-        """The room version of what comes about a user's membership in a room that this server is not in."""
+        """The room version for events about a user's membership in a room that this server is not in."""
 
     async def receive(self, origin: str, event: Event) -> None:
-        """An event, checked for its signature, of a room that this server is not in. Raises ``HomeserverError``."""
+        """Handle an event, with valid signatures, of a room that this server is not in. Raises ``HomeserverError``."""
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class _Batch:
 
 
 _Batches: TypeAlias = dict[tuple[str, str], _Batch]
-"""By room, and for rooms that this server is not in by the version that is claimed."""
+"""By room ID and, for rooms that this server is not in, the claimed version."""
 
 
 class Receiver:
@@ -81,9 +81,9 @@ class Receiver:
         self._access = access
 
     async def receive(self, origin: str, pdus: Sequence[Any]) -> Results:
-        """Receive the PDUs of a transaction. Returns what became of each that could be told by an event ID.
+        """Receive the PDUs of a transaction. Returns the result of each PDU that has an event ID.
 
-        An event that this server stumbles over is answered for like any other, and keeps none of the others out.
+        An event that causes an internal error is answered like any other, and does not keep the others out.
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid
         """
@@ -106,14 +106,14 @@ class Receiver:
                 failure = as_outcome(outcomes, room_id=room_id, event_id=None)
                 outcomes = dict.fromkeys(batch.events, failure)
             for event_id, outcome in outcomes.items():
-                # One that came before is answered as it was then, as far as that is remembered.
+                # An event that was received before gets the same answer, as far as that is remembered.
                 results[event_id] = _result(self._events.cached(room_id, event_id) if outcome is None else outcome)
         for room_id, waiting in early.items():
             results.update(await self._receive_after_join(origin, room_id, waiting))
         return results
 
     async def _comes_early(self, pdu: Any, batches: _Batches, early: dict[str, list[Any]]) -> bool:
-        """Whether an event is of a room that one of our users is just joining; it is then put aside."""
+        """Whether an event belongs to a room that one of our users is just joining; it is then put aside."""
         room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
         if not isinstance(room_id, str) or any(room_id == of_room for of_room, _ in batches):
             return False
@@ -127,8 +127,8 @@ class Receiver:
     async def _receive_after_join(self, origin: str, room_id: str, pdus: Sequence[Any]) -> Results:
         """Receive events once the room is here.
 
-        To answer for them before would lose them: their server would not send them again. Where it takes too long,
-        ``LimitExceeded`` is raised, and that server tries again later.
+        If they were answered before, their server would not send them again, and they would be lost. If it takes too
+        long, ``LimitExceeded`` is raised, and that server tries again later.
         """
         if not await self._access.wait_for_join(room_id):
             raise LimitExceeded("The room is still being joined", retry_after_ms=EARLY_RETRY_MS)
@@ -137,7 +137,7 @@ class Receiver:
     # -- checks 1 to 3 -------------------------------------------------------------------------------------------------
 
     async def _sort_in(self, origin: str, pdu: Any, batches: _Batches, results: Results) -> None:
-        """Check 1, and whether the origin may send into the room at all."""
+        """Do check 1, and check whether the origin may send into the room at all."""
         room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
         if not isinstance(room_id, str):
             return  # without a room there is no version, without a version no event ID to answer for
@@ -158,7 +158,7 @@ class Receiver:
         batch.events.setdefault(event.event_id, event)
 
     async def _objection(self, batch: _Batch, origin: str, event: Event) -> str | None:
-        """Why a server may not send us an event, by the newest head of its room; None where it may."""
+        """Why a server may not send us an event, by the newest head of its room; None if it may."""
         objection = None if batch.head is None else await self._objection_by(batch.head, origin, event)
         if batch.head is None or objection is None or not await self._heads.is_outdated(batch.head):
             return objection
@@ -171,11 +171,11 @@ class Receiver:
         return None if _may_send(head, origin, event) else "Your server is not in the room"
 
     async def _resident_head(self, room_id: str) -> RoomHead | None:
-        """The head of a room that this server is in; another process may have brought it back just now."""
+        """The head of a room that this server is in; another process may have joined it just now."""
         return await self._heads.newest_where(room_id, lambda head: bool(head.joined_local))
 
     def _answer_internal_error(self, pdu: Any, batches: _Batches, error: Exception, results: Results) -> None:
-        """Answer for a PDU that this server could not even read."""
+        """Add the result of a PDU that caused an internal error before it was parsed."""
         room_id = pdu.get("room_id")
         batch = next((batch for (of_room, _), batch in batches.items() if of_room == room_id), None)
         failure = as_outcome(error, room_id=room_id, event_id=None)
@@ -184,13 +184,13 @@ class Receiver:
             self._incoming.note_internal_error(event_id)
 
     async def _batch_of(self, room_id: str, pdu: JsonObject, batches: _Batches) -> _Batch | None:
-        # Before the newest head is looked for: it is the same for all events of a transaction.
+        # First, without looking for the newest head: it is the same for all events of a transaction.
         if (known := batches.get((room_id, ""))) is not None:
             return known
         head = await self._resident_head(room_id)
         if head is not None:
             return batches.setdefault((room_id, ""), _Batch(head, head.version))
-        # The version of a room that this server is not in is only known from what its user was invited with.
+        # The version of a room that this server is not in is only known from its user's invitation.
         user_id = pdu.get("state_key")
         claimed = await self._outside.version_for(room_id, user_id if isinstance(user_id, str) else None)
         version = ROOM_VERSIONS.get(claimed or "")
@@ -199,8 +199,8 @@ class Receiver:
     async def _check_signatures(self, origin: str, batches: Iterable[_Batch], results: Results) -> None:
         """Checks 2 and 3, for the whole transaction at once.
 
-        Check 3 redacts an event whose content was altered. NOTSPEC: where another server than its sender's passes such
-        an event on, it is refused. The event itself is still to come, and must not find a copy without content here.
+        Check 3 redacts an event whose content was altered. NOTSPEC: if another server than its sender's passes on such
+        an event, it is refused, so that the real event, when it arrives, does not find a copy without content here.
         """
         waiting = [(batch, event) for batch in batches for event in batch.events.values()]
         outcomes = await self._incoming.verify_each([event for _, event in waiting])
@@ -236,18 +236,18 @@ class Receiver:
 def _may_send(head: RoomHead, origin: str, event: Event) -> bool:
     """Whether a server may send us an event of a room: events of its own users, and others while it is in the room.
 
-    Its own users' events say for themselves whether they are allowed: among them are those by which a server leaves,
-    and those by which it came, of which we may not have heard yet. A resident server passes on the joins that were made
-    through it.
+    Events of its own users are checked by their own auth events: among them are those by which a server leaves, and
+    those by which it joined, which we may not know yet. A resident server passes on the joins that were made through
+    it.
     """
     return server_of(event.sender) == origin or origin in head.joined_servers
 
 
 def _refuse(pdu: JsonObject, version: RoomVersion | None, reason: str, results: Results) -> str | None:
-    """Answer for a PDU that is no event, as far as its event ID can be told, which is returned."""
+    """Add the refusal of a PDU that is not a valid event to the results; returns its event ID if it has one."""
     try:
         event_id = pdu.get("event_id") if version is None else event_id_of(pdu, version)
-    except Exception:  # whatever is wrong with it, there is no event ID
+    except Exception:  # invalid, and without an event ID to answer for
         return None
     if not isinstance(event_id, str) or not event_id.startswith("$"):
         return None

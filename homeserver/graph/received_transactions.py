@@ -1,7 +1,7 @@
-"""Transactions from other servers: their events and ephemeral data, each taken in once.
+"""Transactions from other servers: their events and ephemeral data, each handled once.
 
-A transaction that comes again, because its answer got lost, gets the same answer. Answers are remembered in memory and
-written down a little later: losing some is harmless, as an event that is here already changes nothing.
+A transaction that is repeated, because its answer was lost, gets the same answer. Answers are kept in memory and
+written to the database a little later: losing some is harmless, since known events change nothing.
 
 https://spec.matrix.org/v1.19/server-server-api/#transactions
 """
@@ -27,20 +27,20 @@ from homeserver.storage.database import Database
 logger = structlog.get_logger(__name__)
 
 ANSWERS_IN_MEMORY_MAX = 5_000
-"""Answers that are read when the server starts."""
+"""How many answers are read when the server starts."""
 ANSWERS_BYTES_MAX = 16 * 2**20
-"""What the answers in memory may take; the database has those of the last day."""
+"""How much memory the answers may use; the database has those of the last day."""
 ANSWER_BYTES_REMEMBERED_MAX = 16 * 1024
 REMEMBER_MS = 24 * 3600 * 1000
 WRITE_INTERVAL_S = 1.0
 HOUSEKEEPING_INTERVAL_MS = 3600 * 1000
 
 EduHandler: TypeAlias = Callable[[str, JsonObject], Awaitable[None]]
-"""Takes in an EDU of a server: ``(origin, edu)``."""
+"""Handles an EDU of a server: ``(origin, edu)``."""
 
 
 class ReceivedTransactions:
-    """Takes in transactions."""
+    """Receives transactions."""
 
     def __init__(
         self, database: Database, receiver: Receiver, edu_handlers: Mapping[str, EduHandler], clock: Clock
@@ -58,14 +58,14 @@ class ReceivedTransactions:
         self._cleaned_ts = 0
 
     async def start(self) -> None:
-        """Read the latest answers, and begin to write down new ones."""
+        """Read the latest answers, and start to write new ones."""
         latest = await self._database.read(store.latest_responses, ANSWERS_IN_MEMORY_MAX)
         for origin, txn_id, answer in latest:
             self._answers.put((origin, txn_id), answer)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Write down what is left."""
+        """Write the remaining answers."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -74,7 +74,7 @@ class ReceivedTransactions:
             await self._write()
 
     async def receive(self, origin: str, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]) -> bytes:
-        """Take a transaction in; returns the JSON of the answer.
+        """Receive a transaction; returns the JSON of the answer.
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid
         """
@@ -82,11 +82,11 @@ class ReceivedTransactions:
         known = self._answers.get(key)
         if known is not None:
             return known
-        # Who gives up waiting does not stop it, and who asks again meanwhile waits for the same.
+        # A sender that stops waiting does not stop the work, and one that repeats the request waits for the same work.
         return await self._flights.run(key, lambda: self._take_in(key, pdus, edus))
 
     async def receive_pdus(self, origin: str, pdus: Sequence[Any]) -> Mapping[str, JsonObject]:
-        """Receive events that came in another way than in a transaction, by the same checks."""
+        """Receive events that came in another way than in a transaction, with the same checks."""
         return await self._receiver.receive(origin, pdus)
 
     async def _take_in(self, key: tuple[str, str], pdus: Sequence[Any], edus: Sequence[Any]) -> bytes:
@@ -101,7 +101,7 @@ class ReceivedTransactions:
         return answer
 
     async def _take_in_edus(self, origin: str, edus: Sequence[Any]) -> None:
-        """Kinds of EDUs next to each other, each kind in its order."""
+        """Handle EDUs: different types at the same time, those of one type in their order."""
         by_type: dict[str, list[JsonObject]] = {}
         for edu in edus:
             edu_type = edu.get("edu_type") if isinstance(edu, dict) else None

@@ -1,7 +1,7 @@
-"""Giving an event back its content, where only an altered copy of it was known.
+"""Restores the content of events of which only an altered copy was known.
 
-An event whose content does not match its hash is taken in redacted. Whoever passes on an altered copy first must not
-keep the real event out.
+An event whose content does not match its hash is stored redacted. A server that passes on an altered copy first must
+not keep the real event out.
 
 https://spec.matrix.org/v1.19/server-server-api/#validating-hashes-and-signatures-on-received-events
 """
@@ -29,7 +29,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Restorer:
-    """Puts intact events in the place of redacted copies."""
+    """Replaces redacted copies by intact events."""
 
     def __init__(self, database: Database, events: Events, states: StateReader, writers: RoomWriters) -> None:
         self._database = database
@@ -38,9 +38,9 @@ class Restorer:
         self._writers = writers
 
     async def restore(self, given: Iterable[Event]) -> None:
-        """Look at events of one room, which passed checks 1 to 3, that are stored already: restore what lacks content.
+        """Examine received events of one room that are stored already, and restore missing content.
 
-        The event ID vouches that everything else about an event is the same.
+        They have passed checks 1 to 3. The event ID guarantees that everything else in the event is the same.
         """
         by_id = {event.event_id: event for event in given}
         room_id = next((event.room_id for event in by_id.values()), "")
@@ -72,14 +72,14 @@ class Restorer:
 
 
 def is_restored_by(known: Event, given: Event) -> bool:
-    """Whether a copy of an event is intact where the known one is not."""
+    """Whether a copy of an event is intact and the stored one is not."""
     if known is given or known.pdu == given.pdu:
         return False
     return not has_intact_content(known) and has_intact_content(given)
 
 
 def better_copy(stored: StoredEvent | None, given: Event) -> Event:
-    """The copy of an event to place: the one that is known as an outlier, where only that one is intact."""
+    """The copy of an event to place: the stored outlier if only that one is intact."""
     if stored is not None and stored.verdict & Verdict.OUTLIER and is_restored_by(given, stored.original):
         return stored.original
     return given

@@ -1,4 +1,4 @@
-"""A draft becomes an authorized, hashed, signed event of a room that this server takes part in."""
+"""Turns drafts into authorized, hashed and signed events of rooms that this server is in."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ from homeserver.storage.event_graph import StoredEvent
 
 SERVER_ACL: StateKey = ("m.room.server_acl", "")
 POLICY_ROUNDS_MAX = 200
-"""How often one request asks policy servers: once for each of its events, and anew where the room goes on meanwhile."""
+"""How often one request asks policy servers: once for each of its events, and again if the room changes meanwhile."""
 
 
 @dataclass(slots=True)
 class Recommended:
-    """The events of one request that the room's policy server has signed, with the drafts that they were made of."""
+    """The events of one request that the room's policy server has signed, with their drafts."""
 
     events: list[tuple[EventDraft, Event]] = field(default_factory=list)
 
     def find(self, draft: EventDraft) -> Event | None:
-        """The latest event that was made of a draft."""
+        """The last event that was made from a draft."""
         return next((event for known, event in reversed(self.events) if known == draft), None)
 
 
 SendJob: TypeAlias = Callable[[WorkingHead, Recommended], Awaitable[Sequence[NewEvent]]]
-"""A job that composes events of our users, with those of them that the room's policy server has signed already."""
+"""A job that composes events of our users; it also gets those that the policy server has signed already."""
 
 
 ReplacementJob: TypeAlias = Callable[[WorkingHead, Recommended], Awaitable[WorkingHead | None]]
-"""The same for the last events of a room; returns the room that takes its place, see ``RoomWriters.replace``."""
+"""The same for replacing a room: composes its last events, and returns the room that replaces it
+(``RoomWriters.replace``)."""
 
 
 class _Unsigned(Unasked):
-    """The event that a draft has become is not sent before the policy server has signed it."""
+    """The event made from a draft needs the policy server's signature first."""
 
     def __init__(self, event: Event, server: PolicyServer, draft: EventDraft) -> None:
         super().__init__(event, server)
@@ -59,7 +60,7 @@ class _Unsigned(Unasked):
 
 
 class Sender:
-    """Sends the events of our own users. Without policy servers it asks none."""
+    """Sends the events of our own users. If built without policy servers, it asks none."""
 
     def __init__(
         self,
@@ -78,12 +79,11 @@ class Sender:
     async def send(
         self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None, *, is_governed: bool = True
     ) -> StoredEvent:
-        """Send one event; returns once it is durable.
+        """Send one event; returns once it is stored durably.
 
-        A state event that says what the state says already is not sent again; the one that stands is returned.
-
-        Raises ``Forbidden`` where the authorization rules, the room's policy server or, if the event ``is_governed``,
-        the rules of governance do, ``TooLarge`` and ``BadJson`` for impossible content, and what ``submit`` raises.
+        A state event that changes nothing is not sent; the existing one is returned. Raises ``Forbidden`` if the
+        authorization rules, the room's policy server or, if the event ``is_governed``, the rules of governance refuse
+        it, ``TooLarge`` and ``BadJson`` for invalid content, and the errors of ``submit``.
         """
         standing: list[str] = []
 
@@ -101,13 +101,13 @@ class Sender:
         return await self._writers.stored(room_id, standing[0])
 
     def transaction_key(self, user_id: str, device_id: str, scope: str, txn_id: str) -> TransactionKey:
-        """What makes a request of a device harmless to repeat; ``scope`` is the request without its ID."""
+        """The key that makes a repeated request of a device harmless; ``scope`` is the request without its ID."""
         return TransactionKey(user_id, device_id, scope, txn_id, self._clock.now_ms())
 
     async def redact(self, room_id: str, draft: EventDraft, txn: TransactionKey | None = None) -> StoredEvent:
-        """Send a redaction: of the sender's own event, or of any with the room's redact level.
+        """Send a redaction of the sender's own event, or of any event if the sender has the room's redact level.
 
-        Raises ``Forbidden`` otherwise: the authorization rules let it pass, but it would take no effect. Raises
+        Raises ``Forbidden`` otherwise: the authorization rules would allow it, but it would have no effect. Raises
         ``InvalidParam`` for an event of another room.
         """
 
@@ -124,14 +124,14 @@ class Sender:
                 if levels.of_user(draft.sender) < levels.redact:
                     raise Forbidden("You may redact your own messages only")
             if target is not None and (target.type, target.state_key) == SERVER_ACL:
-                # Redaction leaves nothing of its content, and an empty server ACL shuts out every server.
+                # A redacted server ACL has no content, which would shut out every server.
                 raise Forbidden("A server ACL cannot be redacted: set another one")
             return [await self.compose_recommended(working, draft, recommended, txn)]
 
         return (await self._submit(room_id, job, txn))[0]
 
     async def send_all(self, room_id: str, drafts: Sequence[EventDraft]) -> list[StoredEvent]:
-        """Send several events, all in one transaction or none; what the state says already is left out."""
+        """Send several events in one transaction, all or none; state events that change nothing are left out."""
 
         async def job(working: WorkingHead, recommended: Recommended) -> Sequence[NewEvent]:
             for draft in drafts:
@@ -143,17 +143,17 @@ class Sender:
         return await self._submit(room_id, job)
 
     async def submit(self, room_id: str, job: SendJob, txn: TransactionKey | None = None) -> list[StoredEvent]:
-        """Append what a job composes by ``compose_recommended``; it runs anew once the room's policy server has signed.
+        """Append the events that a job composes with ``compose_recommended``.
 
-        Raises what ``RoomWriters.submit`` raises, ``NotRecommended`` where the policy server refuses, ``RemoteFailed``
-        and ``RemoteTimedOut`` where it cannot be asked.
+        The job runs again once the room's policy server has signed. Raises the errors of ``RoomWriters.submit``,
+        ``NotRecommended`` if the policy server refuses, ``RemoteFailed`` and ``RemoteTimedOut`` if it does not answer.
         """
         recommended = Recommended()
         for _ in range(POLICY_ROUNDS_MAX):
             try:
                 return await self._writers.submit(room_id, lambda working: job(working, recommended))
             except _Unsigned as unsigned:
-                # Asked outside of the room's turn: others go on writing meanwhile.
+                # Asked while the room is not locked, so that others can write meanwhile.
                 if txn is not None and (sent := await self._writers.sent_before(txn)) is not None:
                     return [sent]
                 await self._have_signed(unsigned, recommended)
@@ -165,7 +165,7 @@ class Sender:
         recommended.events.append((unsigned.draft, signed))
 
     async def replace(self, room_id: str, job: ReplacementJob) -> None:
-        """Let a new room take the place of a room; see ``RoomWriters.replace``. Raises what ``submit`` raises."""
+        """Replace a room by a new one; see ``RoomWriters.replace``. Raises the errors of ``submit``."""
         recommended = Recommended()
         for _ in range(POLICY_ROUNDS_MAX):
             try:
@@ -180,7 +180,7 @@ class Sender:
         try:
             return await self.submit(room_id, job, txn)
         except MatrixError as error:
-            # Who repeats a request gets the same answer, even if by now they could not make it any more.
+            # A repeated request gets the same answer, even if the user could not make it any more.
             if txn is not None and (sent := await self._writers.sent_before(txn)) is not None:
                 return [sent]
             if isinstance(error, NotFound):
@@ -196,7 +196,7 @@ class Sender:
         *,
         is_governed: bool = True,
     ) -> NewEvent:
-        """As ``compose``, and with the signature of the room's policy server where it has one. For jobs of ``submit``.
+        """Like ``compose``, with the signature of the room's policy server if it has one. For jobs of ``submit``.
 
         https://spec.matrix.org/v1.19/server-server-api/#asking-for-a-policy-server-signature-on-an-event
         """
@@ -204,7 +204,8 @@ class Sender:
             return await self.compose(working, draft, txn, is_governed=is_governed)
         signed = recommended.find(draft)
         if signed is not None and (new := await self._policy.take_up(working, signed)) is not None:
-            # It became a branch if the room went on meanwhile, and is judged by what the room is now all the same.
+            # If the room has changed meanwhile, the event makes a branch, and is checked by the current state
+            # nevertheless.
             if is_governed:
                 await self._governed.check(working, signed)
             return replace(new, txn=txn)
@@ -215,9 +216,9 @@ class Sender:
         return new
 
     async def recommended(self, working: WorkingHead, new: NewEvent) -> NewEvent:
-        """An event that was composed outside of the room's turn, with the policy server's signature where it needs one.
+        """An event that was composed while the room was not locked, with the policy server's signature if it needs one.
 
-        Raises what ``submit`` raises.
+        Raises the errors of ``submit``.
         """
         if self._policy is None or (server := await self._policy.missing(working, new.event)) is None:
             return new
@@ -231,10 +232,10 @@ class Sender:
         *,
         is_governed: bool = True,
     ) -> NewEvent:
-        """The draft as the next event of the room, checked against the room's state, but not by its policy server.
+        """The draft as the next event of the room, checked by the room's state, but not by its policy server.
 
-        Raises ``Forbidden`` where the authorization rules or, if it ``is_governed``, the rules of governance do, and
-        ``BadJson`` or ``InvalidParam`` for a server ACL that is malformed or shuts out this server.
+        Raises ``Forbidden`` if the authorization rules or, if it ``is_governed``, the rules of governance refuse it,
+        and ``BadJson`` or ``InvalidParam`` for a server ACL that is malformed or shuts out this server.
         """
         if (draft.type, draft.state_key) == SERVER_ACL:
             check_acl(draft.content, self._signer.server_name)
@@ -287,5 +288,5 @@ class Sender:
 
 
 def new_event_id_localpart(version: RoomVersion) -> str | None:
-    """The part of an event ID that this server chooses, in the room versions where it does."""
+    """The part of an event ID that this server chooses, for the room versions in which it does."""
     return secrets.token_urlsafe(16) if version.event_id_format is EventIdFormat.IN_EVENT else None

@@ -1,4 +1,4 @@
-"""Which other servers may ask about a room.
+"""Which other servers may access a room.
 
 https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls
 """
@@ -13,13 +13,13 @@ from homeserver.protocol.events import StateKey
 from homeserver.protocol.server_acls import server_acl_allows
 
 INVITATION_WAIT_S = 20.0
-"""How long somebody who wants to join waits for an invitation that is still being sent."""
+"""How long a user who wants to join waits for an invitation that is still being sent."""
 JOIN_WAIT_S = 30.0
-"""How long events of a room wait for the room, which is just being joined."""
+"""How long events of a room wait while the room is being joined."""
 
 
 class ServerAccess:
-    """Lets servers in, or not."""
+    """Decides whether servers may access rooms."""
 
     def __init__(self, heads: RoomHeads, under_way: UnderWay) -> None:
         self._heads = heads
@@ -37,10 +37,7 @@ class ServerAccess:
 
     @refuses_by_newest_state
     async def resident_room(self, room_id: str, server_name: str) -> RoomHead:
-        """A room that this server is in, for a server that the ACL does not shut out.
-
-        Raises ``NotFound``, ``Forbidden``.
-        """
+        """A room that this server is in, if its ACL allows the server. Raises ``NotFound``, ``Forbidden``."""
         head = await self._heads.find(room_id)
         if head is None or not head.joined_local:
             raise NotFound("Unknown room")
@@ -50,17 +47,17 @@ class ServerAccess:
 
     @refuses_by_newest_state
     async def room_for_handshake(self, room_id: str, user_id: str, server_name: str) -> RoomHead:
-        """A room that a user of another server wants to join, knock on or leave with our help.
+        """The head of a room that a user of another server wants to join, knock on or leave with our help.
 
-        An invitation of the user that is still being sent is waited for: the user may have seen it already. A room
-        that everybody has left, as far as we know, can still be entered by those who were invited into it: nobody else
-        can help them. Raises ``NotFound``, ``Forbidden``.
+        Waits for an invitation of the user that is still being sent, since the user may have seen it already. A room
+        that everybody has left, as far as we know, can still be joined by invited users, since no other server can help
+        them. Raises ``NotFound``, ``Forbidden``.
         """
         head = await self._heads.find(room_id)
         if head is not None and user_id not in head.joined and user_id not in head.invited:
             if await self._under_way.is_under_way(INVITATION, room_id, user_id):
                 await self._under_way.wait_for_end(INVITATION, room_id, user_id, INVITATION_WAIT_S)
-                self._heads.forget(room_id)  # it may be another process that has stored the invitation just now
+                self._heads.forget(room_id)  # another process may have stored the invitation just now
             head = await self._heads.find(room_id)
         if head is None or not (head.joined_local or (is_abandoned(head) and user_id in head.invited)):
             raise NotFound("Unknown room")
@@ -69,11 +66,11 @@ class ServerAccess:
         return head
 
     async def is_being_joined(self, room_id: str) -> bool:
-        """Whether one of our users is just joining a room that this server is not in yet."""
+        """Whether one of our users is joining a room that this server is not in yet."""
         return await self._under_way.is_under_way(JOIN, room_id)
 
     async def wait_for_join(self, room_id: str) -> bool:
-        """Wait until nobody is joining the room any longer; False where that takes too long."""
+        """Wait until nobody is joining the room any more; returns False if that takes too long."""
         if not await self._under_way.wait_for_end(JOIN, room_id, None, JOIN_WAIT_S):
             return False
         self._heads.forget(room_id)
@@ -81,7 +78,8 @@ class ServerAccess:
 
     @refuses_by_newest_state
     async def known_room(self, room_id: str, server_name: str) -> RoomHead:
-        """A room that this server is in, for a server that is or was in it. Raises ``NotFound``, ``Forbidden``."""
+        """The head of a room that this server is in, for a server that is or was in it. Raises ``NotFound``,
+        ``Forbidden``."""
         head = await self.resident_room(room_id, server_name)
         if server_name not in head.joined_servers and not member_keys(head, server_name):
             raise Forbidden("Your server is not in this room")
@@ -89,11 +87,11 @@ class ServerAccess:
 
 
 def is_abandoned(head: RoomHead) -> bool:
-    """Whether everybody has left a room, as far as this server knows: what we have of it is then all there is."""
+    """Whether everybody has left a room, as far as we know, so that no other server has newer events."""
     return not head.joined
 
 
 def member_keys(head: RoomHead, server_name: str) -> list[StateKey]:
-    """The keys of the members of a server. Whoever was ever a member has an entry in the current state."""
+    """The state keys of a server's members. Every user who ever was a member has an entry in the current state."""
     suffix = ":" + server_name
     return [key for key in head.state if key[0] == "m.room.member" and key[1].endswith(suffix)]

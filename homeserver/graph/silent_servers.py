@@ -1,8 +1,9 @@
-"""Servers that do not answer when they are asked for history, and whether to go on without them.
+"""Servers that do not answer requests for history, and whether to go on without them.
 
-A server that fails once may be back in a moment, so the reader of a page is told to try again. One that has not
-answered for minutes may be gone for good, and what is here must not stay out of reach because of it. It is still asked
-now and then, and at once when it makes a request itself. The database remembers all this, for every process.
+A server that fails once may be back in a moment, so the client that reads a page is told to try again. A server that
+has not answered for minutes may be gone for good, and must not make the events unreachable that are here. It is still
+asked from time to time, and at once after it has made a request itself. All of this is in the database, for every
+process.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ logger = structlog.get_logger(__name__)
 
 GIVEN_UP_TIMES = 3
 GIVEN_UP_AFTER_MS = 3 * 60 * 1000
-"""A server is given up if it was asked in vain so often, for the last time so long after the first."""
+"""A server is given up after so many requests without an answer, the last one so long after the first."""
 PAUSE_MS_MAX = 3600 * 1000
 LOOK_AGAIN_S = 10.0
-"""How often a request of a server has the database asked whether it had been silent before."""
+"""How often requests of a server cause a look into the database whether it had been silent."""
 LOOKED_AT_MAX = 10_000
 
 
@@ -39,7 +40,7 @@ def is_given_up(silence: Silence | None) -> bool:
 
 
 def is_to_be_asked(silence: Silence | None, now_ms: int) -> bool:
-    """Whether it is worth asking a server now. One that was given up is left alone as long as it has been silent."""
+    """Whether to ask a server now. One that was given up is not asked for as long as it has been silent."""
     if silence is None or not is_given_up(silence):
         return True
     return now_ms - silence.last_ts >= min(silence.last_ts - silence.since_ts, PAUSE_MS_MAX)
@@ -55,19 +56,19 @@ class SilentServers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def silences_of(self, server_names: Collection[str]) -> dict[str, Silence]:
-        """Those of the servers that did not answer the last time, by name."""
+        """The servers among these that did not answer the last time, by name."""
         return await self._database.read(store.silences_of, server_names)
 
     async def did_not_answer(self, server_name: str) -> Silence:
-        """A server was asked in vain. Returns its silence so far."""
+        """Note that a server did not answer. Returns its silence so far."""
         return await self._database.write(store.note_silence, server_name, self._clock.now_ms())
 
     async def answered(self, server_name: str) -> None:
-        """A server that was silent has answered."""
+        """Note that a silent server has answered."""
         await self._database.write(store.forget_silence, server_name)
 
     def sign_of_life(self, server_name: str) -> None:
-        """A server has made an authenticated request. If it was silent before, it is worth asking again."""
+        """Note that a server has made an authenticated request. If it was silent before, it will be asked again."""
         now = self._clock.monotonic()
         last = self._looked_at.get(server_name)
         if last is not None and now - last < LOOK_AGAIN_S:
@@ -83,5 +84,5 @@ class SilentServers:
             if await self._database.read(store.is_silent, server_name):
                 await self._database.write(store.forget_silence, server_name)
         except Exception as error:
-            # It is asked again after its pause in any case.
+            # It will be asked again after its pause in any case.
             logger.warning("a sign of life was not noted", server=server_name, error=str(error))

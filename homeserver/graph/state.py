@@ -1,7 +1,7 @@
-"""The state of rooms, now and then.
+"""The current and past states of rooms.
 
-``RoomHead`` is what a room looks like at its forward extremities; ``RoomHeads`` keeps recent ones. ``StateReader``
-reads historic states and resolves those of branches that meet.
+``RoomHead`` is the state of a room at its forward extremities; ``RoomHeads`` caches recent ones. ``StateReader`` reads
+past states and resolves those of branches that merge.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
 
 STATE_ENTRY_BYTES = 300
-"""About what an entry of a state takes: its key, its event ID, and its place in the map."""
+"""The approximate memory of a state entry: its key, its event ID, and its place in the map."""
 MEMBER_BYTES = 120
-"""About what a user in the list of a room's members takes."""
+"""The approximate memory of a user in the list of a room's members."""
 HEADS_BYTES_MAX = 128 * 2**20
-"""What the heads of rooms may take of memory."""
+"""How much memory the cached heads of rooms may use."""
 SNAPSHOT_BYTES_MAX = 64 * 2**20
-"""What historic states may take. Those that follow each other share most of it, so that they take less in fact."""
+"""How much memory cached past states may use. Consecutive states share most of it, so they really use less."""
 OUTDATED_BYTES_MAX = 4 * 2**20
-"""Bounds the rooms that are remembered as changed by other processes, for reads that are under way meanwhile."""
+"""How much memory the record of rooms changed by other processes may use, which protects reads that are still running.
+"""
 LOOKUPS_BYTES_MAX = 8 * 2**20
-"""What answers to questions for single entries of historic states may take."""
+"""How much memory cached single entries of past states may use."""
 LOOKUP_BYTES = 250
 RESOLVED_BYTES_MAX = 64 * 2**20
-"""What the results of state resolutions may take."""
+"""How much memory cached results of state resolutions may use."""
 RESOLVED_TOGETHER_MAX = 10
-"""Forward extremities whose states are resolved with each other (see ``RoomHead.is_exact``), and that one of our events
-brings together; the protocol allows 20."""
+"""How many forward extremities are resolved with each other (see ``RoomHead.is_exact``), and how many one of our events
+may follow; the protocol allows 20."""
 RESOLUTION_ROUNDS_MAX = 50
-"""How often a resolution may ask for more events before it is given up as broken."""
+"""How often a resolution may request more events before it counts as broken."""
 
 EMPTY_STATE: Map[StateKey, str] = Map()
 
@@ -52,7 +53,7 @@ EMPTY_STATE: Map[StateKey, str] = Map()
 class StateSnapshot:
     """A state of a room: its map, and its state group once it is stored.
 
-    ``group`` is None while the event that leads to it is not committed; ``base`` and ``delta`` then say what is to be
+    ``group`` is None while the event that leads to it is not committed; ``base`` and ``delta`` then say what has to be
     stored.
     """
 
@@ -85,36 +86,36 @@ class StateSnapshot:
         return StateSnapshot(state, None, self, changes)
 
     def towards(self, state: Mapping[StateKey, str]) -> StateSnapshot:
-        """Another state, stored as its difference to this one."""
+        """Another state, to be stored as its difference to this one."""
         changes: dict[StateKey, str | None] = {k: v for k, v in state.items() if self.state.get(k) != v}
         changes.update({key: None for key in self.state if key not in state})
         return self.changed(changes)
 
     @classmethod
     def whole(cls, state: Mapping[StateKey, str]) -> StateSnapshot:
-        """A state that shares nothing with any other."""
+        """A state that shares nothing with other states."""
         return cls(Map(state), None, None, dict(state))
 
     def stored_as(self, group: int) -> None:
-        """The transaction that stores this state was committed."""
+        """Note that the transaction that stores this state was committed."""
         self.group = group
         self.base = self.delta = None
 
 
 @dataclass(frozen=True, slots=True)
 class Extremity:
-    """A forward extremity: an event that nothing follows yet."""
+    """A forward extremity: an event that no other event follows yet."""
 
     event_id: str
     event_nid: int
-    """0 while it is not committed."""
+    """0 until it is committed."""
     depth: int
     after: StateSnapshot | int
     """The state after it, or its state group."""
 
     @property
     def state_identity(self) -> StateSnapshot | int:
-        """What is equal where two extremities share a stored state, or one that is still to be stored."""
+        """A value that is equal for two extremities with the same state, stored or not."""
         if isinstance(self.after, int) or self.after.group is None:
             return self.after
         return self.after.group
@@ -122,7 +123,7 @@ class Extremity:
 
 @dataclass(frozen=True, slots=True)
 class RoomHead:
-    """What a room looks like at its forward extremities."""
+    """A room at its forward extremities."""
 
     room_id: str
     room_nid: int
@@ -133,9 +134,9 @@ class RoomHead:
     joined: Map[str, bool]
     """The joined users of all servers."""
     joined_local: Map[str, bool]
-    """Those of this server."""
+    """The joined users of this server."""
     joined_servers: Map[str, int]
-    """Servers with joined users, and how many."""
+    """The servers with joined users, and how many each has."""
     invited: Map[str, bool]
     """Users with a pending invitation."""
 
@@ -146,11 +147,11 @@ class RoomHead:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the current state is that of the forward extremities, resolved with each other.
+        """Whether the current state is the resolution of the states at the forward extremities.
 
-        Where there are many of them, which takes a faulty server or a hostile one, each new event would cost as much
-        as there are. There the state of the room stands for all of them, as if an event had brought them together, and
-        a state event, which has passed authorization by that state, is resolved with what it would take the place of.
+        If there are very many of them, because of a faulty or hostile server, resolving all for each new event would be
+        too expensive. Then the room's state stands for all of them, as if an event had merged them; a new state event,
+        which has passed authorization by that state, is resolved only with the event that it would replace.
         """
         return len(self.extremities) <= RESOLVED_TOGETHER_MAX
 
@@ -164,7 +165,7 @@ def _weigh_snapshot(snapshot: StateSnapshot) -> int:
 
 
 class RoomHeads:
-    """The heads of the rooms that this server takes part in, or took part in."""
+    """Caches the heads of the rooms that this server is or was in."""
 
     def __init__(self, database: Database, events: Events, is_local: Callable[[str], bool]) -> None:
         self._database = database
@@ -174,10 +175,10 @@ class RoomHeads:
         self._oldest_valid: WeightedCache[str, int] = WeightedCache(
             "changed rooms", OUTDATED_BYTES_MAX, lambda _: 0, entry_bytes=LONG_KEY_BYTES
         )
-        """Generations that rooms are known to have reached."""
+        """The generations that rooms are known to have reached."""
 
     async def get(self, room_id: str) -> RoomHead:
-        """The head of a room; raises ``NotFound`` where this server has no part in the room."""
+        """The head of a room; raises ``NotFound`` if this server was never in the room."""
         head = self._heads.get(room_id) or await self.find(room_id)
         if head is None:
             raise NotFound("This server does not know the room")
@@ -191,11 +192,11 @@ class RoomHeads:
         return (await self.of_many([room_id])).get(room_id)
 
     def cached(self, room_id: str) -> RoomHead | None:
-        """The head of a room if it is at hand."""
+        """The head of a room if it is cached."""
         return self._heads.get(room_id)
 
     async def of_many(self, room_ids: Sequence[str]) -> dict[str, RoomHead]:
-        """The heads of several rooms, as far as this server has a part in them."""
+        """The heads of several rooms; those that this server was never in are left out."""
         found: dict[str, RoomHead] = {}
         missing: list[str] = []
         for room_id in room_ids:
@@ -210,7 +211,7 @@ class RoomHeads:
         return found
 
     async def is_outdated(self, head: RoomHead) -> bool:
-        """Whether the room has gone on since, by what the database says; such a head is forgotten."""
+        """Whether the database has a newer head of the room; an outdated one is removed from the cache."""
         row = await self._database.read(room_state.room_row, head.room_id)
         if row is None or row[2] <= head.generation:
             return False
@@ -218,14 +219,15 @@ class RoomHeads:
         return True
 
     async def newest_where(self, room_id: str, is_met: Callable[[RoomHead], bool]) -> RoomHead | None:
-        """The head of a room that meets a condition, or None; only by the newest head it does not."""
+        """The head of a room if it meets a condition, otherwise None. Before returning None, the newest head is
+        checked."""
         head = await self.find(room_id)
         if head is not None and not is_met(head) and await self.is_outdated(head):
             head = await self.find(room_id)
         return head if head is not None and is_met(head) else None
 
     def keep(self, head: RoomHead) -> RoomHead:
-        """Remember a head, unless a newer one is there; returns the newer one."""
+        """Cache a head unless a newer one is cached; returns the newer one."""
         known = self._heads.peek(head.room_id)
         if known is not None and known.generation > head.generation:
             return known
@@ -234,7 +236,7 @@ class RoomHeads:
         return head
 
     def forget(self, room_id: str, generation: int | None = None) -> None:
-        """Another process changed the room: it has reached this generation at least."""
+        """Note that another process has changed the room, which has reached at least this generation."""
         known = self._heads.peek(room_id)
         if known is not None and (generation is None or known.generation < generation):
             self._heads.drop(room_id)
@@ -283,16 +285,16 @@ class RoomHeads:
         return stored.event if stored else None
 
     async def state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-        """Some events of the current state, as far as they exist, as they are shown: redacted, where they have been."""
+        """Events of the current state, as far as they exist, in the form for clients: redacted if they have been."""
         return {key: stored.event for key, stored in (await self._stored_state(head, keys)).items()}
 
     async def original_state_event(self, head: RoomHead, event_type: str, state_key: str = "") -> Event | None:
-        """One event of the current state as it was signed, for rules that a redaction does not change."""
+        """An event of the current state as it was signed, for rules that ignore redactions."""
         key = (event_type, state_key)
         return (await self.original_state_events(head, [key])).get(key)
 
     async def original_state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-        """Some events of the current state as they were signed: for authorization, not to be shown."""
+        """Events of the current state as they were signed: for authorization, not for clients."""
         return {key: stored.original for key, stored in (await self._stored_state(head, keys)).items()}
 
     async def _stored_state(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
@@ -309,7 +311,7 @@ async def stored_events_of(
 
 
 class StateReader:
-    """Historic states, and the resolution of states that differ."""
+    """Reads past states, and resolves states that differ."""
 
     def __init__(self, database: Database, events: Events) -> None:
         self._database = database
@@ -318,7 +320,7 @@ class StateReader:
             "states", SNAPSHOT_BYTES_MAX, _weigh_snapshot
         )
         self._reads: SingleFlight[int, StateSnapshot] = SingleFlight()
-        """States that are being read."""
+        """The states that are being read."""
         self._lookups: WeightedCache[tuple[int, StateKey], str] = WeightedCache(
             "state entries", LOOKUPS_BYTES_MAX, lambda _: LOOKUP_BYTES
         )
@@ -327,7 +329,7 @@ class StateReader:
         )
 
     async def snapshot(self, state_group: int) -> StateSnapshot:
-        """A whole state."""
+        """A complete state."""
         known = self._snapshots.get(state_group)
         return known if known is not None else await self._reads.run(state_group, lambda: self._read(state_group))
 
@@ -337,12 +339,12 @@ class StateReader:
         return snapshot
 
     def keep(self, snapshot: StateSnapshot) -> None:
-        """Remember a state that was just stored."""
+        """Cache a state that was just stored."""
         if snapshot.group is not None:
             self._snapshots.put(snapshot.group, snapshot)
 
     async def lookup(self, state_group: int, keys: Iterable[StateKey]) -> dict[StateKey, str]:
-        """Some entries of a historic state: event IDs by key; what the state does not have is left out."""
+        """Some entries of a past state: event IDs by key; keys that the state does not have are left out."""
         wanted = list(keys)
         whole = self._snapshots.get(state_group)
         if whole is not None:
@@ -363,7 +365,7 @@ class StateReader:
         return found
 
     async def before(self, stored: StoredEvent) -> StateSnapshot:
-        """The state before an event that stands in the graph."""
+        """The state before an event that is in the graph."""
         assert stored.state_group is not None
         after = await self.snapshot(stored.state_group)
         if not stored.event.is_state or stored.verdict & Verdict.REJECTED:
@@ -385,9 +387,9 @@ class StateReader:
         snapshots: Sequence[StateSnapshot],
         unstored: Mapping[str, Event] | None = None,
     ) -> StateSnapshot:
-        """The resolution of several states of a room, of which ``room`` is some head.
+        """The resolution of several states of a room; ``room`` is any of its heads.
 
-        ``unstored`` holds events that the states name but that are not committed yet.
+        ``unstored`` holds events of the states that are not committed yet.
         """
         distinct = _distinct(snapshots)
         if len(distinct) == 1:
@@ -429,7 +431,7 @@ class StateReader:
             except MissingEvents as missing:
                 wanted = set(missing.event_ids)
                 if round_ > 0:
-                    # The line of power levels is followed step by step: bring all of it.
+                    # Resolution follows the chain of power levels step by step: load all of it.
                     wanted |= await self._database.read(_auth_chain_of, room.room_nid, wanted - unstored.keys())
                 more = await self._gather(room, wanted, unstored, rejected)
                 if not missing.event_ids <= more.keys():
@@ -468,10 +470,10 @@ def _distinct(snapshots: Sequence[StateSnapshot]) -> list[StateSnapshot]:
 
 
 def _read_snapshot(connection: Connection, state_group: int, known: Mapping[int, StateSnapshot]) -> StateSnapshot:
-    """A state, made of one that is at hand where it builds on that: then they share what they have in common."""
+    """A state, based on a cached one if possible, so that they share their common part."""
     group, changes = room_state.read_group_since(connection, state_group, known.keys())
     state = known[group].state if group is not None else EMPTY_STATE
-    # The map is made here, on a thread: in a large room that takes a while.
+    # The map is made here, on a thread, since that takes a while for a large room.
     with state.mutate() as mutation:
         for key, event_id in changes.items():
             if event_id is not None:

@@ -1,4 +1,4 @@
-"""What the state of a room becomes in the new room that takes its place. Pure: content in, content out.
+"""The state of a replaced room as it is transferred to the new one. Pure functions: content in, content out.
 
 https://spec.matrix.org/v1.19/client-server-api/#room-upgrades
 """
@@ -33,13 +33,13 @@ COPIED_TYPES = (
     "m.room.guest_access",
     "m.room.history_visibility",
 )
-"""What is transferred as it is, as the specification recommends; join rules and power levels go through more."""
+"""Types that are transferred unchanged, as the specification recommends; join rules and power levels are adapted."""
 MUTED_LEVEL = 50
-"""What it takes at least to speak in a room that was replaced, and to invite to it."""
+"""The least level for sending events to a replaced room, and for inviting to it."""
 
 
 def sayable(content: JsonObject) -> JsonObject:
-    """What of a content can be said in every room version: versions 1 to 5 take numbers that later ones refuse."""
+    """The part of a content that is valid in every room version; versions 1 to 5 allow more numbers than later ones."""
     return {key: value for key, value in content.items() if _is_strict({key: value})}
 
 
@@ -52,10 +52,10 @@ def _is_strict(value: Any) -> bool:
 
 
 def creation_content(create: Event, predecessor: JsonObject, additional_creators: Collection[str]) -> JsonObject:
-    """The content that the new room's m.room.create is given; ``create`` is that of the old room.
+    """The content of the new room's m.room.create; ``create`` is that of the old room.
 
     "a `type` field which is copied from the predecessor room. If no `type` is set on the previous room, no `type` is
-    specified on the new room's create event either". What was closed to other servers stays closed to them.
+    specified on the new room's create event either". A room that was closed to other servers stays closed to them.
     """
     content: JsonObject = {"predecessor": predecessor}
     for name, kind in (("type", str), ("m.federate", bool)):
@@ -67,7 +67,7 @@ def creation_content(create: Event, predecessor: JsonObject, additional_creators
 
 
 def join_rules(content: JsonObject, version: RoomVersion) -> JsonObject:
-    """The content of m.room.join_rules for a room of this version: what it does not know becomes a closer rule."""
+    """The content of m.room.join_rules for a room of this version: an unknown rule becomes a stricter one."""
     content = sayable(content)
     if content.get("join_rule") == "knock_restricted" and not version.knock_restricted_join_rule:
         content["join_rule"] = "restricted" if version.restricted_join_rule else "knock"
@@ -80,11 +80,11 @@ def join_rules(content: JsonObject, version: RoomVersion) -> JsonObject:
 def power_levels(
     create: Event, old: Event | None, version: RoomVersion, creator: str, additional_creators: Collection[str] = ()
 ) -> JsonObject:
-    """The content of the new room's m.room.power_levels: everybody has the power there that they have in the old room.
+    """The content of the new room's m.room.power_levels: everybody keeps the power that they have in the old room.
 
     ``create`` and ``old`` are m.room.create and m.room.power_levels of the old room; ``version``, ``creator`` and
-    ``additional_creators`` are of the new one. Where creators stand above all levels in the old room but not in the
-    new one, or are none there, they get the highest level that these speak of.
+    ``additional_creators`` belong to the new one. Creators with infinite power in the old room who do not have it in
+    the new one get the highest level that these contents mention.
     """
     content = _readable_levels(old.content if old is not None else {}, create.version)
     users: dict[str, int] = content["users"]
@@ -102,7 +102,7 @@ def power_levels(
 
 
 def _readable_levels(content: JsonObject, version: RoomVersion) -> JsonObject:
-    """The levels as integers, whatever the version lets them be; what is no level counts for nothing, and goes."""
+    """The levels as integers, even if the version allows other types; invalid levels are left out."""
     read: JsonObject = {"users": {}}
     for name, value in content.items():
         if name in NAMED_LEVELS:
@@ -121,7 +121,7 @@ def _levels(values: JsonObject, version: RoomVersion) -> dict[str, int]:
 
 
 def _highest_level(content: JsonObject) -> int:
-    """The highest level that somebody has or that something takes; an Owner's at least."""
+    """The highest level that a user has or an action needs; at least that of an Owner."""
     levels: list[int] = [content[name] for name in NAMED_LEVELS if name in content]
     for name in ("users", "events", "notifications"):
         levels.extend(content.get(name, {}).values())
@@ -129,9 +129,10 @@ def _highest_level(content: JsonObject) -> int:
 
 
 def _keep_tombstone_for_creators(content: JsonObject) -> None:
-    """Who upgrades such a room stands above everybody in the next one: that is for creators, as in a new room.
+    """Let only creators send a tombstone, since the user who upgrades the room gets infinite power in the next one.
 
     "the default power level for m.room.tombstone events MUST explicitly be higher than state_default"
+
     https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom
     """
     events: dict[str, int] = content.setdefault("events", {})
@@ -148,22 +149,22 @@ def muted_power_levels(create: Event, old: Event | None) -> JsonObject:
     levels = power_levels_of(create.version, create, old)
     content = dict(old.content) if old is not None else {}
     if old is None and not create.version.creators_have_infinite_power:
-        # The event would take the level from the creator that it has without one.
+        # The event would take the level away that the creator has without one.
         content["users"] = dict.fromkeys(sorted(levels.creators), CREATOR_LEVEL_WITHOUT_EVENT)
     floor = max(MUTED_LEVEL, levels.users_default + 1)
     return {**content, "events_default": max(levels.events_default, floor), "invite": max(levels.invite, floor)}
 
 
 class SplitAliases(NamedTuple):
-    """m.room.canonical_alias cut in two."""
+    """m.room.canonical_alias, divided between the old and the new room."""
 
     goes: JsonObject
-    """What names aliases that lead to the new room."""
+    """The aliases that will lead to the new room."""
     stays: JsonObject
 
 
 def split_aliases(canonical: Event | None, moved: Collection[str]) -> SplitAliases | None:
-    """What becomes of the old room's m.room.canonical_alias; None where it names none of the aliases that move."""
+    """Divide the old room's m.room.canonical_alias; None if it names none of the aliases that move."""
     if canonical is None:
         return None
     goes: JsonObject = {}
@@ -182,7 +183,7 @@ def split_aliases(canonical: Event | None, moved: Collection[str]) -> SplitAlias
 
 
 def copied_state(state: Mapping[StateKey, Event], version: RoomVersion) -> Iterable[tuple[str, JsonObject]]:
-    """Types and contents of what is transferred, from the part of the old room's state that is looked at."""
+    """Types and contents to be transferred, from the examined part of the old room's state."""
     for event_type in COPIED_TYPES:
         if (event := state.get((event_type, ""))) is not None:
             yield event_type, sayable(event.content)
@@ -191,7 +192,7 @@ def copied_state(state: Mapping[StateKey, Event], version: RoomVersion) -> Itera
 
 
 def predecessor_of(create: Event) -> str | None:
-    """The ID of the room that a room says it replaces."""
+    """The ID of the room that a room claims to replace."""
     predecessor = create.content.get("predecessor")
     room_id = predecessor.get("room_id") if isinstance(predecessor, dict) else None
     return room_id if isinstance(room_id, str) else None

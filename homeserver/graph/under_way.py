@@ -1,7 +1,7 @@
-"""Work with other servers that is under way, and waiting for its end, in whichever process it is done.
+"""Marks work with other servers as under way, and waits for its end, in whichever process it is done.
 
-Other servers may answer to something before it has been stored here: a user accepts an invitation while it is still
-being sent, and messages of a room arrive while the room is still being imported. They have to wait for a moment.
+Other servers may react to something before it is stored here: a user accepts an invitation while it is still being
+sent, and events of a room arrive while the room is still being imported. They have to wait for a moment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = structlog.get_logger(__name__)
 INVITATION = "invitation"
 """An invitation of this user is being sent to the user's server."""
 JOIN = "join"
-"""Another server may have taken this user's join, and the room is not here yet."""
+"""Another server may have accepted this user's join, but the room is not here yet."""
 IMPORT = "import"
 """A room that was joined is being stored."""
 
@@ -32,7 +32,7 @@ HISTORY = "history"
 LEASE_MS = 30_000
 PROLONG_S = 10.0
 LOOK_AGAIN_S = 0.1
-"""How often it is looked whether the work of another process has ended."""
+"""How often to look whether the work of another process has ended."""
 
 
 class UnderWay:
@@ -45,7 +45,7 @@ class UnderWay:
 
     @contextlib.asynccontextmanager
     async def marked(self, kind: str, room_id: str, user_id: str) -> AsyncIterator[str]:
-        """Let every process know that this is under way; yields the name of the lease."""
+        """Mark work as under way, for all processes; yields the name of the lease."""
         owner = secrets.token_hex(8)
         await self._database.write(store.begin, kind, room_id, user_id, owner, self._clock.now_ms() + LEASE_MS)
         async with self._held(owner):
@@ -53,12 +53,12 @@ class UnderWay:
 
     @contextlib.asynccontextmanager
     async def claimed(self, kind: str, room_id: str) -> AsyncIterator[str]:
-        """Do work in a room that only one may do at a time, over all processes; waits for its turn.
+        """Do work in a room that only one process and task may do at a time, after waiting until it is free.
 
-        Yields the name of the lease. Who writes has to look whether the lease is still its own (``store.is_owner``).
+        Yields the name of the lease. Before each write, check that the lease is still valid (``store.is_owner``).
         """
         owner = secrets.token_hex(8)
-        # Whoever is cancelled while it waits may have got the lease all the same, so it is given back then too.
+        # A task that is cancelled while it waits may have got the lease nevertheless, so release it then too.
         async with self._held(owner):
             while True:
                 now = self._clock.now_ms()
@@ -74,7 +74,7 @@ class UnderWay:
             yield
         finally:
             prolonging.cancel()
-            # Also where the caller was cancelled: nobody is to wait until the lease runs out.
+            # Also if the caller was cancelled, so that others need not wait until the lease expires.
             await asyncio.shield(self._end(owner))
 
     async def _prolong(self, owner: str) -> None:
@@ -94,11 +94,11 @@ class UnderWay:
         ended.set()
 
     async def is_under_way(self, kind: str, room_id: str, user_id: str | None = None) -> bool:
-        """Whether some process does this now, for any user where none is named."""
+        """Whether any process is doing this now, for any user if none is given."""
         return await self._database.read(store.is_under_way, kind, room_id, user_id, self._clock.now_ms())
 
     async def wait_for_end(self, kind: str, room_id: str, user_id: str | None, at_most_s: float) -> bool:
-        """Wait until this is no longer under way; False where it still is after that time."""
+        """Wait until this is no longer under way; returns False if it still is after that time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + at_most_s
         while await self.is_under_way(kind, room_id, user_id):

@@ -1,8 +1,8 @@
-"""Servers that send events which build on what nobody shows us, and that did not help when they were asked for it.
+"""Servers that send events with ancestors that no server shows, and that did not help when they were asked for them.
 
-To ask again for every further event would be work without end, at the will of whoever sends them. So after a failure
-such a server is left alone for a while in that room; each further one makes it longer. What can do without help is
-taken in meanwhile; the rest is found, once the server helps again, by what builds on it.
+Asking again for every further event would be endless work, caused by whoever sends them. So after a failure such a
+server is not asked for a while in that room; each further failure makes the pause longer. Events that need no help are
+handled meanwhile; the others are found, once the server helps again, as ancestors of later events.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ REMEMBERED_MAX = 10_000
 class _Pause:
     seconds: float
     until: float
-    """By the monotonic clock."""
+    """In seconds of the monotonic clock."""
 
 
 class UnhelpfulServers:
-    """Remembers, for rooms and servers, when next to ask for what events lack."""
+    """Remembers, by room and server, when to ask next for what events lack."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -38,11 +38,11 @@ class UnhelpfulServers:
         return pause is None or self._clock.monotonic() >= pause.until
 
     def helped(self, room_id: str, server_name: str) -> None:
-        """A server gave what was missing."""
+        """Note that a server returned what was missing."""
         self._pauses.remove((room_id, server_name))
 
     def did_not_help(self, room_id: str, server_name: str) -> None:
-        """A server was asked, and did not give what was missing."""
+        """Note that a server did not return what was missing."""
         last = self._pauses.get((room_id, server_name))
         seconds = PAUSE_S_MIN if last is None else min(last.seconds * PAUSE_FACTOR, PAUSE_S_MAX)
         self._pauses.put((room_id, server_name), _Pause(seconds, self._clock.monotonic() + seconds))

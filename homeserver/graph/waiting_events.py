@@ -1,7 +1,7 @@
-"""Events that cannot be judged yet: kept, and tried again when what they lack comes, and from time to time.
+"""Events that cannot be judged yet: kept, and retried when the events that they lack arrive, and from time to time.
 
-The server that sent such an event was told that it was taken, and will not send it again. So it is kept in the
-database until it finds its place, however often this server starts anew, or until it is given up.
+The server that sent such an event was told that it was accepted, and will not send it again. So it is kept in the
+database until it can be placed, across restarts, or until it is given up.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ from homeserver.storage.waiting_events import WaitingEvent
 logger = structlog.get_logger(__name__)
 
 EVENTS_OF_ORIGIN_MAX = 100
-"""Events of one room and one server that wait at once; all servers that are not in the room count as one."""
+"""How many events of one room and one server may wait; all servers outside of the room count as one."""
 EVENTS_OF_ROOM_MAX = 500
 RETRY_MS_MIN = 3_000
-"""Longer than the pause that a server is given after it did not help; see ``unhelpful_servers``."""
+"""Longer than the pause after a server did not help; see ``unhelpful_servers``."""
 RETRY_MS_MAX = 6 * 3600 * 1000
 GIVE_UP_AFTER_MS = 14 * 24 * 3600 * 1000
 CLAIM_MS = 10 * 60 * 1000
-"""How long a process that tries an event again has it for itself."""
+"""How long a process that retries an event has it for itself."""
 EVENTS_AT_ONCE = 100
 SLEEP_S_MAX = 300.0
 REFRESH_MS = 300_000
-"""How often this process looks which events others keep."""
+"""How often this process looks for events that other processes keep."""
 PATIENT_ATTEMPTS = 11
-"""Attempts, over about two hours, after which an event is judged without state that is given but cannot be verified."""
+"""The number of attempts, over about two hours, after which an event is judged without those parts of a given state
+that cannot be verified."""
 
 Retry: TypeAlias = Callable[[str, str, Sequence[WaitingEvent], bool], Awaitable[Mapping[str, frozenset[str]]]]
-"""Tries events of a room and a server again: ``(room_id, origin, events, is_last_resort)``.
-
-Returns what each of those lacks that have still to wait.
-"""
+"""Retries events of a room and a server: ``(room_id, origin, events, is_last_resort)``. Returns what each event that
+still has to wait lacks."""
 
 
 class WaitingEvents:
@@ -52,21 +51,21 @@ class WaitingEvents:
         self._clock = clock
         self._retry: Retry | None = None
         self._lacks: dict[str, dict[str, frozenset[str]]] = {}
-        """Of the events that wait, by room and event ID, what they lack. The database knows them all."""
+        """What waiting events lack, by room and event ID. The database has all of them."""
         self._refresh_at_ts = 0
         self._helped: dict[str, set[str]] = {}
-        """Events, by room, for which something has come that they lacked."""
+        """The IDs of events, by room, for which a missing event has arrived."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, retry: Retry) -> None:
-        """Begin to try again what waits."""
+        """Start to retry waiting events."""
         self._retry = retry
         await self._refresh()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Stop; what waits is tried again after the next start."""
+        """Stop; waiting events are retried after the next start."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -76,9 +75,9 @@ class WaitingEvents:
     async def keep(
         self, origin: str, events: Iterable[tuple[Event, frozenset[str]]], members: Container[str]
     ) -> set[str]:
-        """Keep events of one room, each with the IDs of those that it lacks. ``members`` are the servers in the room.
+        """Keep events of one room, each with the IDs of the events that it lacks.
 
-        Returns the IDs of those that are kept; the others are too many.
+        ``members`` are the servers in the room. Returns the IDs of the events that are kept; the others are too many.
         """
         now = self._clock.now_ms()
         waiting = [
@@ -93,9 +92,9 @@ class WaitingEvents:
         return set(kept)
 
     def arrived(self, room_id: str, events: Iterable[Event]) -> None:
-        """Take notice of events that were stored: what waits for one of them, or comes before one, is tried again.
+        """Note that events were stored: events that wait for one of them, or come before one, are retried.
 
-        Called for everything that is written, so it must cost nothing where nothing waits.
+        Called for everything that is written, so it must be cheap if nothing waits.
         """
         room = self._lacks.get(room_id)
         if room is None:
@@ -127,7 +126,7 @@ class WaitingEvents:
                     await self._wake.wait()
 
     async def work(self) -> float:
-        """Try what is due. Returns in how many seconds there is more to do."""
+        """Retry what is due. Returns in how many seconds there is more to do."""
         now = self._clock.now_ms()
         if now >= self._refresh_at_ts:
             await self._refresh()
@@ -146,14 +145,14 @@ class WaitingEvents:
         return SLEEP_S_MAX if next_ts is None else min(SLEEP_S_MAX, max(0.0, (next_ts - now) / 1000))
 
     async def _refresh(self) -> None:
-        """Read what waits: other processes keep events too."""
+        """Read the waiting events: other processes keep events too."""
         rooms: dict[str, dict[str, frozenset[str]]] = {}
         for room_id, event_id, lacks in await self._database.read(store.all_lacking):
             rooms.setdefault(room_id, {})[event_id] = lacks
         self._lacks = rooms
 
     async def _try(self, room_id: str, origin: str, group: Sequence[WaitingEvent]) -> None:
-        """Try events of one room and origin again. An internal error of one room leaves the others alone."""
+        """Retry events of one room and origin. An internal error in one room does not affect others."""
         assert self._retry is not None
         now = self._clock.now_ms()
         is_last_resort = any(event.attempts >= PATIENT_ATTEMPTS for event in group)

@@ -1,6 +1,6 @@
-"""What a job composes on: the head of its room, with what the jobs before it in the same batch have composed.
+"""What jobs compose events on: the head of their room, with the events of earlier jobs in the same batch.
 
-See ``append``, which runs the jobs and writes what they leave behind.
+See ``append``, which runs the jobs and writes their results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from homeserver.storage.appends import (
 from homeserver.storage.event_graph import Verdict
 
 LOOKED_THROUGH_MAX = 200
-"""Events before an event that are looked at to find what it follows."""
+"""How many events before an event are examined to find what it follows."""
 
 
 @dataclass(slots=True)
 class NewEvent:
-    """An event that a job wants to append, judged already."""
+    """An event that a job wants to append, already checked."""
 
     event: Event
     before: StateSnapshot | None
@@ -44,11 +44,11 @@ class NewEvent:
     reason: str | None = None
     """Why it was rejected or soft-failed."""
     extends: bool = True
-    """Whether it becomes a forward extremity; not if events that are here already follow it."""
+    """Whether it becomes a forward extremity; not if known events already follow it."""
     txn: TransactionKey | None = None
     backfilled: bool = False
     place: int | None = None
-    """The place in the room's history that was taken for a backfilled event."""
+    """The place in the room's history that a backfilled event has been given."""
 
 
 @dataclass(slots=True)
@@ -60,12 +60,12 @@ class WrittenEvent:
     replaces: str | None
     redaction_applied: bool
     users: tuple[str, ...] = ()
-    """Our users whose membership it may have changed."""
+    """Our users whose membership the event may have changed."""
 
 
 @dataclass(slots=True)
 class _Draft:
-    """What the jobs of a batch have composed so far. Small, so that it can be set back when a job fails."""
+    """What the jobs of a batch have composed so far. Small, so that it can be restored when a job fails."""
 
     head: RoomHead
     written: tuple[WrittenEvent, ...] = ()
@@ -74,7 +74,7 @@ class _Draft:
 
 
 class SentInBatch(HomeserverError):
-    """A job of the same batch sends an event with the same transaction ID: the same request, twice at once."""
+    """An event cannot be appended because it is sent already, by the same request made twice or by a policy server."""
 
     def __init__(self, event: Event) -> None:
         super().__init__("transaction ID used in this batch")
@@ -82,7 +82,7 @@ class SentInBatch(HomeserverError):
 
 
 class WorkingHead:
-    """The head that a job sees: the room's, with what the jobs before it in the same batch have composed."""
+    """The head that a job sees: the room's, with the events of earlier jobs in the same batch."""
 
     def __init__(self, head: RoomHead, events: Events, states: StateReader, is_local: Callable[[str], bool]) -> None:
         self._events = events
@@ -94,11 +94,11 @@ class WorkingHead:
 
     @property
     def head(self) -> RoomHead:
-        """The head as a frozen value."""
+        """The head as an immutable value."""
         return self._draft.head
 
     async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
-        """Events of the room by ID as they were signed, those of the batch included. Not to be shown."""
+        """Events of the room by ID as they were signed, including those of the batch. Not for clients."""
         found: dict[str, Event] = {}
         missing: list[str] = []
         for event_id in event_ids:
@@ -125,7 +125,7 @@ class WorkingHead:
         return {key: found[event_id] for key, event_id in wanted.items() if event_id in found}
 
     async def shown_state_events(self, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-        """The same of the current state as they are shown: redacted, where they have been, also in this batch."""
+        """Events of the current state in the form for clients: redacted if they have been, also by this batch."""
         state = self.head.state
         wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
         shown = await self._shown(wanted.values())
@@ -143,9 +143,9 @@ class WorkingHead:
         return {name: redact_event(event) if name in redacted else event for name, event in shown.items()}
 
     async def resolve(self, snapshots: Sequence[StateSnapshot], version: RoomVersion | None = None) -> StateSnapshot:
-        """The resolution of several states of the room, which may name events of the batch.
+        """The resolution of several states of the room, which may have events of the batch.
 
-        ``version`` is given where another algorithm than the room's is to be used.
+        ``version`` is given to use another algorithm than the room's.
         """
         room = self.head if version is None else replace(self.head, version=version)
         return await self._states.resolve(room, snapshots, self._unstored)
@@ -155,7 +155,7 @@ class WorkingHead:
         return await self._states.after_extremity(extremity)
 
     async def lookup_after(self, extremity: Extremity, keys: Iterable[StateKey]) -> Mapping[StateKey, str]:
-        """Some entries of the state after a forward extremity, at least."""
+        """At least these entries of the state after a forward extremity."""
         after = extremity.after
         return after.state if isinstance(after, StateSnapshot) else await self._states.lookup(after, keys)
 
@@ -173,7 +173,7 @@ class WorkingHead:
     # -- for RoomWriters -----------------------------------------------------------------------------------------------
 
     async def run(self, job: Job) -> list[Event]:
-        """Run a job and take in its events; leaves everything as it was if the job fails."""
+        """Run a job and add its events; restores everything if the job fails."""
         mark = self._draft
         names = set(self._unstored)
         try:
@@ -186,9 +186,9 @@ class WorkingHead:
         return [written.new.event for written in self._draft.written[len(mark.written) :]]
 
     async def take_in(self, new: NewEvent) -> None:
-        """Add an event to the batch, so that what a job composes next builds on it.
+        """Add an event to the batch, so that what a job composes next follows it.
 
-        What a job returns is taken in as well; a job uses this only where it composes several events.
+        The events that a job returns are added too; a job calls this only if it composes several events.
         """
         event, head = new.event, self.head
         if new.txn is not None:
@@ -213,9 +213,10 @@ class WorkingHead:
         self._draft = replace(self._draft, head=head)
 
     async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
-        """The head with an accepted event in the graph, which is a forward extremity itself unless others follow it.
+        """The head with an accepted event in the graph.
 
-        What it follows is none any longer, in either case.
+        The event becomes a forward extremity unless others follow it; the events that it follows are no longer
+        extremities.
         """
         followed = await self._followed_by(event)
         extremities = (*(e for e in head.extremities if e.event_id not in followed), *mine)
@@ -228,7 +229,8 @@ class WorkingHead:
         return await self._change_state(head, current, event)
 
     async def _followed_by(self, event: Event) -> set[str]:
-        """What an accepted event follows, through events that were not let in: they are nobody's forward extremity."""
+        """The events that an accepted event follows, also through rejected and soft-failed ones, which never are
+        extremities."""
         reached = {extremity.event_id for extremity in self.head.extremities}
         followed = set(event.prev_events)
         todo = followed - reached
@@ -257,7 +259,7 @@ class WorkingHead:
         met = {extremity.state_identity for extremity in head.extremities}
         if head.is_exact and met == {extremity.state_identity for extremity in extremities}:
             return head.snapshot
-        # Where there was but one, the room's state is the one after it, and need not be read.
+        # With only one before, the room's state is the state after it, and need not be read.
         single = len(head.extremities) == 1
         states = [
             head.snapshot if single and e in head.extremities else await self._states.after_extremity(e)
@@ -278,7 +280,7 @@ class WorkingHead:
         return change_members(replace(head, snapshot=current), changes, self._is_local)
 
     def _users_concerned(self, event: Event, changes: Iterable[CurrentChange]) -> tuple[str, ...]:
-        """Our users whose membership an event states, or changes by what it did to the current state."""
+        """Our users whose membership an event sets, or changes by its effect on the current state."""
         keys = {change.key for change in changes}
         if event.type == "m.room.member" and event.state_key is not None:
             keys.add(event.key)
@@ -287,7 +289,7 @@ class WorkingHead:
     async def _redaction_applies(self, new: NewEvent) -> bool:
         """Whether this is a redaction that may take effect now."""
         event = new.event
-        # A soft-failed redaction is not to be seen, and neither is what it would do.
+        # A soft-failed redaction is not shown, so it must not take effect.
         if new.verdict != Verdict.ACCEPTED or new.before is None or event.redacts is None:
             return False
         target = (await self.events([event.redacts])).get(event.redacts)
@@ -296,7 +298,7 @@ class WorkingHead:
         return _redaction_applies(event, target, await self.state_events(LEVEL_KEYS, new.before.state))
 
     def arrived(self) -> set[str]:
-        """The events of the batch that events here may have named before they came: not those made just now."""
+        """The events of the batch that known events may have named before they arrived: not those made just now."""
         return {
             written.new.event.event_id
             for written in self._draft.written
@@ -304,7 +306,7 @@ class WorkingHead:
         }
 
     async def settle_redactions(self, pending: Iterable[tuple[Event, Mapping[StateKey, str]]]) -> None:
-        """Apply those redactions that came before their targets and are allowed by the state given with each."""
+        """Apply the redactions that arrived before their targets and are allowed by the state given with each."""
         waiting = [
             *pending,
             *(
@@ -332,11 +334,11 @@ class WorkingHead:
 
     @property
     def applied_redactions(self) -> tuple[tuple[str, str], ...]:
-        """Redactions that came before their targets and take effect now: ``(redacted, redaction)`` event IDs."""
+        """Redactions that arrived before their targets and take effect now: ``(redacted, redaction)`` event IDs."""
         return self._draft.applied_redactions
 
     def effects(self) -> dict[str, StateEffect]:
-        """What each event did to the current state; those that are not named left it as it was."""
+        """How each event changed the current state; events that are not named left it unchanged."""
         effects: dict[str, StateEffect] = {}
         for change in self._draft.changes:
             is_own = change.event is not None and change.event.event_id == change.at and change.at not in effects
@@ -344,26 +346,27 @@ class WorkingHead:
         return effects
 
     def departed(self) -> list[str]:
-        """The users, of any server, who were in the room before this batch and are not any longer."""
+        """The users, of any server, who were in the room before this batch and are not any more."""
         before, after = self._base.joined, self.head.joined
         changed = dict.fromkeys(change.key[1] for change in self._draft.changes if change.key[0] == "m.room.member")
         return [user_id for user_id in changed if user_id in before and user_id not in after]
 
     def overtaken_power_levels(self) -> list[str]:
-        """Those m.room.power_levels events, the room's or our users', that what is now the room's was not built on."""
+        """The m.room.power_levels events, the room's or our users', that were replaced by an event that does not follow
+        them."""
         changes = [change for change in self._draft.changes if change.key == POWER_LEVELS]
         found = overtaken(POWER_LEVELS, self._base.state.get(POWER_LEVELS), changes) if changes else []
         for written in self._draft.written:
             new, event = written.new, written.new.event
             if event.type == "m.room.power_levels" and event.state_key == "" and self._is_local(event.sender):
                 is_placed = new.verdict == Verdict.ACCEPTED and not new.backfilled
-                # One that the policy server was slow to sign may have become a branch that never won.
+                # An event that the policy server signed late may have become a branch that never won.
                 if is_placed and not any(change.event is event for change in changes):
                     found.append(event.event_id)
         return found
 
     def to_append(self) -> tuple[RoomAppend, list[StateSnapshot]]:
-        """The transaction for what was composed, and the states that it stores."""
+        """The transaction for the composed events, and the states that it stores."""
         draft, base = self._draft, self._base
         groups: list[StateSnapshot] = []
         append = RoomAppend(
@@ -385,7 +388,7 @@ class WorkingHead:
                     txn=new.txn,
                     backfilled=new.backfilled,
                     place=new.place,
-                    # Others can only have named what is not of our own making just now.
+                    # Other servers cannot have named events that we have only just made.
                     awaited=new.backfilled or not new.extends or not self._is_local(new.event.sender),
                     redaction_applied=written.redaction_applied,
                 )
@@ -412,10 +415,8 @@ class WorkingHead:
 
 
 Job = Callable[[WorkingHead], Awaitable[Sequence[NewEvent]]]
-"""Looks at the head and composes new events, which it returns or takes in one by one.
-
-It may run more than once; what it raises goes to its own caller only.
-"""
+"""Reads the head and composes new events, which it returns or adds one by one. May run more than once; its errors go to
+its own caller only."""
 
 
 LEVEL_KEYS: tuple[StateKey, ...] = (CREATE, POWER_LEVELS)
@@ -427,7 +428,7 @@ def _redaction_applies(redaction: Event, target: Event, state: Mapping[StateKey,
 
 
 def _reference(snapshot: StateSnapshot, groups: list[StateSnapshot], append: RoomAppend) -> GroupRef:
-    """A state's group, put into the append if it is not stored yet, those that it builds on first."""
+    """The group of a state; adds it, after the states that it is based on, to the append if it is not stored yet."""
     line: list[StateSnapshot] = []
     step: StateSnapshot | None = snapshot
     while step is not None and step.group is None and not any(step is other for other in groups):
