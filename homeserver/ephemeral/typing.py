@@ -1,10 +1,10 @@
 """Who is typing in which room.
 
-Nothing of it is stored. Each process keeps what it was told by its clients and by other servers, tells the other
-processes, and hears from them what they were told (``storage/notices.py``). A notice ends by itself when its time has
-run out: one timer waits for the next one that is due. So a restart forgets who types, and clients are told so.
+Nothing of this is stored. Each process keeps what its clients and other servers report to it, sends that to the other
+processes, and receives what they send (``storage/notices.py``). A notice ends by itself when its time has run out: one
+timer waits for the next one that is due. So a restart forgets who is typing, and clients are told so.
 
-Which changes a client has been told of its token says, see ``ephemeral/typing_tokens.py``.
+A client's token says which changes the client knows, see ``ephemeral/typing_tokens.py``.
 
 https://spec.matrix.org/v1.19/client-server-api/#typing-notifications
 """
@@ -37,38 +37,38 @@ logger = structlog.get_logger(__name__)
 TIMEOUT_MS_DEFAULT = 30_000
 TIMEOUT_MS_MAX = 120_000
 REMOTE_TIMEOUT_MS = 60_000
-"""How long a user of another server types, unless that server says that it has stopped."""
+"""How long a user of another server counts as typing, unless that server says that they have stopped."""
 FEDERATION_REPEAT_S = 30.0
-"""Other servers are told again after this long, before they think that the user has stopped."""
+"""Other servers are told again after this long, so that they do not assume that the user has stopped."""
 ELSEWHERE_SLACK_MS = 60_000
-"""How much later than another process this one may hear of a change, the difference of their clocks included."""
+"""How much later than another process this one may learn of a change, including the difference of their clocks."""
 BYTES_MAX = 8 * 2**20
-"""What is remembered of all rooms together."""
+"""How much memory the notices of all rooms together may use."""
 ROOM_BYTES = 900
 USER_BYTES = 700
 """Two entries of a dictionary and of a heap, and a user ID that may be long."""
 TYPISTS_PER_ROOM_MAX = 500
-"""Everybody in the room is sent the whole list at each change."""
+"""A limit, since all clients in the room are sent the whole list at each change."""
 DUE_SPARE = 1_000
-"""Entries of the heap that may no longer count, besides as many as do."""
+"""How many outdated entries the heap may have, besides as many as there are current ones."""
 WHO_TYPES = "who types"
 
 
 class TypingDelivery(Protocol):
-    """Tells other servers."""
+    """Sends typing notices to other servers."""
 
     async def send_typing(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Tell the other servers in the room that one of our users types, or has stopped. Best effort.
+        """Tell the other servers in the room that one of our users is typing, or has stopped. Best effort.
 
         Does nothing in a process that does not deliver.
         """
 
 
 class TypingNotices(Protocol):
-    """Tells the other processes of this server."""
+    """Sends notices to the other processes of this server."""
 
     def send(self, key: tuple[str, ...], body: str) -> None:
-        """Tell them soon, in place of what still waits under the same key. Best effort."""
+        """Send a notice soon; it replaces one that still waits under the same key. Best effort."""
 
     async def stop(self) -> None:
         """Stop the background work."""
@@ -76,26 +76,26 @@ class TypingNotices(Protocol):
 
 @dataclass(slots=True)
 class _Typist:
-    """Somebody types."""
+    """A user who is typing."""
 
     until: float
-    """When it ends, by the monotonic clock."""
+    """When the notice ends, by the monotonic clock."""
     due: float
-    """When the timer looks at it. Not later than ``until``."""
+    """When the timer checks it; not later than ``until``."""
     is_own: bool
-    """Whether this process was told by the user, or by the user's server; not by another process."""
+    """Whether the user, or the user's server, has told this process; otherwise another process has."""
     told: float | None = None
-    """When other servers were last told of it."""
+    """When other servers were last told about it."""
 
 
 @dataclass(slots=True)
 class _RoomTyping:
-    """Who types in one room."""
+    """Who is typing in one room."""
 
     changed: int
-    """When it last changed who types, by ``Typing.position``."""
+    """When the set of typing users last changed, by ``Typing.position``."""
     users: dict[str, _Typist] = field(default_factory=dict)
-    """In the order in which they began."""
+    """By user ID, in the order in which they began."""
     rendered: bytes | None = None
     digest: int | None = None
 
@@ -116,7 +116,7 @@ class Typing:
         process: int,
         is_local: Callable[[str], bool],
     ) -> None:
-        """``process`` is a number of 16 bits that tells this process from others, and from those before it."""
+        """``process`` is a 16-bit number that distinguishes this process from others, and from earlier ones."""
         self._notifier = notifier
         self._heads = heads
         self._delivery = delivery
@@ -125,23 +125,24 @@ class Typing:
         self._process = process
         self._is_local = is_local
         self.position = clock.now_ms()
-        """When it last changed anywhere who types: milliseconds since the epoch, a little more if much happens."""
+        """When the typing users of any room last changed: milliseconds since the epoch, or slightly more after many
+        changes."""
         self._floor = self.position
-        """Of changes up to here not everything is remembered."""
+        """Changes up to here may have been forgotten."""
         self._rooms: OrderedDict[str, _RoomTyping] = OrderedDict()
-        """The room that changed last comes last."""
+        """The room that changed last is at the end."""
         self._active: dict[str, _RoomTyping] = {}
-        """Those in which somebody types."""
+        """The rooms in which somebody is typing."""
         self._quiet: OrderedDict[str, None] = OrderedDict()
-        """The others, in the same order."""
+        """The other rooms, in the same order."""
         self.bytes = 0
         self.bytes_max = BYTES_MAX
         self._due: list[tuple[float, str, str]] = []
-        """A heap of times that may run out, ``(due, room_id, user_id)``. Entries that no longer count are in it too."""
+        """A heap of the times when notices may end, ``(due, room_id, user_id)``; some entries are outdated."""
         self._typists = 0
         self._timer: asyncio.TimerHandle | None = None
         self._for_servers: dict[tuple[str, str], bool] = {}
-        """What other servers are still to be told, by room and user."""
+        """What other servers still have to be told, by room and user."""
         self._telling: asyncio.Task[None] | None = None
         register(self)
 
@@ -149,7 +150,7 @@ class Typing:
         return len(self._rooms)
 
     async def stop(self) -> None:
-        """Forget the timer, and tell nobody any more."""
+        """Stop the timer, and the sending of notices."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -162,15 +163,15 @@ class Typing:
 
     @refuses_by_newest_state
     async def set_typing(self, user_id: str, room_id: str, typing: bool, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
-        """One of our users types in a room for so long, or has stopped. Raises ``Forbidden`` for who is not in it."""
+        """Note that one of our users is typing, for at most ``timeout_ms``, or has stopped. Raises ``Forbidden``."""
         head = await self._heads.find(room_id)
         if head is None or not self._is_in(head, user_id):
             raise Forbidden("You are not in this room")
-        # A timeout of nothing is a stop.
+        # A timeout of zero means that the user has stopped.
         self._take_in(head.room_id, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing and timeout_ms > 0 else 0)
 
     async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Take in an m.typing EDU; what does not fit is dropped.
+        """Handle an m.typing EDU; an invalid one is dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#typing-notifications
         """
@@ -186,29 +187,29 @@ class Typing:
         self._take_in(head.room_id, user_id, REMOTE_TIMEOUT_MS if typing else 0)
 
     def _is_in(self, head: RoomHead, user_id: str) -> bool:
-        # The user may have left while the head was being read; ``departed`` has come too early then.
+        # The user may have left while the head was being read; then ``departed`` was called too early.
         return user_id in (self._heads.cached(head.room_id) or head).joined
 
     def departed(self, room_id: str, user_ids: Iterable[str]) -> None:
-        """Users, of any server, have left a room or were removed from it: they do not type there any longer."""
+        """End the notices of users, of any server, who have left a room or were removed from it."""
         room = self._active.get(room_id)
         for user_id in [user_id for user_id in user_ids if room is not None and user_id in room.users]:
             self._take_in(room_id, user_id, 0)
 
     def _take_in(self, room_id: str, user_id: str, timeout_ms: int) -> None:
-        """Note what a client or another server says, and tell the other processes."""
-        # To type on is no change for clients, but it is news for the other processes, who would end it.
+        """Note what a client or another server reports, and tell the other processes."""
+        # A user who is still typing is no change for clients, but the other processes have to prolong the notice.
         if self._note(room_id, user_id, timeout_ms, is_own=True) or timeout_ms:
             self._notices.send((room_id, user_id), _notice_of(room_id, user_id, timeout_ms))
 
     # -- other processes -----------------------------------------------------------------------------------------------
 
     def begin_to_hear(self) -> None:
-        """Notices of other processes arrive from now on: ask for those that were missed."""
+        """Ask the other processes for the notices that were missed: from now on their notices arrive."""
         self._notices.send((WHO_TYPES,), orjson.dumps([WHO_TYPES]).decode())
 
     def hear(self, body: str) -> None:
-        """Take in a notice of another process; what does not fit is dropped."""
+        """Handle a notice of another process; an invalid one is dropped."""
         try:
             said = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -217,7 +218,7 @@ class Typing:
             case ["typing", str(room_id), str(user_id), int(timeout_ms)] if 0 <= timeout_ms <= TIMEOUT_MS_MAX:
                 head = self._heads.cached(room_id)
                 if timeout_ms and head is not None and user_id not in head.joined:
-                    # The user has left meanwhile, which the other process does not know yet.
+                    # The user has left the room meanwhile, which the other process does not know yet.
                     self._notices.send((room_id, user_id), _notice_of(room_id, user_id, 0))
                 else:
                     self._note(room_id, user_id, timeout_ms, is_own=False)
@@ -234,7 +235,7 @@ class Typing:
     # -- what is known -------------------------------------------------------------------------------------------------
 
     def _note(self, room_id: str, user_id: str, timeout_ms: int, *, is_own: bool) -> bool:
-        """Remember that a user types for so long, or has stopped; whether who types in the room is another set now."""
+        """Note that a user is typing, or has stopped; returns whether the set of typing users has changed."""
         room = self._rooms.get(room_id)
         typist = room.users.get(user_id) if room is not None else None
         now = self._clock.monotonic()
@@ -249,7 +250,7 @@ class Typing:
             return True
         until = now + timeout_ms / 1000
         if room is not None and typist is not None:
-            # Where it ends later than was thought, the heap is given the new time when the old one has come.
+            # If the notice now ends later, the heap gets the new time when the old one has come.
             typist.until, typist.is_own = until, is_own
             if until < typist.due:
                 self._await_end(room_id, user_id, typist)
@@ -295,7 +296,7 @@ class Typing:
     # -- other servers -------------------------------------------------------------------------------------------------
 
     def _tell_servers(self, room_id: str, user_id: str, typing: bool) -> None:
-        """Every process tells of what it hears; the one that delivers does send it."""
+        """Every process calls this; only the one that delivers to other servers sends."""
         if not self._is_local(user_id):
             return
         self._for_servers.pop((room_id, user_id), None)
@@ -311,8 +312,8 @@ class Typing:
                 try:
                     await self._delivery.send_typing(room_id, user_id, typing)
                 except Exception:
-                    # For them it ends by itself after a while.
-                    logger.exception("other servers could not be told who types")
+                    # On other servers the notice ends by itself after a while.
+                    logger.exception("internal error while telling other servers who is typing")
         finally:
             self._telling = None
 
@@ -343,14 +344,14 @@ class Typing:
             self._set_timer()
 
     def expire(self) -> None:
-        """End the notices whose time has run out. Each process does so for itself."""
+        """End the notices that have run out. Each process does so by itself."""
         now = self._clock.monotonic()
         while self._due and self._due[0][0] <= now:
             due, room_id, user_id = heapq.heappop(self._due)
             room = self._active.get(room_id)
             typist = room.users.get(user_id) if room is not None else None
             if typist is None or typist.due != due:
-                continue  # the user has stopped, or another entry counts
+                continue  # the user has stopped, or another entry is the current one
             if typist.until <= now:
                 self._note(room_id, user_id, 0, is_own=False)
             else:
@@ -360,30 +361,31 @@ class Typing:
     # -- readers -------------------------------------------------------------------------------------------------------
 
     def token(self, joined: Collection[str]) -> int:
-        """What a client knows who has been told of everything in the rooms that its user is in; for its token."""
+        """The part of a token for a client that knows everything about typing in the rooms that its user is in."""
         return Point(self.position, self._process, self._digest(joined)).as_number()
 
     def to_tell(self, token: int, joined: Collection[str]) -> Collection[str]:
-        """The rooms of which a client with this token is to be told who types, if nobody is typing any more too."""
+        """The rooms whose typing users a client with this token has to be told, even if nobody is typing there any
+        more."""
         point = Point.of_number(token)
         if point.process == self._process and self._floor <= point.ms <= self.position:
             return () if point.ms == self.position else self._changed_since(point.ms, joined)
-        # The token is of another process, or of before a restart.
+        # The token is from another process, or from before a restart.
         if point.digest == self._digest(joined):
             return ()
         after = min(point.ms, self._clock.now_ms()) - ELSEWHERE_SLACK_MS
         if after < self._floor and point.digest:
-            return joined  # the client thinks of somebody as typing, of whom this process may know nothing
+            return joined  # the client may believe that somebody is typing whom this process does not know of
         return {*self._changed_since(after, joined), *self.active(joined)}
 
     def active(self, joined: Collection[str]) -> list[str]:
-        """Those of some rooms in which somebody types."""
+        """The rooms among ``joined`` in which somebody is typing."""
         if len(self._active) < len(joined):
             return [room_id for room_id in self._active if room_id in joined]
         return [room_id for room_id in joined if room_id in self._active]
 
     def users_in(self, room_id: str) -> list[str]:
-        """Who types in a room."""
+        """The IDs of the users who are typing in a room."""
         room = self._active.get(room_id)
         return list(room.users) if room is not None else []
 
@@ -408,7 +410,7 @@ class Typing:
         return found
 
     def _digest(self, joined: Collection[str]) -> int:
-        """The same in each process that knows the same users to type in these rooms; 0 if nobody does."""
+        """A number that is equal in processes with the same typing users in these rooms; 0 if nobody is typing."""
         digest = 0
         for room_id in self.active(joined):
             room = self._active[room_id]

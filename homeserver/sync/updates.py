@@ -23,7 +23,7 @@ class SyncRequest:
     since: int | None = None
     """The position up to which the client knows everything; None on a first sync."""
     typing_since: int = 0
-    """What the client was told of typing, see ``Typing.token``; 0 if that is not known."""
+    """What the client was told about typing, see ``Typing.token``; 0 if that is not known."""
     filter: Filter = EVERYTHING
     full_state: bool = False
     state_after: bool = False
@@ -74,7 +74,7 @@ class Update:
 
     next_batch: int
     typing: int = 0
-    """What the client knows of typing by this answer, see ``Typing.token``."""
+    """What the client knows about typing after this answer, see ``Typing.token``."""
     joined: list[RoomUpdate] = field(default_factory=list)
     left: list[RoomUpdate] = field(default_factory=list)
     invited: dict[str, bytes] = field(default_factory=dict)
