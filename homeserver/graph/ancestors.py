@@ -134,7 +134,7 @@ class Ancestors:
                 limit=GAP_REQUEST_MAX,
             )
         except RemoteError as error:
-            logger.info("missing events not given", room_id=head.room_id, server=origin, reason=error.message)
+            logger.info("server returned no missing events", room_id=head.room_id, server=origin, reason=error.message)
             return []
         return await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
 
@@ -147,7 +147,9 @@ class Ancestors:
             try:
                 pdus = await self._client.backfill(server_name, head.room_id, wanted, GAP_REQUEST_MAX)
             except RemoteError as error:
-                logger.info("missing events not given", room_id=head.room_id, server=server_name, reason=error.message)
+                logger.info(
+                    "server returned no missing events", room_id=head.room_id, server=server_name, reason=error.message
+                )
                 continue
             found = await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
             if any(event.event_id in missing for event in found):

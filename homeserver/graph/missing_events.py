@@ -98,7 +98,7 @@ class Backfiller:
                 async with lock, self._under_way.claimed(HISTORY, room_id):
                     return await self._fill(room_id, gaps[:GAPS_PER_BACKFILL_MAX])
         except TimeoutError:
-            logger.info("history not given in time", room_id=room_id)
+            logger.info("no server returned history in time", room_id=room_id)
             return Filled.UNANSWERED
 
     async def _fill(self, room_id: str, gaps: Sequence[Gap]) -> Filled:
@@ -127,7 +127,7 @@ class Backfiller:
             async with asyncio.timeout(SERVER_SECONDS_MAX):
                 pdus = await self._client.backfill(server_name, head.room_id, wanted, EVENTS_PER_BACKFILL)
         except (RemoteError, TimeoutError) as error:
-            logger.info("no history given", room_id=head.room_id, server=server_name, reason=str(error))
+            logger.info("server returned no history", room_id=head.room_id, server=server_name, reason=str(error))
             if isinstance(error, RemoteRefused) and error.status < 500 and error.status != 429:
                 await self._servers.answered(candidates, server_name)
                 return Filled.NOTHING

@@ -147,4 +147,4 @@ class OtherProcesses:
                 self._notices.hear(notice.body)
             except Exception:
                 # The next announcement must still be handled.
-                logger.exception("a notice of another process could not be taken in")
+                logger.exception("internal error while handling a notice of another process")

@@ -152,7 +152,12 @@ class Placer:
             try:
                 await self._help(event, missing, help_)
             except HomeserverError as error:
-                logger.info("event lacks others", room_id=event.room_id, event_id=event.event_id, reason=str(error))
+                logger.info(
+                    "event not placed, as others are missing",
+                    room_id=event.room_id,
+                    event_id=event.event_id,
+                    reason=str(error),
+                )
                 if not await self._do_without(event, missing, help_):
                     outcomes[event.event_id] = error
                     continue

@@ -113,7 +113,7 @@ class ReceivedTransactions:
                 try:
                     await handler(origin, edu)
                 except Exception:
-                    logger.exception("edu not taken in", origin=origin, edu_type=edu["edu_type"])
+                    logger.exception("internal error while handling an EDU", origin=origin, edu_type=edu["edu_type"])
 
         await asyncio.gather(*(take_in(self._edu_handlers[edu_type], some) for edu_type, some in by_type.items()))
 
@@ -124,7 +124,7 @@ class ReceivedTransactions:
                 await self._write()
                 await self._keep_house()
             except Exception:
-                logger.exception("answers to transactions could not be written down")
+                logger.exception("answers to transactions could not be stored")
 
     async def _write(self) -> None:
         waiting, self._unwritten = self._unwritten, []

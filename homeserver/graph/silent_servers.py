@@ -85,4 +85,4 @@ class SilentServers:
                 await self._database.write(store.forget_silence, server_name)
         except Exception as error:
             # It will be asked again after its pause in any case.
-            logger.warning("a sign of life was not noted", server=server_name, error=str(error))
+            logger.warning("request of a silent server not noted", server=server_name, error=str(error))

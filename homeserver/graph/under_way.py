@@ -83,13 +83,13 @@ class UnderWay:
             try:
                 await self._database.write(store.prolong, owner, self._clock.now_ms() + LEASE_MS)
             except Exception as error:
-                logger.warning("a lease was not prolonged", error=str(error))
+                logger.warning("lease not renewed", error=str(error))
 
     async def _end(self, owner: str) -> None:
         try:
             await self._database.write(store.end, owner)
         except Exception as error:
-            logger.warning("a lease was not given back", error=str(error))
+            logger.warning("lease not released", error=str(error))
         ended, self._ended = self._ended, asyncio.Event()
         ended.set()
 

@@ -119,7 +119,7 @@ class WaitingEvents:
                 self._wake.clear()
                 wait_s = await self.work()
             except Exception:
-                logger.exception("events that wait could not be tried again")
+                logger.exception("internal error while retrying waiting events")
                 wait_s = SLEEP_S_MAX
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -159,7 +159,7 @@ class WaitingEvents:
         try:
             lacking = await self._retry(room_id, origin, group, is_last_resort)
         except Exception:
-            logger.exception("events that wait could not be tried again", room_id=room_id, origin=origin)
+            logger.exception("internal error while retrying waiting events", room_id=room_id, origin=origin)
             lacking = {event.event_id: event.lacks for event in group}
         done: list[str] = []
         for event in group:
@@ -167,7 +167,7 @@ class WaitingEvents:
             if lacks is None:
                 done.append(event.event_id)
             elif now - event.received_ts > GIVE_UP_AFTER_MS:
-                logger.info("event given up that waited for others", room_id=room_id, event_id=event.event_id)
+                logger.info("waiting event given up", room_id=room_id, event_id=event.event_id)
                 done.append(event.event_id)
             else:
                 wait_ms = min(RETRY_MS_MIN * 2 ** min(event.attempts + 1, 20), RETRY_MS_MAX)

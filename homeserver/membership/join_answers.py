@@ -115,7 +115,7 @@ class JoinAnswers:
             try:
                 return await self._client.get_event(server_name, event_id)
             except RemoteError as error:
-                logger.info("auth event not given", server=server_name, event_id=event_id, reason=error.message)
+                logger.info("auth event not returned", server=server_name, event_id=event_id, reason=error.message)
                 return None
 
     async def signed_join(self, join: Event, answer: JsonObject) -> Event:

@@ -102,7 +102,7 @@ class LostRoleChanges:
             return
         for event_id, new_id in made.items():
             if new_id is not None:
-                logger.info("lost role changes made again", room_id=room_id, event_id=event_id, again=new_id)
+                logger.info("lost role changes repeated", room_id=room_id, event_id=event_id, again=new_id)
                 _remember(self._rounds, new_id, 1 + self._rounds.get(event_id, 0))
             _remember(self._settled, event_id, 1)
 

@@ -151,7 +151,9 @@ class OwedRequests:
             return
         now = self._clock.now_ms()
         if now - request.created_ts > GIVE_UP_AFTER_MS:
-            logger.warning("nobody could be told that our user left", room_id=request.room_id, user_id=request.user_id)
+            logger.warning(
+                "no server could be told that our user left", room_id=request.room_id, user_id=request.user_id
+            )
             await self._database.write(store.remove_request, request.request_nid)
             return
         wait_ms = min(RETRY_MS_MIN * 2 ** min(request.attempts, 20), RETRY_MS_MAX)

@@ -1,4 +1,4 @@
-"""homeserver/graph/internal_errors.py: an event that this server stumbles over keeps no other one out."""
+"""homeserver/graph/internal_errors.py: an event that causes an internal error does not keep others out."""
 
 from __future__ import annotations
 
