@@ -211,7 +211,7 @@ def test_bounds(server: Process, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(lost_role_changes, "LINE_MAX", 3)
             assert await is_made_again(room_id, 2)
             assert not await is_made_again(room_id, 3)
-            assert logs[-1]["event"] == "power levels went apart too long ago"
+            assert logs[-1]["event"] == "power levels diverged too long ago"
         with monkeypatch.context() as patch:
             patch.setattr(lost_role_changes, "AT_ONCE_MAX", 0)
             assert not await is_made_again(room_id, 1)
