@@ -97,7 +97,6 @@ class Composer:
                 draft.news.state = await self._state_at(request, draft.news.departure)
                 changed = [*changed, draft]
         await loaded.load(nid for draft in changed for nid in draft.news.state or ())
-        await loaded.load(c.event_nid for draft in changed for c in draft.news.changes if c.event_nid is not None)
         # The state events that state events in the timelines replaced.
         await loaded.load(
             seen.stored.replaces_nid

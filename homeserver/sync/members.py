@@ -21,6 +21,7 @@ from homeserver.sync.sent_members import Members
 from homeserver.sync.summaries import (
     HEROES,
     NAME_TYPES,
+    events_to_examine,
     has_changed,
     is_name,
     may_move_heroes,
@@ -83,9 +84,9 @@ class MembersAndSummaries:
         if not is_whole and not changes:
             return []
         if not is_whole:
-            await loaded.load(c.event_nid for c in changes if c.event_nid is not None)
-            events = loaded.all(c.event_nid for c in changes if c.event_nid is not None)
-            await loaded.load(e.replaces_nid for e in events if e.replaces_nid is not None)
+            examined = events_to_examine(changes)
+            await loaded.load(examined)
+            await loaded.load(e.replaces_nid for e in loaded.all(examined) if e.replaces_nid is not None)
         is_news = is_whole or has_changed(changes, loaded.get)
         room = await self._counts(news, draft, loaded)
         if not is_news and not room.has_name:

@@ -29,6 +29,14 @@ def relevant_changes(changes: Iterable[StateChange]) -> list[StateChange]:
     return [change for change in changes if change.key[0] in SUMMARY_TYPES]
 
 
+def events_to_examine(changes: Sequence[StateChange]) -> list[int]:
+    """The events that ``has_changed`` looks at, besides those that they replaced; none if it looks at nothing."""
+    if len(changes) > CHANGES_EXAMINED_MAX:
+        return []
+    nids = (c.event_nid for both in _first_and_last(changes) for c in both)
+    return list(dict.fromkeys(nid for nid in nids if nid is not None))
+
+
 def has_changed(changes: Sequence[StateChange], get: GetEvent) -> bool:
     """Whether ``changes``, which are oldest first and all relevant, may have changed the summary.
 
