@@ -71,7 +71,7 @@ def run(build_app: Callable[[], Starlette], config: Config) -> None:
     ``build_app`` is called in the running event loop. The application's lifespan spans all listeners. If
     ``app.state.begin_shutdown`` is there, it is called (without arguments) when the stop begins.
 
-    Raises ConfigurationError for TLS files that cannot be used, HomeserverError when an address cannot be bound.
+    Raises ConfigurationError for TLS files that cannot be used, HomeserverError when an address is not to be had.
     """
     _allow_many_files()
     for listener in config.listeners:
@@ -85,6 +85,8 @@ def run(build_app: Callable[[], Starlette], config: Config) -> None:
 async def _serve(build_app: Callable[[], Starlette], bound: list[tuple[ListenerConfig, socket.socket]]) -> None:
     app = build_app()
     async with app.router.lifespan_context(app):
+        for listener, sock in bound:
+            _listen(listener, sock)
         servers = [(_Server(app, listener), sock) for listener, sock in bound]
         with _stop_on_signals(app, [server for server, _ in servers]):
             _settle_garbage_collector()
@@ -322,9 +324,21 @@ def _bind(listener: ListenerConfig) -> socket.socket:
             sock.close()
             raise
     except OSError as error:
-        reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
-        raise HomeserverError(f"cannot listen on {bind} port {port}: {reason}") from error
+        raise _cannot_listen(listener, error) from error
     return sock
+
+
+def _listen(listener: ListenerConfig, sock: socket.socket) -> None:
+    """Let clients connect. Two sockets can be bound to the same address, but only one of them can listen there."""
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(listener, error) from error
+
+
+def _cannot_listen(listener: ListenerConfig, error: OSError) -> HomeserverError:
+    reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+    return HomeserverError(f"cannot listen on {listener.bind} port {listener.port}: {reason}")
 
 
 def _allow_many_files() -> None:

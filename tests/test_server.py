@@ -205,12 +205,12 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     assert httpx.get(server.url("/_matrix/key/v2/server", 0), timeout=WAIT_S).status_code == 200
 
 
-def refusal(tmp_path: Path, listener: str) -> str:
+def refusal(tmp_path: Path, listener: str, *, is_started: bool = False) -> str:
     config = tmp_path / "homeserver.toml"
     config.write_text(f'server_name = "a"\n[[listeners]]\n{listener}\n')
     done = subprocess.run([sys.executable, "-c", SERVER, str(config)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "up" not in done.stdout
+    assert ("up" in done.stdout) == is_started
     return done.stderr.splitlines()[-1]
 
 
@@ -220,6 +220,15 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
         assert refusal(tmp_path, f"port = {port}").endswith(
             f"cannot listen on 127.0.0.1 port {port}: the port is taken"
         )
+
+
+def test_two_listeners_at_one_port_are_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    for bind in ("127.0.0.1", "0.0.0.0"):
+        first = f'port = {port}\nbind = "{bind}"'
+        said = refusal(tmp_path, f"{first}\n[[listeners]]\nport = {port}", is_started=True)
+        assert said.endswith(f"cannot listen on 127.0.0.1 port {port}: the port is taken")
 
 
 def test_unusable_tls_files_are_said(tmp_path: Path) -> None:
