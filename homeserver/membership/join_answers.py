@@ -69,7 +69,7 @@ class JoinAnswers:
             raise UnusableAnswer(server_name, "the members were left out, which we did not ask for")
         named = await self._incoming.parse(answer["state"], version, room_id)
         given = {**await self._incoming.parse(answer["auth_chain"], version, room_id), **named}
-        given.update(await self._absent(server_name, version, room_id, given))
+        given.update(await self._absent(server_name, version, join, given))
         checked = await self._incoming.verify_each(list(given.values()))
         everything = {event.event_id: event for event in checked if isinstance(event, Event)}
         state = [everything[event_id] for event_id in named if event_id in everything]
@@ -88,22 +88,23 @@ class JoinAnswers:
         return JoinedRoom(signed, before, auth_chain)
 
     async def _absent(
-        self, server_name: str, version: RoomVersion, room_id: str, given: Mapping[str, Event]
+        self, server_name: str, version: RoomVersion, join: Event, given: Mapping[str, Event]
     ) -> dict[str, Event]:
         """Fetch the auth events that an answer lacks, one by one. Raises ``UnusableAnswer`` if some cannot be had.
 
         State events that cannot be checked without them would be left out of the room's state, and later events that
-        depend on those would be rejected for ever.
+        depend on those would be rejected for ever. The ``join`` itself may cite what is in no state any more: an
+        earlier join, for instance, that the server accepted just before we crashed.
         """
         found: dict[str, Event] = {}
-        absent = _cited(given.values()) - given.keys()
+        absent = _cited([join, *given.values()]) - given.keys()
         for _ in range(ABSENT_ROUNDS_MAX):
             if not absent:
                 return found
             if len(absent) + len(found) > ABSENT_MAX:
                 break
             pdus = await asyncio.gather(*(self._fetch(server_name, event_id) for event_id in sorted(absent)))
-            new = await self._incoming.parse([pdu for pdu in pdus if pdu is not None], version, room_id)
+            new = await self._incoming.parse([pdu for pdu in pdus if pdu is not None], version, join.room_id)
             if not absent <= new.keys():
                 break
             found.update(new)

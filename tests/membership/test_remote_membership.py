@@ -243,6 +243,24 @@ def test_auth_events_that_an_answer_lacks_are_fetched(servers: Servers) -> None:
     play(servers, story)
 
 
+def test_an_earlier_join_that_only_the_new_one_cites_is_fetched(servers: Servers) -> None:
+    """We crashed while we took in the room; the state that the server gives does not have that join."""
+
+    async def story(at: Scene) -> None:
+        earlier = at.room.join(BOB)
+
+        def change(answer: dict[str, Any]) -> None:
+            for name in ("state", "auth_chain"):
+                answer[name] = [pdu for pdu in answer[name] if parse_event(pdu, at.room.version) != earlier]
+
+        change_answer(at, change)
+        await at.ours.join(BOB, at.room.room_id, REMOTE)
+        assert await at.standing() == "join"
+        assert await at.ours.event(earlier.event_id) is not None
+
+    play(servers, story)
+
+
 def test_a_room_of_which_auth_events_cannot_be_had_is_not_joined(servers: Servers) -> None:
     async def story(at: Scene) -> None:
         change, _ = _without_chain_of(at, is_shown=False)
