@@ -30,7 +30,7 @@ def upgrade(database_url: str) -> bool:
     """Run all migrations that are missing, in one transaction; returns whether there were any.
 
     Processes that start at the same moment wait for each other. Raises HomeserverError when the database was migrated
-    by a newer version of the homeserver.
+    by a newer version of the homeserver, or belongs to another program.
     """
     if current(database_url) == head():
         return False
@@ -41,6 +41,8 @@ def upgrade(database_url: str) -> bool:
         _refuse_unknown(before)
         if before == head():
             return False  # another process has done it
+        if before is None:
+            _refuse_tables_of_others(connection)
         logger.info("migrating the database from %s to %s", before or "nothing", head())
         _run_migrations(connection)
     return True
@@ -102,6 +104,16 @@ def _refuse_unknown(revision: str | None) -> None:
         raise HomeserverError(
             f"the database is at revision {revision}, which this version (up to {head()}) does not know: "
             "it was migrated by a newer version"
+        )
+
+
+def _refuse_tables_of_others(connection: Connection) -> None:
+    """A database without any migration of ours is a new one only if it has no tables."""
+    others = [name for name in inspect(connection).get_table_names() if name != VERSION_TABLE]
+    if others:
+        raise HomeserverError(
+            f"the database has tables, such as {others[0]}, but no migration of the homeserver: it belongs to another "
+            "program, or is damaged. Give the homeserver a database of its own (database.url)"
         )
 
 

@@ -247,16 +247,24 @@ def test_an_earlier_join_that_only_the_new_one_cites_is_fetched(servers: Servers
     """We crashed while we took in the room; the state that the server gives does not have that join."""
 
     async def story(at: Scene) -> None:
-        earlier = at.room.join(BOB)
+        async def accept_and_fail(request: Request) -> Response:
+            await at.remote._send_join(request)
+            return JSONResponse({"errcode": "M_UNKNOWN", "error": "?"}, 500)
+
+        at.remote.replaced["send_join"] = accept_and_fail
+        with pytest.raises(RemoteFailed):
+            await at.ours.join(BOB, at.room.room_id, REMOTE)
+        earlier = at.room.state["m.room.member", BOB].event_id
 
         def change(answer: dict[str, Any]) -> None:
             for name in ("state", "auth_chain"):
-                answer[name] = [pdu for pdu in answer[name] if parse_event(pdu, at.room.version) != earlier]
+                events = [parse_event(pdu, at.room.version) for pdu in answer[name]]
+                answer[name] = [event.pdu for event in events if event.event_id != earlier]
 
         change_answer(at, change)
         await at.ours.join(BOB, at.room.room_id, REMOTE)
         assert await at.standing() == "join"
-        assert await at.ours.event(earlier.event_id) is not None
+        assert await at.ours.event(earlier) is not None
 
     play(servers, story)
 

@@ -11,7 +11,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 from homeserver.errors import HomeserverError
 from homeserver.storage import migrate
@@ -74,6 +74,23 @@ def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
         migrate.upgrade(database_url)
     with pytest.raises(HomeserverError, match=r"9999.*newer"):
         migrate.require_current(database_url)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_database_of_another_program_is_left_alone(empty_url: str, is_damaged: bool) -> None:
+    if is_damaged:
+        migrate.upgrade(empty_url)
+        execute(empty_url, "DELETE FROM alembic_version")
+    else:
+        if empty_url.startswith("sqlite"):
+            Path(empty_url.removeprefix("sqlite:///")).parent.mkdir()
+        execute(empty_url, "CREATE TABLE invoices (number INTEGER)")
+    with pytest.raises(HomeserverError, match="another program"):
+        migrate.upgrade(empty_url)
+    engine = create_engine(empty_url)
+    tables = inspect(engine).get_table_names()
+    engine.dispose()
+    assert is_damaged or tables == ["invoices"]
 
 
 def test_commands_that_read_want_a_migrated_database(empty_url: str, database_url: str) -> None:
