@@ -83,6 +83,7 @@ class Homeserver:
 
     async def start(self) -> None:
         """Begin the background work."""
+        await self.graph.under_way.start()
         self.graph.others.start(self.graph.notifier, self.ephemeral.relay, self.ephemeral.typing)
         await self.receiving.start()
         await self.graph.waiting.start(self.graph.arrivals.retry)

@@ -43,6 +43,11 @@ class UnderWay:
         self._clock = clock
         self._ended = asyncio.Event()
 
+    async def start(self) -> None:
+        """On SQLite, which only one process serves, end what a process left behind that was killed."""
+        if self._database.is_sqlite:
+            await self._database.write(store.end_all)
+
     @contextlib.asynccontextmanager
     async def marked(self, kind: str, room_id: str, user_id: str) -> AsyncIterator[str]:
         """Mark work as under way, for all processes; yields the name of the lease."""

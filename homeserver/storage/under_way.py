@@ -41,6 +41,11 @@ def end(connection: Connection, owner: str) -> None:
     connection.execute(delete(under_way).where(under_way.c.owner == owner))
 
 
+def end_all(connection: Connection) -> None:
+    """Delete all leases: for a process that is the only one on its database, so that none of them can be in use."""
+    connection.execute(delete(under_way))
+
+
 def is_under_way(connection: Connection, kind: str, room_id: str, user_id: str | None, now_ms: int) -> bool:
     """Whether any process does this work now; for any user, if ``user_id`` is None."""
     table = under_way.c
