@@ -6,6 +6,7 @@ The seed decides everything. ``simulate`` is a function of its arguments.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import logging
@@ -115,7 +116,9 @@ def _memory() -> str | None:
 @cache
 def template() -> Path:
     """A migrated database, for all runs of this process."""
-    file = Path(tempfile.mkdtemp(prefix="simulation-template-", dir=_memory())) / "template.db"
+    directory = Path(tempfile.mkdtemp(prefix="simulation-template-", dir=_memory()))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)  # not in the forked processes: they end at once
+    file = directory / "template.db"
     migrate.upgrade(f"sqlite:///{file}")
     return file
 
