@@ -17,12 +17,12 @@ from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import room_imports, room_state
-from homeserver.storage.appends import Appended, NewRoom, StaleHead
+from homeserver.storage.appends import NewRoom, StaleHead
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.invitations import Takeover
-from homeserver.storage.room_imports import Differences, Importing, Switch
+from homeserver.storage.room_imports import Differences, Importing, Switch, Switched
 
 EVENTS_PER_PIECE = 128
 """How many events one transaction of an import stores: other writers wait no longer than that."""
@@ -50,7 +50,7 @@ class ImportWrites:
         state: Mapping[StateKey, Event],
         known: Mapping[str, Event],
         owner: str,
-    ) -> Appended | None:
+    ) -> Switched | None:
         """Write everything except the join in small transactions, then the switch; None if we are in it by now."""
         write = self._database.write
         room = NewRoom(join.room_id, version.identifier, self._clock.now_ms())
@@ -151,19 +151,18 @@ class RoomImports:
             for _ in range(IMPORT_ATTEMPTS_MAX):
                 async with self._under_way.claimed(IMPORT, join.room_id) as owner:
                     try:
-                        appended = await self._writes.write(version, join, state, known, owner)
+                        switched = await self._writes.write(version, join, state, known, owner)
                         break
                     except StaleHead:
                         continue  # another process has changed the room, or has taken over the import
             else:
                 raise RuntimeError(f"cannot import {join.room_id}: other processes are always faster")
             self._heads.forget(join.room_id)
-            if appended is None:
+            if switched is None:
                 return None
-            head = await self._heads.get(join.room_id)
-            position = appended.positions[join.event_id]
+            # A user of ours whose invitation came with the room's state is not in the room: name all who are concerned.
             self._notifier.publish(
-                [Change(position, Stream.EVENTS, join.room_id, tuple(head.joined_local), wakes_room=True)]
+                [Change(switched.position, Stream.EVENTS, join.room_id, switched.users, wakes_room=True)]
             )
             stored = await self._events.get(join.room_id, join.event_id)
             assert stored is not None

@@ -100,6 +100,16 @@ class Switch:
     nids: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What the switch has done."""
+
+    position: int
+    """The position of the join."""
+    users: tuple[str, ...]
+    """Our users whose membership it has changed: who joined, and those whose invitation came with the state."""
+
+
 def begin(connection: Connection, room: NewRoom, kind: str, owner: str) -> Importing | None:
     """Add the room unless it exists; None if a user of ours is in it already."""
     if user_rooms.is_anybody_in(connection, room.room_id):
@@ -183,7 +193,7 @@ def take_over_invitations(connection: Connection, importing: Importing, takeover
     invitations.take_over(connection, takeover)
 
 
-def switch(connection: Connection, graph: GraphWriter, importing: Importing, new: Switch) -> Appended | None:
+def switch(connection: Connection, graph: GraphWriter, importing: Importing, new: Switch) -> Switched | None:
     """Make this server a participant of the room, by the join. None if a user of ours is in it already.
 
     Raises ``StaleHead`` if the room changed after its differences were computed.
@@ -227,7 +237,7 @@ def switch(connection: Connection, graph: GraphWriter, importing: Importing, new
     _PUT_USER_ROOMS.run(connection, rows)
     nids = {**new.nids, join.event_id: nid}
     invitations.take_over(connection, invitations.Takeover(room_nid, [join], new.known, nids))
-    return outcome
+    return Switched(position, tuple(row["user_id"] for row in rows))
 
 
 def _check_lease(connection: Connection, importing: Importing) -> None:

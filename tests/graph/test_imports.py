@@ -258,7 +258,12 @@ def test_a_pending_invitation_of_another_user_comes_with_the_room(server: CoreSe
     async def story() -> None:
         room = zoes_room()
         room.invite(ZOE, BOB)
+        position = server.notifier.position
         await import_room(server, room, room.join(ALICE))
+        # The invited user's requests are woken, and told, as well.
+        changes = server.notifier.changes_since(position)
+        assert changes is not None
+        assert [set(change.users) for change in changes] == [{ALICE, BOB}]
         standing = await server.database.read(user_rooms.standing_of, BOB, room.room_id)
         assert standing is not None
         assert standing.membership == "invite"
