@@ -78,9 +78,16 @@ class ServerAccess:
 
     @refuses_by_newest_state
     async def known_room(self, room_id: str, server_name: str) -> RoomHead:
-        """The head of a room that this server is in, for a server that is or was in it. Raises ``NotFound``,
-        ``Forbidden``."""
-        head = await self.resident_room(room_id, server_name)
+        """A room that this server is or was in, for another one of which that is true as well, as far as we know.
+
+        When our last user has left, other servers may need the events before the departure to accept it, and we may be
+        the only one to have them. Raises ``NotFound``, ``Forbidden``.
+        """
+        head = await self._heads.find(room_id)
+        if head is None:
+            raise NotFound("Unknown room")
+        if not await self.is_allowed(head, server_name):
+            raise Forbidden("Your server is not allowed in this room")
         if server_name not in head.joined_servers and not member_keys(head, server_name):
             raise Forbidden("Your server is not in this room")
         return head

@@ -10,6 +10,7 @@ from homeserver.graph.assembly import GraphServices
 from homeserver.membership.bans import Bans
 from homeserver.membership.countersigning import Countersigning
 from homeserver.membership.doubtful_revocations import DoubtfulRevocations
+from homeserver.membership.earlier_stays import EarlierStays
 from homeserver.membership.handshake_templates import HandshakeTemplates
 from homeserver.membership.handshakes import Handshakes
 from homeserver.membership.invitations import Invitations
@@ -115,7 +116,10 @@ def _build_remote(
     heads, events, incoming = graph.heads, graph.events, graph.incoming
     handshakes = Handshakes(base.server_name, base.database, heads, keys, clock)
     answers = JoinAnswers(incoming, client)
-    through = JoinsThroughServers(handshakes, heads, graph.imports, answers, graph.placer, client, graph.delivery)
+    earlier_stays = EarlierStays(events, client, clock, base.server_name)
+    through = JoinsThroughServers(
+        handshakes, heads, graph.imports, answers, graph.placer, client, graph.delivery, earlier_stays
+    )
     leaves = RemoteLeaves(handshakes, heads, events, graph.out_of_band, client, owed, keys, clock)
     joins = RemoteJoins(handshakes, through, heads, events, graph.sender, leaves, owed, clock)
     return joins, leaves, RemoteKnocks(handshakes, incoming, client, graph.out_of_band)

@@ -17,6 +17,7 @@ from homeserver.graph.imports import RoomImports
 from homeserver.graph.placement import Placer
 from homeserver.graph.state import RoomHeads
 from homeserver.membership.attempts import Attempts
+from homeserver.membership.earlier_stays import EarlierStays
 from homeserver.membership.handshakes import Handshakes
 from homeserver.membership.join_answers import JoinAnswers, UnusableAnswer
 from homeserver.protocol.events import CREATE, Event
@@ -56,6 +57,7 @@ class JoinsThroughServers:
         placer: Placer,
         client: FederationClient,
         delivery: Delivery,
+        earlier_stays: EarlierStays,
     ) -> None:
         self._handshakes = handshakes
         self._heads = heads
@@ -64,6 +66,7 @@ class JoinsThroughServers:
         self._placer = placer
         self._client = client
         self._delivery = delivery
+        self._earlier_stays = earlier_stays
 
     async def join_through_one(
         self,
@@ -95,6 +98,8 @@ class JoinsThroughServers:
         is_resident: bool,
         vain: VainJoins,
     ) -> None:
+        if not is_resident and (known := await self._heads.find(room_id)) is not None:
+            await self._earlier_stays.tell(server_name, known)
         answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
         version, event = self._handshakes.finish(server_name, answer, room_id, user_id, content)
         vain.event_ids[server_name] = event.event_id

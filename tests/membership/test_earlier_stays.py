@@ -1,0 +1,63 @@
+"""homeserver/membership/earlier_stays.py: who leaves a room and comes back is known to have left, everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+from homeserver.membership.membership import Memberships
+from tests.fakes.servers import Servers, eventually
+
+ONE, TWO, THREE = "one.test:8448", "two.test:8448", "three.test:8448"
+
+
+def test_a_join_follows_the_departure_that_its_server_had_not_got(servers: Servers) -> None:
+    """The departure waits in the queue of a server that was out of reach, and the user comes back through it."""
+
+    async def story() -> None:
+        async with servers:
+            one, two = await servers.ours(ONE), await servers.ours(TWO)
+            ann, ben = await one.user("ann"), await two.user("ben")
+            room_id = await two.room(ben)
+            await one.join(ann, room_id, TWO)
+            servers.network.split(ONE, TWO)
+            await one.get(Memberships).leave(ann, room_id)
+            departure = (await one.head(room_id)).state["m.room.member", ann]
+
+            async def tried() -> bool:
+                return bool(servers.network.requests(TWO, "/send/"))
+
+            await eventually(tried)
+            servers.network.heal(ONE, TWO)
+            await one.join(ann, room_id, TWO)
+            join = (await one.head(room_id)).state["m.room.member", ann]
+            assert join != departure
+            there = [await two.event(departure), await two.event(join)]
+            assert None not in there
+            assert there[0].stream_position < there[1].stream_position
+            assert {e.event_id for e in (await two.head(room_id)).extremities} == {join}
+            assert await two.membership(room_id, ann) == "join"
+
+    asyncio.run(story())
+
+
+def test_a_server_that_has_left_still_shows_what_its_departure_follows(servers: Servers) -> None:
+    """A message reached only the server whose last user then left: nobody else can show it to the others."""
+
+    async def story() -> None:
+        async with servers:
+            one, two, three = [await servers.ours(name) for name in (ONE, TWO, THREE)]
+            ann, ben, cleo = await one.user("ann"), await two.user("ben"), await three.user("cleo")
+            room_id = await two.room(ben)
+            await one.join(ann, room_id, TWO)
+            await three.join(cleo, room_id, TWO)
+            await one.wait_for((await three.head(room_id)).state["m.room.member", cleo])
+            servers.network.split(TWO, THREE)
+            message = await three.send(cleo, room_id)
+            await one.wait_for(message)
+            await one.get(Memberships).leave(ann, room_id)
+            departure = (await one.head(room_id)).state["m.room.member", ann]
+            await two.wait_for(departure)
+            assert await two.event(message) is not None
+            assert await two.membership(room_id, ann) == "leave"
+
+    asyncio.run(story())
