@@ -15,6 +15,7 @@ from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.membership.attempts import Attempts
 from homeserver.membership.handshakes import Handshakes
+from homeserver.membership.joins import is_out_of_band
 from homeserver.membership.joins_through_servers import JoinsThroughServers, VainJoins
 from homeserver.membership.owed_requests import UNDO_JOIN, OwedRequests
 from homeserver.membership.remote_leaves import RemoteLeaves
@@ -68,8 +69,9 @@ class RemoteJoins:
         async with self._handshakes.turn(room_id):
             if not was_resident and self._is_resident(await self._heads.find(room_id)):
                 # Another of our users has joined meanwhile: this server is in the room now.
-                await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
-                return
+                if await self._join_here(room_id, user_id, content):
+                    return
+                was_resident = True
             standing = await self._handshakes.standing(user_id, room_id)
             inviter = server_of(standing.sender) if standing is not None and standing.membership == "invite" else None
             is_fresh = inviter is not None and standing is not None and await self._is_fresh(standing)
@@ -95,6 +97,22 @@ class RemoteJoins:
             await self._leaves.leave_here(standing, user_id, None)
             raise Forbidden("The invitation is no longer valid")
         raise attempts.error()
+
+    async def _join_here(self, room_id: str, user_id: str, content: JsonObject) -> bool:
+        """Join a room that this server is in.
+
+        Returns False if the room's state here does not have the user's invitation yet: it arrived while the room was
+        imported, and only other servers can let the user in. Raises ``Forbidden``.
+        """
+        try:
+            await self._sender.send(room_id, EventDraft("m.room.member", user_id, content, user_id))
+        except Forbidden:
+            standing = await self._handshakes.standing(user_id, room_id)
+            head = await self._heads.get(room_id)
+            if standing is None or standing.membership != "invite" or not is_out_of_band(standing, head, user_id):
+                raise
+            return False
+        return True
 
     async def _is_fresh(self, invitation: Standing) -> bool:
         """Whether an invitation was made so recently that its server may not have stored it yet."""

@@ -180,6 +180,39 @@ def test_an_old_invitation_is_not_tried_again(servers: Servers) -> None:
     refused_at_first(servers, story, refusals=1, ts=START_TS)
 
 
+def test_an_invitation_that_comes_while_we_join_can_be_accepted_at_once(servers: Servers) -> None:
+    """Bob is invited while Alice is joining, and accepts while the room is imported, without his invitation."""
+
+    async def story() -> None:
+        async with servers:
+            ours = await servers.ours(OURS)
+            alice = await ours.user("alice")
+            room = RoomFactory("11", REMOTE, ts=SystemClock().now_ms())
+            room.create("mary", join_rule="invite")
+            room.invite(MARY, alice)
+            remote = servers.remote(REMOTE, room)
+            await ours.user("bob")
+            at = Invited(ours, remote, room, refusals=0)
+            send_join = remote._send_join
+            accepting: list[asyncio.Task[None]] = []
+
+            async def join_and_invite(request: Request) -> Response:
+                answer = await send_join(request)
+                if not accepting:
+                    await at.invite()
+                    accepting.append(asyncio.create_task(ours.join(at.bob, room.room_id)))
+                    for _ in range(50):
+                        await asyncio.sleep(0)  # he waits for his turn
+                return answer
+
+            remote.replaced["send_join"] = join_and_invite
+            await ours.join(alice, room.room_id, REMOTE)
+            await asyncio.gather(*accepting)
+            assert await ours.membership(room.room_id, at.bob) == "join"
+
+    asyncio.run(story())
+
+
 # -- events that come while a room is being joined ---------------------------------------------------------------------
 
 
