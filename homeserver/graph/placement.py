@@ -275,7 +275,11 @@ class Placer:
                     ruling = Ruling(Verdict.SOFT_FAILED, f"the policy server objects: {opinion.objection}")
         extends = False
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
-            extends = follows_all(working.head, event) or not await self._is_followed(working, event)
+            extends = (
+                follows_all(working.head, event)
+                or not await self._is_followed(working, event)
+                or (given is None and _is_news(working, event))
+            )
         return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past, place=place)
 
     async def _is_followed(self, working: WorkingHead, event: Event) -> bool:
@@ -288,3 +292,12 @@ class Placer:
         return await self._database.read(
             federation_queries.is_followed_by_accepted, working.head.room_nid, event.event_id
         )
+
+
+def _is_news(working: WorkingHead, event: Event) -> bool:
+    """Whether an event changes the room's state though another event follows it already.
+
+    The one that follows it was judged while this one was missing, by what some server said of the state between them.
+    If that left this event out, nothing but a forward extremity of its own brings it into the state.
+    """
+    return event.is_state and working.head.state.get(event.key) != event.event_id

@@ -249,6 +249,25 @@ def test_nobody_moves_the_state_by_hiding_what_came_before(
 
 
 @ATTACKED
+def test_nor_by_lying_about_what_comes_late(servers: Servers, version: str) -> None:
+    """A ban has not come here yet. An event that follows it does, with a state from before the ban."""
+
+    async def story(at: Scene) -> None:
+        attack = Attack(at)
+        await attack.prepare()
+        attack.answers["state"] = dict(at.room.state)
+        show_nothing(at.remote)
+        ban = at.room.ban(ALICE, EVE)
+        follower = attack.event([ban.event_id])
+        await attack.push(follower)
+        assert await at.verdict(follower) == Verdict.ACCEPTED
+        assert await at.send(ban) == {ban.event_id: {}}
+        assert (await at.state())["m.room.member", EVE] == ban.event_id
+
+    play(servers, story, version)
+
+
+@ATTACKED
 @pytest.mark.parametrize("lie", [without_rules, made_up, made_by_old_power])
 def test_nor_by_what_is_given_of_the_past(servers: Servers, version: str, lie: Callable[[Attack], State]) -> None:
     """An event from before our time is judged by the state that is given with it; then the attacker builds on it."""
