@@ -68,7 +68,12 @@ class JoinAnswers:
         if answer.get("members_omitted") is True:
             raise UnusableAnswer(server_name, "the members were left out, which we did not ask for")
         named = await self._incoming.parse(answer["state"], version, room_id)
-        given = {**await self._incoming.parse(answer["auth_chain"], version, room_id), **named}
+        chain = await self._incoming.parse(answer["auth_chain"], version, room_id)
+        if named.pop(join.event_id, None) is not None:
+            # This is the state after the join. Before it stood the membership that the join cites, if any.
+            named.update((cited, chain[cited]) for cited in join.auth_events if _has_key(chain.get(cited), join.key))
+        given = {**chain, **named}
+        given.pop(join.event_id, None)
         given.update(await self._absent(server_name, version, join, given))
         checked = await self._incoming.verify_each(list(given.values()))
         everything = {event.event_id: event for event in checked if isinstance(event, Event)}
@@ -82,7 +87,7 @@ class JoinAnswers:
                 raise UnusableAnswer(server_name, f"the state has two events for {event.key}")
             before[event.key] = event
         _check_create(server_name, version, before)
-        signed = await self.signed_join(join, answer)
+        signed = await self.signed_join(server_name, join, answer)
         _check_join(server_name, signed, before, everything, rejected)
         auth_chain = [event for event_id, event in everything.items() if event_id not in rejected]
         return JoinedRoom(signed, before, auth_chain)
@@ -119,14 +124,13 @@ class JoinAnswers:
                 logger.info("auth event not returned", server=server_name, event_id=event_id, reason=error.message)
                 return None
 
-    async def signed_join(self, join: Event, answer: JsonObject) -> Event:
+    async def signed_join(self, server_name: str, join: Event, answer: JsonObject) -> Event:
         """Our join with the other server's signature, or without if the answer does not hold the join.
 
         Raises ``UnusableAnswer`` if a signature is missing that all other servers require.
         """
         given = answer.get("event")
         signed = join
-        server_name = join.sender_domain
         if isinstance(given, dict):
             try:
                 returned = parse_event(given, join.version, room_id=join.room_id)
@@ -142,6 +146,10 @@ class JoinAnswers:
         if isinstance(outcome, InvalidSignature):
             raise UnusableAnswer(server_name, f"the join is not signed as it must be: {outcome}")
         return signed
+
+
+def _has_key(event: Event | None, key: StateKey) -> bool:
+    return event is not None and event.is_state and event.key == key
 
 
 def _cited(events: Iterable[Event]) -> set[str]:

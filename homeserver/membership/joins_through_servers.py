@@ -121,7 +121,7 @@ class JoinsThroughServers:
 
     async def _join_resident_room(self, server_name: str, join: Event, vain: VainJoins) -> None:
         joined = await self._send_join(server_name, join, vain)
-        await self._place_join(server_name, await self._answers.signed_join(join, joined))
+        await self._place_join(server_name, await self._answers.signed_join(server_name, join, joined))
 
     async def _send_join(self, server_name: str, join: Event, vain: VainJoins) -> JsonObject:
         try:

@@ -280,6 +280,26 @@ def test_a_room_of_which_auth_events_cannot_be_had_is_not_joined(servers: Server
     play(servers, story)
 
 
+@VERSIONS
+def test_the_state_after_the_join_does_as_well(servers: Servers, version: str) -> None:
+    """A server that answers with our own join in the state; what stood before it is what the join cites."""
+
+    def change(answer: dict[str, Any]) -> None:
+        own = answer["event"]
+        others = [event for event in answer["state"] if event.get("state_key") != BOB]
+        invitation = [event for event in answer["state"] if event.get("state_key") == BOB]
+        answer.update(state=[*others, own], auth_chain=[*answer["auth_chain"], *invitation, own])
+
+    async def story(at: Scene) -> None:
+        await at.invite()
+        change_answer(at, change)
+        await at.ours.join(BOB, at.room.room_id, REMOTE)
+        assert await at.standing() == "join"
+        assert dict((await at.ours.head(at.room.room_id)).state) == dict(at.room.current_state)
+
+    play(servers, story, version, join_rule="invite")
+
+
 @pytest.mark.parametrize(
     "change",
     [
