@@ -12,6 +12,7 @@ from homeserver.graph.missing_events import Backfiller, Filled
 from homeserver.protocol.filters import parse_room_event_filter
 from homeserver.reading.history import History
 from homeserver.reading.paging import PageRequest
+from homeserver.reading.state_and_members import StateAndMembers
 from homeserver.reading.tokens import parse_token
 from tests.factories.rooms import RoomFactory
 from tests.fakes.servers import OurServer, Servers
@@ -63,7 +64,7 @@ def play(servers: Servers, database_url: str, story: Callable[[TwoProcesses], Aw
 def test_state_that_was_at_hand_as_outliers(servers: Servers, postgresql_url: str) -> None:
     async def story(at: TwoProcesses) -> None:
         history, requester = at.second.get(History), Requester(at.bob, "DEVICE")
-        await history.state(at.bob, at.room.room_id)
+        await at.second.get(StateAndMembers).state(at.bob, at.room.room_id)
         whole = await at.scroll_back(at.first)
         assert set(whole) == set(at.room.events)
         join_rules = at.room.state["m.room.join_rules", ""].event_id

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homeserver.protocol import compose
-from homeserver.reading.history import History
+from homeserver.reading.state_and_members import StateAndMembers
 from tests.factories.rooms import RoomFactory
 from tests.fakes.servers import Servers
 from tests.postgresql import PostgresqlServer
@@ -40,7 +40,7 @@ def long_story(servers: Servers, **settings: Any) -> None:
             head = await ours.head(room.room_id)
             assert zoe in head.joined
             assert head.state[key] == events[1].event_id
-            shown = await ours.get(History).state_event(bob, room.room_id, key)
+            shown = await ours.get(StateAndMembers).state_event(bob, room.room_id, key)
             assert shown.event_id == events[1].event_id
 
     asyncio.run(story())

@@ -17,7 +17,7 @@ from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event, EventDraft, StateKey
-from homeserver.reading.history import History
+from homeserver.reading.state_and_members import StateAndMembers
 from homeserver.reading.tokens import parse_token
 from homeserver.storage.database import Database
 from homeserver.storage.tables import backward_extremities, events, silent_servers
@@ -457,7 +457,7 @@ def test_members_at_every_point(servers: Servers) -> None:
 
         async def members(token: str | None = None) -> dict[str, str]:
             place = None if token is None else parse_token(token)
-            found = orjson.loads(await at.ours.get(History).members(at.bob, room_id, at=place))
+            found = orjson.loads(await at.ours.get(StateAndMembers).members(at.bob, room_id, at=place))
             return {event["state_key"]: event["content"]["membership"] for event in found}
 
         start = (await bob.sync())["next_batch"]
