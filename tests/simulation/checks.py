@@ -185,12 +185,22 @@ def state_is_what_the_specification_says(found: Findings) -> Iterator[str]:
 
 
 def servers_accept_the_same_events(found: Findings) -> Iterator[str]:
-    """All that the ends of a room build on is at every server in the room, and was rejected where it should be."""
+    """All that the ends of a room build on is at every server in the room, and was rejected where it should be.
+
+    What no server in the room has, because those that had it have left, cannot be had.
+    """
     for room_id in found.world.rooms:
         oracle = found.oracles[room_id]
-        for server in found.residents(room_id):
+        residents = found.residents(room_id)
+        held = {
+            event_id
+            for server in residents
+            for event_id, stored in found.graphs[server.name, room_id].items()
+            if not stored.verdict & Verdict.OUTLIER
+        }
+        for server in residents:
             graph = found.graphs[server.name, room_id]
-            for event_id in sorted(oracle.ancestors(found.extremities[server.name, room_id])):
+            for event_id in sorted(oracle.ancestors(found.extremities[server.name, room_id]) & held):
                 stored = graph.get(event_id)
                 if stored is None or stored.verdict & Verdict.OUTLIER:
                     yield f"{room_id} at {server.name}: {_name(oracle, event_id)} is missing"
@@ -393,19 +403,9 @@ CHECKS: tuple[Check, ...] = (
 )
 KNOWN_FAULTS: frozenset[str] = frozenset(
     {
-        # A server whose last user leaves and comes back before others have heard of the leave: seed 730, version 11.
-        "servers_agree_on_extremities",
-        # History from before a join, and after what was said above.
-        "servers_accept_the_same_events",
-        "promises_are_kept",
-        "members_see_the_same_history",
-        "devices_can_know_the_history",
-        # An event that follows one from before a server joined: accepted there, rejected where its past is known.
+        # What the malicious server says of the state before its own event, which follows one from before an honest
+        # server joined, is believed there where nobody else tells: seed 703, version 8.
         "servers_judge_mallory_alike",
-        # An inviting server that shows an invitation before it stores it.
-        "invitations_can_be_accepted_at_once",
-        # An invitation in the state that comes with another user's join: seed 612, version 1.
-        "devices_know_the_state",
     }
 )
 """Checks that find faults which are known and not mended yet: they fail no test. Take out what is mended."""

@@ -17,10 +17,14 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from sqlalchemy import Connection, select, update
+
 from homeserver.errors import RemoteError
 from homeserver.graph import judgement
 from homeserver.graph.ancestors import Ancestors
-from homeserver.storage import graph_writes
+from homeserver.graph.under_way import INVITATION, UnderWay
+from homeserver.membership import remote_joins
+from homeserver.storage import federation_queries, graph_writes, room_imports, tables
 
 SEEDS = range(5000, 5200)
 """The seeds that are tried until one finds a fault."""
@@ -83,15 +87,65 @@ def history_is_ordered_by_depth() -> Iterator[None]:
 @contextmanager
 def who_comes_back_is_told_nothing() -> Iterator[None]:
     """B3: what changed in a room while the server was not in it is not told to devices that were there before."""
-    with mock.patch.object(graph_writes, "record_replaced_state"):
+    with mock.patch.object(room_imports, "_record"):
+        yield
+
+
+@contextmanager
+def events_are_known_by_their_ids_alone() -> Iterator[None]:
+    """A3: whoever asks for the history of one room may start from an event of another."""
+    events = tables.events.c
+
+    def placed(connection: Connection, _room_nid: int, event_ids: Any) -> list[Any]:
+        statement = select(events.event_nid, events.depth, events.verdict)
+        statement = statement.where(events.event_id.in_(list(event_ids)), events.stream_position.is_not(None))
+        return list(connection.execute(statement))
+
+    with mock.patch.object(federation_queries, "_placed", placed):
+        yield
+
+
+@contextmanager
+def an_invitation_decides_the_version() -> Iterator[None]:
+    """A4: the version that an invitation claimed stays that of the room."""
+    begin = room_imports.begin
+
+    def begin_as_claimed(connection: Connection, room: Any, kind: str, owner: str) -> Any:
+        rooms = tables.rooms
+        is_room = rooms.c.room_id == room.room_id
+        claimed = connection.execute(select(rooms.c.version).where(is_room)).scalar()
+        importing = begin(connection, room, kind, owner)
+        if claimed is not None:
+            connection.execute(update(rooms).where(is_room).values(version=claimed))
+        return importing
+
+    with mock.patch.object(room_imports, "begin", begin_as_claimed):
+        yield
+
+
+@contextmanager
+def nobody_waits_for_an_invitation() -> Iterator[None]:
+    """C1: whoever accepts an invitation that is still being sent is refused."""
+    is_under_way = UnderWay.is_under_way
+
+    async def is_other_under_way(self: UnderWay, kind: str, *of: Any) -> bool:
+        return kind != INVITATION and await is_under_way(self, kind, *of)
+
+    with (
+        mock.patch.object(UnderWay, "is_under_way", is_other_under_way),
+        mock.patch.object(remote_joins, "REFUSAL_RETRIES_S", ()),
+    ):
         yield
 
 
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "A1": one_server_is_believed,
     "A2": half_a_state_is_a_state,
+    "A3": events_are_known_by_their_ids_alone,
+    "A4": an_invitation_decides_the_version,
     "B1": history_is_ordered_by_depth,
     "B3": who_comes_back_is_told_nothing,
+    "C1": nobody_waits_for_an_invitation,
 }
 
 

@@ -12,14 +12,14 @@ import pytest
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.simulation import VERSIONS
 
-SEEDS = 3
+SEEDS = 2
 """Of each version."""
 
 
-def run(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, hash_seed: str = "0", module: str = "tests.simulation") -> subprocess.CompletedProcess[str]:
     """The simulator in a process of its own, whose hash seed is known."""
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    command = [sys.executable, "-m", "tests.simulation", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -43,3 +43,10 @@ def test_a_seed_decides_everything() -> None:
 def test_mutations_change_what_is_there(name: str) -> None:
     with MUTATIONS[name]():  # raises where what it replaces is there no longer
         pass
+
+
+def test_a_fault_that_is_put_back_is_found() -> None:
+    """C1, for which few seeds are needed. The others are for ``make mutations``."""
+    done = run("C1", module="tests.simulation.mutations")
+    assert "found by seed" in done.stdout, done.stdout + done.stderr
+    assert "invitations_can_be_accepted_at_once" in done.stdout
