@@ -141,7 +141,10 @@ def servers_agree_on_extremities(found: Findings) -> Iterator[str]:
     """The ends of a room are the same events everywhere."""
     for room_id in found.world.rooms:
         residents = found.residents(room_id)
-        ends = {server.name: found.extremities[server.name, room_id] for server in residents}
+        rejected = found.oracles[
+            room_id
+        ].rejected.keys()  # where one was accepted, ``servers_judge_mallory_alike`` says so
+        ends = {server.name: found.extremities[server.name, room_id] - rejected for server in residents}
         if len({frozenset(end) for end in ends.values()}) > 1:
             yield f"{room_id}: {ends}"
 
