@@ -115,6 +115,7 @@ async def check_not_banned(heads: RoomHeads, head: RoomHead, user_id: str) -> No
 
 
 async def _check_federated(heads: RoomHeads, head: RoomHead, user_id: str) -> None:
-    create = await heads.state_event(head, "m.room.create")
+    # By what was signed: the rules that will judge the invitation go by that, too.
+    create = await heads.original_state_event(head, "m.room.create")
     if create is not None and create.content.get("m.federate") is False:
         raise Forbidden(f"The room is closed to other servers, so {user_id} cannot be invited")
