@@ -25,7 +25,7 @@ from tests.fakes.servers import Servers
 from tests.graph.test_receive import ALICE, OTHER, OURS, Scene, play
 
 STONE = "stone"
-INTERNAL = {"error": "Internal error"}
+INTERNAL = {"error": "The server failed to handle the event"}
 Stumble = Callable[[pytest.MonkeyPatch, Exception], None]
 
 
@@ -79,11 +79,12 @@ def _in_writing(patch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 def play_with_other_room(servers: Servers, story: Callable[[Scene, RoomFactory], Awaitable[None]]) -> None:
-    """Bob is in a second room as well, of a third server."""
+    """Bob is in a second room as well, of a third server. So is Alice, whose server sends events of both rooms."""
 
     async def both(at: Scene) -> None:
         room = RoomFactory("11", OTHER)
         room.create("zoe")
+        room.join(ALICE)
         at.servers.remote(OTHER, room)
         await at.ours.join(at.bob, room.room_id, OTHER)
         await story(at, room)

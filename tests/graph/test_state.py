@@ -124,7 +124,7 @@ async def check_head(server: CoreServer, room: RandomRoom) -> None:
 async def check_history(server: CoreServer, room: RandomRoom) -> None:
     """The state before and after every event, read back by a process that knows nothing yet."""
     other = CoreServer(server.database)
-    stored = await other.events.by_id(room.room_id, room.events)
+    stored = await other.events.by_id(room.room.room_id, room.events)
     assert stored.keys() == room.events.keys()
     for event_id, event in stored.items():
         assert event.state_group is not None
@@ -218,7 +218,7 @@ def test_events_that_are_not_committed_yet_count_like_all_others(
     conflicted = split_states(states).conflicted_ids
     unstored = {name: event for name, event in made.items() if name not in stored}
     likely = choose.sample(sorted(states[0]), choose.randint(0, len(states[0])))
-    difference, subgraph = asyncio.run(full_conflict(database, V12, states, conflicted, likely, unstored))
+    difference, subgraph = asyncio.run(full_conflict(database, 0, V12, states, conflicted, likely, unstored))
     chains = [with_chains(made, state.values()) for state in states]
     # Whether a conflicted event is in the difference makes no difference: together they are the full conflicted set.
     assert difference | conflicted == set().union(*chains) - chains[0].intersection(*chains) | conflicted
