@@ -60,8 +60,12 @@ FEDERATION = """
 OLDER = {
     "PUT /_matrix/federation/v1/send_join/{}/{}",
     "PUT /_matrix/federation/v1/send_leave/{}/{}",
+    "GET /_matrix/key/v2/server/{}",
+    "GET /_matrix/key/v2/query/{}/{}",
+    "POST /_matrix/client/v3/rooms/{}/send/{}",
+    "POST /_matrix/client/v3/rooms/{}/redact/{}",
 }
-"""What the specification has dropped, and servers still fall back on."""
+"""What the specification has dropped, and other servers and older clients still use."""
 OUR_OWN = re.compile(r"/_homeserver/v1/|/_homeserver/(metrics|console)")
 
 

@@ -233,7 +233,7 @@ def test_creators_in_version_12(servers: Servers) -> None:
         await refused(alice.give(room, carol, "member"), reason="equal_role")
         levels = await alice.levels(room)
         raw = {**levels, "users": {**levels["users"], bob.user_id: 0}}
-        await refused(alice.put_state(room, "m.room.power_levels", raw), reason="creator")
+        await refused(alice.put_state(room, "m.room.power_levels", raw), 400, "M_BAD_JSON", reason="creator")
         await bob.leave(room)
         await alice.sees(room, bob, "leave")
         await refused(alice.give(room, bob, "member"), 404, "M_NOT_FOUND")

@@ -74,6 +74,8 @@ def test_memory_says_what_the_database_says(database: Database, state_after: boo
         from_memory = await server.sync("bob", since, state_after=state_after)
         # Another process has nothing in memory.
         from_database = await ReadingServer(database).sync("bob", since, state_after=state_after)
+        # The token also says which process has told of those who type.
+        del from_memory["next_batch"], from_database["next_batch"]
         assert from_memory == from_database
 
     asyncio.run(story())
