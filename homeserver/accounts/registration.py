@@ -108,9 +108,11 @@ class Registration:
             user_id = user_id_for(_random_username(), self._server_name)
         if password is not None:
             check_new_password(password)
-        await self._user_interactive.authenticate(
+        earlier = await self._user_interactive.authenticate(
             OPERATION, parameters, DUMMY_FLOWS, {DUMMY: dummy_stage}, keeps_session=True
         )
+        if earlier is not None:
+            return earlier
         if password is None:
             raise MissingParam("'password' is missing")
         tokens = new_tokens(request.wants_refresh_token) if request is not None else None
@@ -133,6 +135,8 @@ class Registration:
         finished = self._user_interactive.finished(OPERATION, parameters, answer)
 
         def create(connection: Connection) -> bool:
+            if finished is not None and finished.is_stored(connection):
+                return False
             if not create_user(connection, user_id, password_hash, is_admin=False, now_ms=now_ms):
                 return False
             if request is not None and tokens is not None:

@@ -71,6 +71,11 @@ class FinishedSession:
     stored_id: str
     session: UiaSession
 
+    def is_stored(self, connection: Connection) -> bool:
+        """Whether another request of the session has carried an operation out."""
+        stored = find_uia_session(connection, self.stored_id, 0)
+        return stored is not None and stored.answer is not None
+
     def store(self, connection: Connection, now_ms: int) -> None:
         """Store it. Call this in the transaction that carries the operation out."""
         put_uia_session(connection, self.stored_id, self.session, now_ms)
@@ -94,12 +99,7 @@ class UserInteractive:
     async def answer_of(self, operation: str, parameters: JsonObject) -> JsonObject | None:
         """The stored answer of the operation, if this is a repetition of its request; see ``finished``."""
         session_id, session = await self._session_of(operation, parameters)
-        if session is None or session.answer is None:
-            return None
-        if not hmac.compare_digest(session.request, _binding(session_id, parameters)):
-            return None
-        answer = _open(session_id, session.answer)
-        return answer if isinstance(answer, dict) else None
+        return None if session is None else _answer(session_id, session, parameters)
 
     def finished(self, operation: str, parameters: JsonObject, answer: JsonObject) -> FinishedSession | None:
         """What to store in the transaction of the operation, so that a repeated request gets the same answer.
@@ -130,8 +130,8 @@ class UserInteractive:
         stages: Mapping[str, Stage],
         *,
         keeps_session: bool = False,
-    ) -> None:
-        """Return when a flow is complete.
+    ) -> JsonObject | None:
+        """Return when a flow is complete: None, or the stored answer if this request was carried out meanwhile.
 
         ``operation`` names the operation, and the user if one is known; ``parameters`` is the request's body, with
         its ``auth``. ``keeps_session``: the session stays until the caller stores ``finished`` in its place. Raises
@@ -144,7 +144,9 @@ class UserInteractive:
             raise BadJson("'auth' must be an object")
         session_id, stage = _word(auth, "session"), _word(auth, "type")
         session = None if session_id is None else await self._find(session_id, operation)
-        if session is not None and session.answer is not None:
+        if session_id is not None and session is not None and session.answer is not None:
+            if (answer := _answer(session_id, session, parameters)) is not None:
+                return answer
             session = None  # the session was for another request, which is done
         if session_id is not None and session is None:
             raise await self._new_challenge(operation, flows, UnknownError("The session is unknown or has expired"))
@@ -156,7 +158,7 @@ class UserInteractive:
         if completed in [tuple(flow) for flow in flows]:
             if not keeps_session:
                 await self._finish(session_id)
-            return
+            return None
         raise await self._next_challenge(operation, session_id, session, completed, parameters, flows)
 
     async def _attempt(
@@ -240,6 +242,14 @@ def _challenge(
     return InteractiveAuthenticationRequired(
         failure, flows=[{"stages": list(flow)} for flow in flows], params={}, session=session_id, **progress
     )
+
+
+def _answer(session_id: str, session: UiaSession, parameters: JsonObject) -> JsonObject | None:
+    """The answer that a finished session stores for this request."""
+    if session.answer is None or not hmac.compare_digest(session.request, _binding(session_id, parameters)):
+        return None
+    answer = _open(session_id, session.answer)
+    return answer if isinstance(answer, dict) else None
 
 
 def _check_binding(session_id: str, session: UiaSession, parameters: JsonObject) -> None:

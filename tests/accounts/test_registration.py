@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from homeserver.accounts.user_interactive import PARAMETERS_BYTES_MAX, SESSION_LIFETIME_MS
-from homeserver.storage.tables import uia_sessions
+from homeserver.storage.tables import uia_sessions, users
 from tests.accounts.account_server import DUMMY, AccountServer, assert_error, running, together
 
 
@@ -55,6 +55,16 @@ def test_the_same_request_several_times_at_once(server: AccountServer) -> None:
     responses = server.run(together(*(server.send("POST", "/register", body) for _ in range(8))))
     assert [response.status_code for response in responses] == [200] * 8
     assert len({response.json()["access_token"] for response in responses}) == 1
+
+
+def test_requests_without_a_user_name_at_once_make_one_account(server: AccountServer) -> None:
+    session = server.request("POST", "/register", {}).json()["session"]
+    body = {"password": "wonderland", "auth": DUMMY | {"session": session}}
+    responses = server.run(together(*(server.send("POST", "/register", body) for _ in range(8))))
+    assert [response.status_code for response in responses] == [200] * 8
+    assert len({response.json()["user_id"] for response in responses}) == 1
+    accounts = server.database.read_now(lambda c: c.execute(select(users.c.user_id)).scalars().all())
+    assert len(accounts) == 1
 
 
 def test_what_the_first_request_of_a_session_said_is_remembered(server: AccountServer) -> None:
