@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -45,11 +45,11 @@ Service: TypeAlias = Literal["client", "federation", "media", "metrics", "consol
 NOT_YET_IN_EFFECT: Mapping[str, str] = {
     "appservices.files": "application services",
     "media.max_upload_size": "the media repository",
-    "rate_limits.enabled": "rate limits",
-    "registration.require_token": "registration tokens",
     "registration.shared_secret": "registration by shared secret",
 }
-"""Keys that are accepted but have no effect yet, and the feature that will use each."""
+"""Keys that are accepted but have no effect yet, and the feature that will use each. None of them protects anything:
+a key that promises protection without giving it stops the start (see ``registration.require_token``).
+"""
 
 SERVICES_NOT_YET_IN_EFFECT: frozenset[Service] = frozenset({"media", "metrics", "console"})
 """The same for what ``listeners.serves`` names."""
@@ -65,7 +65,8 @@ _NOT_OURS = re.compile(r"HOMESERVER_(CONFIG|TEST_\w+|SERVICE_HOST|SERVICE_PORT\w
 Kubernetes sets in every container next to a service called "homeserver".
 """
 
-_URL_PASSWORD = re.compile(r"(://[^:/@]*):[^/]*@")
+_URL_PASSWORD = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
+_URL_PARAMETER = re.compile(r"(?<=[?&;])([^=&;?]+)=([^&;\"]*)")
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -129,7 +130,12 @@ def _none_if_empty(value: Any) -> Any:
 def _base_url(value: str) -> str:
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        usable = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and "@" not in parts.netloc  # everybody is told this URL, so it must hold no password
+            and not (parts.query or parts.fragment)
+        )
     except ValueError:
         usable = False
     if not usable:
@@ -142,6 +148,16 @@ def _database_url(value: str) -> str:
     file = value.removeprefix("sqlite:///") if value.startswith("sqlite:///") else ""
     if not known_scheme and file in ("", ":memory:"):
         raise ValueError('"sqlite:///FILE" or "postgresql+psycopg://USER:PASSWORD@HOST/NAME"')
+    return value
+
+
+def _must_be_off(value: bool) -> bool:
+    if value:
+        raise ValueError(
+            "false, because this version has no registration tokens: with registration.enabled = true it would let in "
+            "everybody. Remove the key, set registration.enabled = false, and make accounts with `homeserver users "
+            "create`"
+        )
     return value
 
 
@@ -208,7 +224,7 @@ class RegistrationConfig(Section):
 
     enabled: bool = False
     shared_secret: str = ""
-    require_token: bool = False
+    require_token: Annotated[bool, AfterValidator(_must_be_off)] = False
 
 
 class FederationConfig(Section):
@@ -221,6 +237,7 @@ class FederationConfig(Section):
     allowed_servers: ServerNames = ()
     denied_servers: ServerNames = ()
     trusted_key_servers: ServerNames = ()
+    require_destination: bool = False
 
 
 class RateLimitsConfig(Section):
@@ -379,8 +396,16 @@ def find_config_file(path: Path | str | None, environ: Mapping[str, str] = os.en
 
 
 def mask_url_password(url: str) -> str:
-    """The URL with its password masked."""
-    return _URL_PASSWORD.sub(r"\1:***@", url)
+    """The URL with its passwords masked: the one before the host, and those among its parameters.
+
+    What cannot be a password for sure is masked too: a password may hold any character, even ``/``, ``@`` and ``?``.
+    """
+    return _URL_PARAMETER.sub(_mask_parameter, _URL_PASSWORD.sub(r"\1:***@", url))
+
+
+def _mask_parameter(match: re.Match[str]) -> str:
+    name = match[1]
+    return f"{name}=***" if "pass" in unquote(name).lower() else match[0]
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -478,8 +503,16 @@ def _likeness(one: str, other: str) -> float:
 def _shown(key: str, value: Any) -> str:
     if key in SECRET_KEYS:
         return "***"
-    text = mask_url_password(json.dumps(value, ensure_ascii=False, default=str))
+    text = mask_url_password(json.dumps(_without_secrets(value), ensure_ascii=False, default=str))
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "..."
+
+
+def _without_secrets(value: Any) -> Any:
+    """A table that stands where no table is expected, without the secrets in it."""
+    if isinstance(value, dict):
+        secret = {key.rpartition(".")[2] for key in SECRET_KEYS}
+        return {name: "***" if name in secret else _without_secrets(inner) for name, inner in value.items()}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _expected(details: ErrorDetails) -> str:

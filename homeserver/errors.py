@@ -340,14 +340,6 @@ class Exclusive(MatrixError):
     text = "The identifier is reserved"
 
 
-class UserDeactivated(MatrixError):
-    """The account was deactivated."""
-
-    status = 403
-    errcode = "M_USER_DEACTIVATED"
-    text = "The account has been deactivated"
-
-
 class InviteBlocked(MatrixError):
     """The invited user does not accept such invitations."""
 

@@ -162,7 +162,7 @@ class SigningKeys:
         """Our public keys, for checking our own signatures: key ID to key, retired ones with the end of their
         validity.
         """
-        retired = {key.key_id: VerifyKeyData(key.verify_key, key.expired_ts) for key in self._retired}
+        retired = {key.key_id: VerifyKeyData(key.verify_key, key.expired_ts, is_old=True) for key in self._retired}
         return {**retired, **{key.key_id: VerifyKeyData(key.verify_key) for key in self._active}}
 
     def server_keys_object(self, now_ms: int, validity_ms: int = SERVER_KEYS_VALIDITY_MS) -> JsonObject:

@@ -220,6 +220,7 @@ BAD_VALUES: list[tuple[str, str, str, str]] = [
     ("[media]\nmax_upload_size = 0", "media.max_upload_size", "0", "1 or more"),
     ("[logging]\nlevel = 'loud'", "logging.level", '"loud"', "'info'"),
     ("public_base_url = 'matrix.example.org'", "public_base_url", "matrix.example.org", "https://"),
+    ("public_base_url = 'https://a:b@c.org'", "public_base_url", "https://a:***@c.org", "https://"),
 ]
 
 
@@ -259,6 +260,8 @@ def test_a_secret_is_never_in_a_message(tmp_path: Path) -> None:
     message = refusal(tmp_path, 'server_name = "a"\n[registration]\nshared_secret = 12345')
     assert "registration.shared_secret" in message
     assert "12345" not in message
+    for misplaced in ("[[registration]]\nshared_secret = 'psst'", "[[database]]\nurl = 'x://u:psst@h'"):
+        assert "psst" not in refusal(tmp_path, f'server_name = "a"\n{misplaced}')
 
 
 @pytest.mark.parametrize(
@@ -294,9 +297,7 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("line", "key"),
     [
-        ("[rate_limits]\nenabled = false", "rate_limits.enabled"),
         ("[registration]\nshared_secret = 's'", "registration.shared_secret"),
-        ("[registration]\nrequire_token = true", "registration.require_token"),
         ("[media]\nmax_upload_size = '1G'", "media.max_upload_size"),
         ("[[listeners]]\nserves = ['client', 'metrics']", 'listeners.serves: "metrics"'),
     ],
@@ -305,6 +306,15 @@ def test_a_setting_without_effect_is_said(tmp_path: Path, line: str, key: str) -
     (warning,) = load(tmp_path, f'server_name = "a"\n{line}').not_yet_in_effect()
     assert warning.startswith(key)
     assert "no effect yet" in warning
+
+
+@pytest.mark.parametrize("more", ["", "enabled = true"])
+def test_registration_tokens_that_are_not_there_stop_the_start(tmp_path: Path, more: str) -> None:
+    """Otherwise everybody could register on a server whose administrator believes that it takes a token."""
+    message = refusal(tmp_path, f'server_name = "a"\n[registration]\nrequire_token = true\n{more}')
+    assert message.startswith("registration.require_token = true: expected false")
+    assert "registration.enabled = false" in message
+    assert "require_token" in refusal(tmp_path, CONTRACT, {"HOMESERVER_REGISTRATION__REQUIRE_TOKEN": "yes"})
 
 
 def test_what_is_said_to_have_no_effect_exists() -> None:
@@ -335,5 +345,11 @@ def test_the_description_is_complete_and_without_secrets(tmp_path: Path) -> None
 
 def test_masking_urls() -> None:
     assert mask_url_password("postgresql+psycopg://u:p:x@h/n") == "postgresql+psycopg://u:***@h/n"
+    for password in ("pa/ss", "pa?ss", "p@ss", "p/a@s?s=1&b", "x\ny"):
+        assert mask_url_password(f"postgresql+psycopg://u:{password}@h/n") == "postgresql+psycopg://u:***@h/n"
+    masked = "postgresql+psycopg://h/n?user=u&password=***&sslmode=require&sslpassword=***"
+    assert mask_url_password(masked.replace("***", "geheim")) == masked
+    assert "geheim" not in mask_url_password("postgresql+psycopg://u@h/n?pass%77ord=geheim")
+    assert "geheim" not in mask_url_password("postgresql+psycopg://u:x/geheim@h/n?password=geheim/y@z")
     assert mask_url_password("postgresql+psycopg://u@h/n") == "postgresql+psycopg://u@h/n"
     assert mask_url_password("sqlite:////a:b@c.db") == "sqlite:////a:b@c.db"

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from homeserver.accounts.passwords import Passwords
 from homeserver.accounts.sessions import Session, SessionRequest, Sessions, new_tokens
 from homeserver.clock import Clock
-from homeserver.errors import Forbidden, UserDeactivated
+from homeserver.errors import Forbidden
 from homeserver.protocol.identifiers import IDENTIFIER_BYTES_MAX
 from homeserver.storage.accounts import find_user, set_password_hash
 from homeserver.storage.database import Database
@@ -30,9 +30,10 @@ class Login:
         self._server_name = server_name
 
     async def with_password(self, user: str, password: str, request: SessionRequest) -> Session:
-        """Start a session for a user ID or its localpart. Raises ``Forbidden``, ``UserDeactivated``.
+        """Start a session for a user ID or its localpart. Raises ``Forbidden``.
 
-        Takes as long for an unknown user as for a wrong password, so that the time does not tell which users exist.
+        Takes as long for an unknown user or a deactivated account as for a wrong password, so that the time does not
+        tell which users exist.
         """
         user_id = self._user_id(user)
         password_hash = await self.verify_password(user_id, password)
@@ -49,14 +50,12 @@ class Login:
         return Session(user_id, request.device_id, tokens)
 
     async def verify_password(self, user_id: str, password: str) -> str:
-        """Check a password and return the stored hash. Raises ``Forbidden``, ``UserDeactivated``."""
+        """Check a password and return the stored hash. Raises ``Forbidden``."""
         account = await self._database.read(find_user, user_id)
-        password_hash = account.password_hash if account else None
+        # NOTSPEC: a deactivated account gets no M_USER_DEACTIVATED. Its hash is deleted, so nobody can prove any more
+        # that the account was theirs, and to others its state is no business.
+        password_hash = account.password_hash if account and not account.is_deactivated else None
         fits = await self._passwords.verify(password_hash, password)
-        if account is not None and account.is_deactivated:
-            # NOTSPEC: the client learns this without a valid password, because the hash is deleted. /register/available
-            # reveals as much.
-            raise UserDeactivated()
         if not fits or password_hash is None:
             raise Forbidden("Invalid user name or password")
         return password_hash

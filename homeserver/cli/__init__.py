@@ -7,6 +7,7 @@ take ``--json``.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (by default that of ``sys.argv``); returns the exit status."""
     from homeserver.cli.application import application
 
+    # The database holds messages and the configuration passwords: what we make is for its owner alone.
+    others = os.umask(0o077)
     try:
         command = typer.main.get_command(application)
         status = command.main(arguments, prog_name="homeserver", standalone_mode=False)
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # The first line is the database's message; the lines after it repeat the statement and its parameters.
         return _say(f"the database: {str(error).splitlines()[0]}", FAILED)
+    finally:
+        os.umask(others)
 
 
 def _is_database_error(error: Exception) -> bool:

@@ -39,7 +39,7 @@ port = 8008
 {registration_enabled}
 # Anybody who knows the secret may create accounts, administrators included.
 # shared_secret = ""
-# Only with a registration token.
+# Only with a registration token. This version has none: it does not start with true.
 # require_token = false
 
 [federation]
@@ -54,6 +54,8 @@ port = 8008
 # denied_servers = []
 # Notary servers to ask for the keys of others; empty: ask each server itself.
 # trusted_key_servers = []
+# Refuse requests of servers so old that they do not sign for which server a request is.
+# require_destination = false
 
 [rate_limits]
 # enabled = true

@@ -98,6 +98,7 @@ def _prepare(config: Config) -> None:
     """Create what must exist before a server starts."""
     import structlog
 
+    from homeserver.cli.file_permissions import files_open_to_others
     from homeserver.signing import SigningKeys
     from homeserver.storage import migrate
     from homeserver.storage.database import Database
@@ -105,6 +106,8 @@ def _prepare(config: Config) -> None:
     logger = structlog.get_logger(__name__)
     for warning in config.not_yet_in_effect():
         logger.warning(warning)
+    for path in files_open_to_others(config):
+        logger.warning("other users of this machine can read or change a file", file=str(path), advice="chmod o-rwx")
     migrate.upgrade(config.database.url)
     with contextlib.closing(Database(config.database.url, readers=1)) as database:
         claim_database(database, config)

@@ -31,7 +31,7 @@ class FederationServices:
 def build(base: Foundation) -> FederationServices:
     """Build all services but the delivery of events, which follows the event graph: see ``graph.assembly``."""
     settings = base.config.federation
-    permitted = PermittedServers(allowed=settings.allowed_servers, denied=settings.denied_servers)
+    permitted = PermittedServers.of(settings)
     http = OutboundHttp(
         allow_private_addresses=settings.allow_private_addresses,
         verify_certificates=settings.verify_certificates,
@@ -46,5 +46,7 @@ def build(base: Foundation) -> FederationServices:
         base.clock,
         trusted_key_servers=settings.trusted_key_servers,
     )
-    authenticator = RequestAuthenticator(base.server_name, key_ring, base.clock, permitted)
+    authenticator = RequestAuthenticator(
+        base.server_name, key_ring, base.clock, permitted, requires_destination=settings.require_destination
+    )
     return FederationServices(http, client, key_ring, authenticator)

@@ -397,7 +397,7 @@ def _is_newer(data: VerifyKeyData, known: VerifyKeyData | None) -> bool:
 
 
 def _from_stored(key: StoredKey) -> VerifyKeyData:
-    return VerifyKeyData(parse_verify_key(key.verify_key), key.valid_until_ts)
+    return VerifyKeyData(parse_verify_key(key.verify_key), key.valid_until_ts, is_old=key.expired_ts is not None)
 
 
 def _to_stored(key_id: str, data: VerifyKeyData, *, is_old: bool) -> StoredKey:

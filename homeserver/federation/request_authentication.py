@@ -115,12 +115,19 @@ class RequestAuthenticator:
     """Finds out which server a request comes from."""
 
     def __init__(
-        self, server_name: str, key_ring: VerifyKeySource, clock: Clock, permitted: PermittedServers | None = None
+        self,
+        server_name: str,
+        key_ring: VerifyKeySource,
+        clock: Clock,
+        permitted: PermittedServers | None = None,
+        *,
+        requires_destination: bool = False,
     ) -> None:
         self._server_name = server_name
         self._key_ring = key_ring
         self._clock = clock
         self._permitted = permitted or PermittedServers()
+        self._requires_destination = requires_destination
 
     async def authenticate(
         self, method: str, uri: str, authorization_headers: Sequence[str], content: Any | None
@@ -146,7 +153,6 @@ class RequestAuthenticator:
         except (InvalidEvent, TypeError) as error:  # orjson.JSONEncodeError is a TypeError
             raise Unauthorized("The request has no canonical form that could be signed") from error
         now = self._clock.now_ms()
-        # "old_verify_keys [...] are only valid for signing events": their validity has ended.
         keys = (await self._key_ring.keys_for({origin: {claim.key_id: now for claim in claims}})).get(origin, {})
         usable = [claim for claim in claims if (data := keys.get(claim.key_id)) is not None and _is_valid(data, now)]
         if not usable:
@@ -174,13 +180,17 @@ class RequestAuthenticator:
             # server must deny the request with an HTTP status code 401 Unauthorized."
             if claim.destination is not None and claim.destination != self._server_name:
                 raise Unauthorized("The request is for another server")
+            if claim.destination is None and self._requires_destination:
+                raise Unauthorized("The Authorization header lacks destination")
             if not claim.key_id.startswith(f"{ALGORITHM}:"):
                 raise Unauthorized("The key is not of an algorithm that is known here")
         return claims
 
 
 def _is_valid(data: VerifyKeyData, now: int) -> bool:
-    return data.valid_until_ts is None or data.valid_until_ts >= now
+    # Old keys are for events only, whatever time their server says that they expire: a key that has leaked must not
+    # speak for its server any more.
+    return not data.is_old and (data.valid_until_ts is None or data.valid_until_ts >= now)
 
 
 def _signed_request(method: str, uri: str, origin: str, destination: str | None, content: bytes | None) -> bytes:

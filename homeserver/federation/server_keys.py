@@ -104,17 +104,17 @@ def _old_keys(response: JsonObject, now_ms: int, verify_keys: Mapping[str, Verif
         expired_ts = entry.get("expired_ts") if isinstance(entry, dict) else None
         if key_id in verify_keys or not isinstance(expired_ts, int):
             continue
-        data = _parse_entry(key_id, entry, max(0, min(expired_ts, now_ms)))
+        data = _parse_entry(key_id, entry, max(0, min(expired_ts, now_ms)), is_old=True)
         if data is not None:
             keys[key_id] = data
     return keys
 
 
-def _parse_entry(key_id: str, entry: Any, valid_until_ts: int) -> VerifyKeyData | None:
+def _parse_entry(key_id: str, entry: Any, valid_until_ts: int, *, is_old: bool = False) -> VerifyKeyData | None:
     encoded = entry.get("key") if isinstance(entry, dict) else None
     if not isinstance(encoded, str) or not is_key_id(key_id):
         return None
     try:
-        return VerifyKeyData(parse_verify_key(encoded), valid_until_ts)
+        return VerifyKeyData(parse_verify_key(encoded), valid_until_ts, is_old)
     except ValueError:
         return None

@@ -25,13 +25,11 @@ LOOKUP_THREADS = 4
 ADDRESSES_PER_NAME_MAX = 8
 """How many addresses of one name are tried."""
 
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-_IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
-_NOT_GLOBAL_IPV6 = (
-    ipaddress.IPv6Network("fec0::/10"),  # site-local, deprecated
-    ipaddress.IPv6Network("3fff::/20"),  # documentation, newer than the tables of Python 3.11
-    ipaddress.IPv6Network("64:ff9b:1::/48"),  # NAT64 for local use: RFC 8215
-)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that IANA has given out of IPv6: https://www.iana.org/assignments/ipv6-address-space"""
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
+"""Within it, and newer than the tables of Python 3.11."""
 _NOT_GLOBAL_IPV4 = (ipaddress.IPv4Network("192.88.99.0/24"),)  # 6to4 relays, deprecated
 
 
@@ -41,9 +39,12 @@ def is_public(address: IPAddress) -> bool:
         return False
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_GLOBAL_IPV4)
-    if any(address in network for network in _NOT_GLOBAL_IPV6):
+    # Name what is public, not what is private: new special ranges, and old forms of IPv4 in IPv6 that some system may
+    # still translate, are then refused without being known here.
+    embedded = _embedded_ipv4(address)
+    if address not in _GLOBAL_UNICAST and not embedded:
         return False
-    return all(is_public(inner) for inner in _embedded_ipv4(address))
+    return address not in _DOCUMENTATION and all(is_public(inner) for inner in embedded)
 
 
 def is_usable(address: IPAddress, *, allow_private: bool) -> bool:
@@ -62,7 +63,7 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address
         inner.append(address.sixtofour)
     if address.teredo is not None:
         inner.extend(address.teredo)
-    if address in _IPV4_COMPATIBLE or any(address in network for network in _NAT64):
+    if address in _NAT64:
         inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return inner
 

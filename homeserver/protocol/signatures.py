@@ -36,6 +36,8 @@ class VerifyKeyData:
     key: VerifyKey
     valid_until_ts: int | None = None
     """Milliseconds since the epoch; ``None`` for no limit."""
+    is_old: bool = False
+    """Whether its server has retired it: it is then valid for events only, not for requests."""
 
 
 @lru_cache(maxsize=4096)

@@ -35,7 +35,9 @@ def test_deactivation(server: AccountServer) -> None:
     server.run(server.accounts.deactivate(ALICE))
     assert server.deactivated == [ALICE]
     assert_error(server.whoami(token), 401, "M_UNKNOWN_TOKEN")
-    assert_error(server.log_in("alice"), 403, "M_USER_DEACTIVATED")
+    # A stranger learns no more than with a wrong password, or with a name that nobody has.
+    assert_error(server.log_in("alice"), 403, "M_FORBIDDEN")
+    assert server.log_in("alice").json() == server.log_in("nobody").json()
     assert_error(server.request("GET", "/register/available?username=alice"), 400, "M_USER_IN_USE")
     account = server.run(server.accounts.find(ALICE))
     assert account is not None

@@ -38,3 +38,24 @@ def test_it_warns_of_what_has_no_effect_and_shows_no_secret(
     assert outcome.status == 0
     assert "warning: registration.shared_secret has no effect yet" in outcome.err
     assert "psst" not in outcome.out + outcome.err
+
+
+def test_a_key_that_promises_what_is_not_there_is_bad_configuration(
+    run: Run, server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOMESERVER_REGISTRATION__REQUIRE_TOKEN", "true")
+    for command in (("config", "check"), ("serve",)):
+        outcome = run(*command)
+        assert outcome.status == 2
+        assert "registration.require_token" in outcome.err
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://u:ge/heim@h/n", "postgresql+psycopg://u@h/n?password=ge/heim"])
+def test_it_shows_no_password_of_the_database(
+    run: Run, server: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("HOMESERVER_DATABASE__URL", url)
+    for arguments in ((), ("--json",)):
+        outcome = run("config", "check", *arguments)
+        assert outcome.status == 0
+        assert "heim" not in outcome.out + outcome.err

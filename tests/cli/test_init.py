@@ -23,6 +23,7 @@ def test_it_writes_a_configuration_and_a_key(run: Run, tmp_path: Path) -> None:
     assert config.describe() == Config.parse({"server_name": "example.org"}, tmp_path / "there").describe()
     (key,) = (tmp_path / "there" / "keys").glob("*.key")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert str(file) in outcome.out
 
 

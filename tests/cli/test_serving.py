@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -84,9 +85,21 @@ def test_it_makes_what_is_missing_serves_and_stops_cleanly(serve: Serve, run: Ru
 
 
 def test_it_says_what_has_no_effect_yet(serve: Serve, server: Path) -> None:
-    served = serve(HOMESERVER_RATE_LIMITS__ENABLED="false")
+    served = serve(HOMESERVER_REGISTRATION__SHARED_SECRET="psst")
     warnings = [entry["event"] for entry in served.log if entry["level"] == "warning"]
-    assert any(warning.startswith("rate_limits.enabled has no effect yet") for warning in warnings)
+    assert any(warning.startswith("registration.shared_secret has no effect yet") for warning in warnings)
+    assert served.stop() == 0
+
+
+def test_what_it_makes_is_closed_to_other_users_and_what_is_open_is_said(serve: Serve, server: Path) -> None:
+    server.chmod(0o755)  # a directory that was there before
+    (server / "homeserver.toml").chmod(0o644)
+    served = serve()
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in server.glob("homeserver.db*")}
+    assert made["homeserver.db"] == 0o600
+    assert set(made.values()) == {0o600}
+    (warning,) = [entry for entry in served.log if entry.get("advice") == "chmod o-rwx"]
+    assert warning["file"].endswith("homeserver.toml")
     assert served.stop() == 0
 
 

@@ -518,3 +518,13 @@ async def test_events_that_nobody_can_have_signed(ring: KeyRing, servers: Server
         )
     ]
     assert await outcomes(ring, [*odd, event]) == [False] * len(odd) + [True]
+
+
+async def test_retired_keys_are_known_as_such_from_the_database_too(
+    make_ring: MakeRing, servers: Servers, clock: FakeClock
+) -> None:
+    servers.rotate("a.example", "2")
+    for ring in (make_ring(), make_ring()):
+        keys = (await ring.keys_for({"a.example": {"ed25519:2": clock.now_ms()}}))["a.example"]
+        assert {key_id: data.is_old for key_id, data in keys.items()} == {"ed25519:1": True, "ed25519:2": False}
+    assert servers.asked == ["a.example"]

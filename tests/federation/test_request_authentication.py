@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from signedjson.types import SigningKey
 
+from homeserver.config import FederationConfig
 from homeserver.errors import Forbidden, InvalidParam, Unauthorized
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import (
@@ -247,6 +248,25 @@ async def test_an_expired_key(authenticator: RequestAuthenticator, clock: FakeCl
 
 
 @pytest.mark.anyio
+async def test_a_retired_key_whose_end_lies_in_the_future(
+    keys: Keys, authenticator: RequestAuthenticator, clock: FakeClock
+) -> None:
+    ((key_id, data),) = keys.keys[ORIGIN].items()
+    keys.keys[ORIGIN] = {key_id: VerifyKeyData(data.key, clock.now_ms() + 3600_000, is_old=True)}
+    with pytest.raises(Unauthorized, match="No valid key"):
+        await authenticator.authenticate("PUT", URI, [header()], CONTENT)
+
+
+@pytest.mark.anyio
+async def test_a_destination_may_be_demanded(keys: Keys, clock: FakeClock) -> None:
+    demanding = RequestAuthenticator(HERE, keys, clock, requires_destination=True)
+    assert await demanding.authenticate("PUT", URI, [header()], CONTENT) == ORIGIN
+    without = header().replace(f'destination="{HERE}",', "")
+    with pytest.raises(Unauthorized, match="lacks destination"):
+        await demanding.authenticate("PUT", URI, [without], CONTENT)
+
+
+@pytest.mark.anyio
 async def test_one_good_signature_of_several_is_enough(authenticator: RequestAuthenticator) -> None:
     unknown_key = header().replace("ed25519:1", "ed25519:2")
     assert await authenticator.authenticate("PUT", URI, [unknown_key, header()], CONTENT) == ORIGIN
@@ -264,3 +284,15 @@ def test_permitted_servers() -> None:
     everybody, some = PermittedServers(), PermittedServers(allowed=["A.example", "b.example"], denied=["b.example"])
     assert everybody.permits("x.example")
     assert [some.permits(name) for name in ("a.example", "b.example", "c.example")] == [True, False, False]
+
+
+def test_a_denied_host_is_denied_at_every_port() -> None:
+    permitted = PermittedServers(denied=["evil.example", "half.example:8448", "[::1]"])
+    denied = ["evil.example", "EVIL.example:443", "half.example:8448", "[::1]", "[::1]:8448"]
+    assert [name for name in denied if permitted.permits(name)] == []
+    assert all(permitted.permits(name) for name in ("half.example", "half.example:1", "not-evil.example", "[::2]"))
+
+
+def test_nobody_is_permitted_without_federation() -> None:
+    settings = FederationConfig(enabled=False, allowed_servers=("a.example",))
+    assert not PermittedServers.of(settings).permits("a.example")

@@ -75,6 +75,7 @@ def test_old_keys_are_valid_until_they_were_given_up() -> None:
         "ed25519:odd": 5,
     }
     keys = parse_server_keys(published(ONE, old=old), SERVER, NOW)
+    assert all(data.is_old for data in keys.old_verify_keys.values())
     validity = {key_id: data.valid_until_ts for key_id, data in keys.old_verify_keys.items()}
     assert validity == {"ed25519:past": NOW - 5, "ed25519:future": NOW}
     assert keys.verify_keys["ed25519:one"].key == ONE.verify_key
