@@ -7,7 +7,7 @@ DATA ?= data
 PYTEST_ARGS ?=
 SEEDS ?= 1000:1050
 
-.PHONY: help setup run test test-interop simulate mutations nightly lint format demo bench migration lock clean
+.PHONY: help setup run test test-interop simulate mutations nightly abuse lint format demo bench migration lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,8 +64,12 @@ simulate: $(VENV)/.develop ## Simulate servers that crash and lose each other (S
 mutations: $(VENV)/.develop ## Put faults back one at a time, and see that the simulator finds each
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.mutations
 
-nightly: $(VENV)/.develop ## Simulate a thousand seeds, each room version in turn
+nightly: $(VENV)/.develop ## Simulate a thousand seeds, each room version in turn, and attack a real server
 	$(BIN)/python -m tests.simulation 1:1001 --brief
+	$(BIN)/python -m tests.abuse
+
+abuse: $(VENV)/.develop ## Attack a real server, and measure what an innocent user notices (ATTACK=name CHECKOUT=folder); see tests/abuse/README.md
+	$(BIN)/python -m tests.abuse $(ATTACK) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(ARGS)
 
 lint: $(VENV)/.develop ## Check style and types
 	$(BIN)/ruff check .

@@ -85,6 +85,7 @@ class Server(ABC):
         """What others connect to; another port than ``listen_port`` if something stands in between."""
         self.base_url = f"http://127.0.0.1:{self.client_port}"
         self.log_file = self.directory / "process.log"
+        self.checkout = ROOT
         self._process: subprocess.Popen[bytes] | None = None
         self._is_configured = False
 
@@ -114,7 +115,7 @@ class Server(ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(self.checkout),
             )
         self._wait_until(self._answers, START_SECONDS_MAX, "did not start")
         return time.monotonic() - began
@@ -209,9 +210,14 @@ class OurServer(Server):
         database_url: str = "sqlite:///homeserver.db",
         settings: str = "",
         constants: Mapping[str, object] | None = None,
+        checkout: Path = ROOT,
+        has_rate_limits: bool = False,
     ) -> None:
         super().__init__(name, directory, authority, federation_port=federation_port)
         self.database_url = database_url
+        self.checkout = checkout
+        """The folder with the code that runs: another one than this to compare it with ours."""
+        self.has_rate_limits = has_rate_limits
         self.settings = settings
         """More of ``homeserver.toml``: whole tables."""
         self.constants = constants or {}
@@ -251,7 +257,7 @@ ca_file = "{self.authority.ca_file}"
 allow_private_addresses = true
 
 [rate_limits]
-enabled = false
+enabled = {str(self.has_rate_limits).lower()}
 
 {self.settings}
 """,
@@ -270,10 +276,11 @@ enabled = false
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "homeserver", *arguments],
+            cwd=self.directory,  # where no other code of ours lies
             capture_output=True,
             text=True,
             timeout=START_SECONDS_MAX,
-            env=_environment(),
+            env=_environment(self.checkout),
         )
         if done.returncode != 0:
             raise ServerFailed(f"homeserver {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
@@ -337,10 +344,10 @@ class SynapseServer(Server):
         }
 
 
-def _environment() -> dict[str, str]:
+def _environment(checkout: Path) -> dict[str, str]:
     """Ours, without what would configure our server from outside."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOMESERVER_")}
-    return {**inherited, "PYTHONPATH": str(ROOT)}
+    return {**inherited, "PYTHONPATH": str(checkout)}
 
 
 def _synapse_listener(port: int, resource: str, *, tls: bool) -> dict[str, object]:
