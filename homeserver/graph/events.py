@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from homeserver.caches import WeightedCache
@@ -113,6 +113,10 @@ class Events:
             for stored in await self._database.read(event_graph.events_by_nid, missing):
                 found[stored.event_nid] = self._keep_read(stored, began)
         return found
+
+    async def ancestors_among(self, room_nid: int, start: Iterable[str], wanted: Collection[str]) -> set[str]:
+        """Those of the ``wanted`` events, by ID, that are near ancestors of the ``start`` events, or among them."""
+        return await self._database.read(event_graph.ancestors_among, room_nid, list(start), set(wanted))
 
     async def by_nid_anew(self, outdated: Iterable[StoredEvent]) -> dict[int, StoredEvent]:
         """Read events from the database again: another process may have given them places."""

@@ -32,9 +32,10 @@ async def next_place(working: WorkingHead, keys: Collection[StateKey]) -> Place:
     those are chosen in whose states the sender has the permissions that it has by the room's state.
     """
     head = working.head
+    named = _to_be_named(head)
     if head.is_exact:
-        return Place(sorted(head.extremities, key=lambda e: e.depth, reverse=True), head.snapshot)
-    candidates = deepest_and_longest_waiting(head.extremities, CANDIDATES_MAX)
+        return Place(sorted(named, key=lambda e: e.depth, reverse=True), head.snapshot)
+    candidates = deepest_and_longest_waiting(named, CANDIDATES_MAX)
     best = await _nearest(working, candidates, keys)
     others = [extremity for extremity in candidates if extremity is not best]
     chosen = [best, *deepest_and_longest_waiting(others, RESOLVED_TOGETHER_MAX - 1)]
@@ -43,7 +44,12 @@ async def next_place(working: WorkingHead, keys: Collection[StateKey]) -> Place:
 
 def cited_in_template(head: RoomHead) -> list[Extremity]:
     """The forward extremities for an event that another server will sign."""
-    return deepest_and_longest_waiting(head.extremities, RESOLVED_TOGETHER_MAX)
+    return deepest_and_longest_waiting(_to_be_named(head), RESOLVED_TOGETHER_MAX)
+
+
+def _to_be_named(head: RoomHead) -> Sequence[Extremity]:
+    """The forward extremities that are not late: the late ones come before them."""
+    return [extremity for extremity in head.extremities if not extremity.is_late] or head.extremities
 
 
 def deepest_and_longest_waiting(extremities: Iterable[Extremity], count: int) -> list[Extremity]:

@@ -127,7 +127,7 @@ class Judge:
         head = working.head
         if not event.prev_events and head.state.get(CREATE) == event.event_id:
             return StateSnapshot.whole({})  # the beginning of the room, which history leads back to
-        if head.is_exact and follows_all(head, event):
+        if head.is_exact and head.is_followed_completely_by(event.prev_events):
             return head.snapshot
         snapshots: list[StateSnapshot] = []
         missing: list[str] = []
@@ -137,6 +137,9 @@ class Judge:
                 missing.append(event_id)
             else:
                 snapshots.append(snapshot)
+        if not is_past:
+            late = await working.late_before(event)
+            snapshots += [await self._states.after_extremity(extremity) for extremity in late]
         if not missing and snapshots:
             return await working.resolve(snapshots)
         if given is None:
@@ -189,11 +192,6 @@ def _completed(given: StateSnapshot, head: RoomHead) -> StateSnapshot:
         return given
     absent = {key: event_id for key, event_id in head.state.items() if key not in given.state}
     return given.changed(absent) if absent else given
-
-
-def follows_all(head: RoomHead, event: Event) -> bool:
-    """Whether an event follows exactly the room's forward extremities, so that no known event can follow it."""
-    return bool(event.prev_events) and set(event.prev_events) == {e.event_id for e in head.extremities}
 
 
 def judge_alone(

@@ -19,7 +19,7 @@ from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
 from homeserver.graph.helpers import Helpers
 from homeserver.graph.internal_errors import as_outcome, is_internal_error
-from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, follows_all, prev_events_first
+from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, prev_events_first
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
 from homeserver.graph.state import RoomHead, RoomHeads, StateSnapshot
 from homeserver.graph.working_head import NewEvent, WorkingHead
@@ -198,7 +198,7 @@ class Placer:
         """Check that the missing prev_events of an event exist. Raises ``MissingAncestors`` if no server shows them.
 
         The event becomes a forward extremity, which our own events will name. Other servers would refuse our events if
-        they had no way to get the ancestors. An event that has followers already does not become an extremity.
+        they had no way to get the ancestors. An event that has followers already is not named.
         """
         unshown = await self._ancestors.unshown(helpers, head, missing)
         is_followed = federation_queries.is_followed_by_accepted
@@ -273,14 +273,22 @@ class Placer:
                 event = opinion.event
                 if opinion.objection is not None:
                     ruling = Ruling(Verdict.SOFT_FAILED, f"the policy server objects: {opinion.objection}")
-        extends = False
+        extends = is_late = False
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
-            extends = (
-                follows_all(working.head, event)
-                or not await self._is_followed(working, event)
-                or (given is None and _is_news(working, event))
-            )
-        return NewEvent(event, before, ruling.verdict, ruling.reason, extends=extends, backfilled=is_past, place=place)
+            # No known event can follow one that follows all forward extremities.
+            is_last = working.head.is_followed_completely_by(event.prev_events)
+            is_late = not is_last and await self._is_followed(working, event)
+            extends = not is_late
+        return NewEvent(
+            event,
+            before,
+            ruling.verdict,
+            ruling.reason,
+            extends=extends,
+            is_late=is_late,
+            backfilled=is_past,
+            place=place,
+        )
 
     async def _is_followed(self, working: WorkingHead, event: Event) -> bool:
         """Whether a known accepted event follows this one."""
@@ -292,12 +300,3 @@ class Placer:
         return await self._database.read(
             federation_queries.is_followed_by_accepted, working.head.room_nid, event.event_id
         )
-
-
-def _is_news(working: WorkingHead, event: Event) -> bool:
-    """Whether an event changes the room's state though another event follows it already.
-
-    The one that follows it was judged while this one was missing, by what some server said of the state between them.
-    If that left this event out, nothing but a forward extremity of its own brings it into the state.
-    """
-    return event.is_state and working.head.state.get(event.key) != event.event_id

@@ -6,7 +6,7 @@ past states and resolves those of branches that merge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from immutables import Map
@@ -104,7 +104,7 @@ class StateSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Extremity:
-    """A forward extremity: an event that no other event follows yet."""
+    """A forward extremity: an event whose effect on the room's state no other event carries yet."""
 
     event_id: str
     event_nid: int
@@ -112,6 +112,12 @@ class Extremity:
     depth: int
     after: StateSnapshot | int
     """The state after it, or its state group."""
+    is_late: bool = False
+    """Whether known events follow it that were judged before it arrived, by a state without it.
+
+    Its effect then counts in the state of the room and before later events. No event of ours names it: those that
+    follow it are named, and it need not be known everywhere how it came about.
+    """
 
     @property
     def state_identity(self) -> StateSnapshot | int:
@@ -144,6 +150,15 @@ class RoomHead:
     def state(self) -> Map[StateKey, str]:
         """The current state: ``(type, state_key)`` to event ID."""
         return self.snapshot.state
+
+    def is_followed_completely_by(self, prev_events: Collection[str]) -> bool:
+        """Whether an event with these prev_events follows all forward extremities. The late ones are not named."""
+        named = set(prev_events)
+        return (
+            bool(named)
+            and all(extremity.is_late or extremity.event_id in named for extremity in self.extremities)
+            and named.issubset(extremity.event_id for extremity in self.extremities)
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -264,7 +279,7 @@ class RoomHeads:
                     version=ROOM_VERSIONS[version],
                     generation=generation,
                     extremities=tuple(
-                        Extremity(row.event_id, row.event_nid, row.depth, row.state_group)
+                        Extremity(row.event_id, row.event_nid, row.depth, row.state_group, row.is_late)
                         for row in extremities[room_nid]
                     ),
                     snapshot=StateSnapshot(Map(states[room_nid]), group),

@@ -45,6 +45,9 @@ class NewEvent:
     """Why it was rejected or soft-failed."""
     extends: bool = True
     """Whether it becomes a forward extremity; not if known events already follow it."""
+    is_late: bool = False
+    """Whether known events follow it already. It then becomes a late forward extremity (see ``Extremity``) if the
+    room's state would be another one without it."""
     txn: TransactionKey | None = None
     backfilled: bool = False
     place: int | None = None
@@ -206,20 +209,22 @@ class WorkingHead:
         if new.before is None or new.backfilled or new.verdict != Verdict.ACCEPTED:
             return
         assert after is not None
-        mine = (Extremity(event.event_id, 0, event.depth, after),) if new.extends else ()
+        mine = Extremity(event.event_id, 0, event.depth, after, new.is_late) if new.extends or new.is_late else None
         changes_before = len(self._draft.changes)
         head = await self._follow(head, event, mine)
         written.users = self._users_concerned(event, self._draft.changes[changes_before:])
         self._draft = replace(self._draft, head=head)
 
-    async def _follow(self, head: RoomHead, event: Event, mine: tuple[Extremity, ...]) -> RoomHead:
+    async def _follow(self, head: RoomHead, event: Event, mine: Extremity | None) -> RoomHead:
         """The head with an accepted event in the graph.
 
-        The event becomes a forward extremity unless others follow it; the events that it follows are no longer
-        extremities.
+        The event becomes a forward extremity (``mine``) unless others follow it; the events that it follows are no
+        longer extremities.
         """
         followed = await self._followed_by(event)
-        extremities = (*(e for e in head.extremities if e.event_id not in followed), *mine)
+        extremities = tuple(e for e in head.extremities if e.event_id not in followed)
+        if mine is not None and (not mine.is_late or await self._is_needed(head, extremities, mine, event)):
+            extremities = (*extremities, mine)
         if not extremities or extremities == head.extremities:
             return head
         current = await self._state_where_they_meet(head, extremities, event)
@@ -228,9 +233,21 @@ class WorkingHead:
             return head
         return await self._change_state(head, current, event)
 
+    async def _is_needed(self, head: RoomHead, others: tuple[Extremity, ...], late: Extremity, event: Event) -> bool:
+        """Whether the state of the room is another one without this late event.
+
+        What follows it was judged while it was missing, by what some server said of the state between them. If that
+        left the event or its ancestors out, only an extremity of its own brings them into the state.
+        """
+        if not others:
+            return False
+        without = await self._state_where_they_meet(head, others, event)
+        with_it = await self._state_where_they_meet(head, (*others, late), event)
+        return with_it is not without and with_it.state != without.state
+
     async def _followed_by(self, event: Event) -> set[str]:
         """The events that an accepted event follows, also through rejected and soft-failed ones, which never are
-        extremities."""
+        extremities, and the late extremities among its ancestors."""
         reached = {extremity.event_id for extremity in self.head.extremities}
         followed = set(event.prev_events)
         todo = followed - reached
@@ -239,7 +256,26 @@ class WorkingHead:
             todo = {prev for other, _ in refused for prev in other.prev_events} - followed
             followed |= todo
             todo -= reached
+        followed.update(extremity.event_id for extremity in await self.late_before(event))
         return followed
+
+    async def late_before(self, event: Event) -> list[Extremity]:
+        """The late forward extremities that are ancestors of an event.
+
+        The states after its prev_events may lack them, as those were judged earlier.
+        """
+        late = [extremity for extremity in self.head.extremities if extremity.is_late]
+        if not late or self.head.is_followed_completely_by(event.prev_events):
+            return late
+        start, todo = set[str](), set(event.prev_events)
+        while todo:
+            event_id = todo.pop()
+            start.add(event_id)
+            if (unstored := self._unstored.get(event_id)) is not None:
+                todo.update(prev for prev in unstored.prev_events if prev not in start)
+        wanted = {extremity.event_id for extremity in late}
+        found = await self._events.ancestors_among(self._base.room_nid, start, wanted)
+        return [extremity for extremity in late if extremity.event_id in found]
 
     async def _with_verdicts(self, event_ids: Iterable[str]) -> list[tuple[Event, Verdict]]:
         wanted = set(event_ids)

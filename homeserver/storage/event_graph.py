@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import Any, TypeAlias
 
@@ -15,7 +15,9 @@ from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.database import in_slices
 from homeserver.storage.tables import (
+    backward_extremities,
     client_transactions,
+    event_edges,
     events,
     forward_extremities,
     redactions,
@@ -23,6 +25,8 @@ from homeserver.storage.tables import (
     rooms,
 )
 
+WALK_STEPS_MAX = 500
+"""How many events one walk back through the graph visits at most."""
 SAME_ID_MAX = 10
 """In how many rooms an event ID is looked up, if the request does not say the room."""
 
@@ -275,6 +279,8 @@ class ExtremityRow:
     event_nid: int
     depth: int
     state_group: int
+    is_late: bool = False
+    """Whether an accepted event follows it, which was here before it."""
 
 
 def forward_extremities_of(connection: Connection, room_nids: Sequence[int]) -> dict[int, list[ExtremityRow]]:
@@ -295,6 +301,56 @@ def forward_extremities_of(connection: Connection, room_nids: Sequence[int]) -> 
         )
         for room_nid, event_id, event_nid, depth, group in connection.execute(statement):
             found[room_nid].append(ExtremityRow(event_id, event_nid, depth, group))
+    # One alone is followed by nothing. So rooms without branches, which are most, cost no further query.
+    several = [row.event_nid for rows in found.values() if len(rows) > 1 for row in rows]
+    late = _followed_by_accepted(connection, several)
+    if late:
+        for room_nid, rows in found.items():
+            found[room_nid] = [replace(row, is_late=row.event_nid in late) for row in rows]
+    return found
+
+
+def _followed_by_accepted(connection: Connection, event_nids: Sequence[int]) -> set[int]:
+    found: set[int] = set()
+    for part in in_slices(event_nids):
+        statement = (
+            select(event_edges.c.prev_nid)
+            .join_from(event_edges, events, events.c.event_nid == event_edges.c.event_nid)
+            .where(event_edges.c.prev_nid.in_(part), events.c.verdict == 0)
+        )
+        found.update(connection.execute(statement).scalars())
+    return found
+
+
+def ancestors_among(connection: Connection, room_nid: int, start: Iterable[str], wanted: Collection[str]) -> set[str]:
+    """Those of the ``wanted`` events of a room that are among the ``start`` events or their ancestors.
+
+    The walk ends after ``WALK_STEPS_MAX`` events: what is older counts as no ancestor.
+    """
+    found = set(wanted).intersection(start)
+    left = set(wanted) - found
+    layer = [nid for nid, _ in nids_and_verdicts(connection, room_nid, start).values()]
+    seen = set(layer)
+    while layer and left and len(seen) <= WALK_STEPS_MAX:
+        before: set[int] = set()
+        for part in in_slices(layer):
+            # An event that is being written now still counts as missing for those that name it.
+            missing = select(backward_extremities.c.missing_event_id).where(
+                backward_extremities.c.event_nid.in_(part), backward_extremities.c.missing_event_id.in_(left)
+            )
+            found.update(connection.execute(missing).scalars())
+            edges = (
+                select(events.c.event_nid, events.c.event_id)
+                .join_from(event_edges, events, events.c.event_nid == event_edges.c.prev_nid)
+                .where(event_edges.c.event_nid.in_(part), events.c.room_nid == room_nid)
+            )
+            for nid, event_id in connection.execute(edges):
+                before.add(nid)
+                if event_id in left:
+                    found.add(event_id)
+        left -= found
+        layer = list(before - seen)
+        seen |= before
     return found
 
 

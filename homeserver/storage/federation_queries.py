@@ -17,7 +17,7 @@ from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage import auth_chains
 from homeserver.storage.database import in_slices
-from homeserver.storage.event_graph import IN_GRAPH, Verdict, nids_of
+from homeserver.storage.event_graph import IN_GRAPH, WALK_STEPS_MAX, Verdict, nids_of
 from homeserver.storage.room_state import event_ids_of
 from homeserver.storage.tables import (
     backward_extremities,
@@ -26,8 +26,6 @@ from homeserver.storage.tables import (
     redactions,
 )
 
-WALK_STEPS_MAX = 500
-"""How many events one walk visits at most."""
 JOINS_MAX = 20
 """How many joins are examined to find where our users came into a room."""
 

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from homeserver.graph import unhelpful_servers
 from homeserver.graph import waiting_events as graph_waiting_events
 from homeserver.graph.placement import Placer
+from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.compose import compose_event
@@ -263,6 +264,92 @@ def test_nor_by_lying_about_what_comes_late(servers: Servers, version: str) -> N
         assert await at.verdict(follower) == Verdict.ACCEPTED
         assert await at.send(ban) == {ban.event_id: {}}
         assert (await at.state())["m.room.member", EVE] == ban.event_id
+
+    play(servers, story, version)
+
+
+@ATTACKED
+@pytest.mark.parametrize("first", ["the event that leads to the ban", "the ban"])
+@pytest.mark.parametrize("is_shown", [True, False], ids=["with its past", "without its past"])
+def test_nor_if_it_comes_late_piece_by_piece(servers: Servers, version: str, first: str, is_shown: bool) -> None:
+    """A ban and what stands between it and an event that is here come one by one, perhaps never the whole chain."""
+
+    async def story(at: Scene) -> None:
+        attack = Attack(at)
+        await attack.prepare()
+        attack.answers["state"] = dict(at.room.state)
+        before = at.room.send(ALICE, "before the ban")
+        ban = at.room.ban(ALICE, EVE)
+        between = at.room.send(ALICE, "after the ban")
+        follower = attack.event([between.event_id])
+        at.remote.replaced["missing_events"] = at.remote.replaced["backfill"] = no_events
+        at.remote.hidden = {before.event_id}
+        await attack.push(follower)
+        assert await at.verdict(follower) == Verdict.ACCEPTED
+        pieces = [between, ban] if first == "the event that leads to the ban" else [ban, between]
+        if is_shown:
+            at.remote.hidden = set()
+        for piece in pieces:
+            assert await at.send(piece) == {piece.event_id: {}}
+        if is_shown:
+            assert await at.send(before) == {before.event_id: {}}
+        for piece in pieces:
+            assert await at.ours.wait_for(piece.event_id)
+        assert (await at.state())["m.room.member", EVE] == ban.event_id
+        # A process that has just started sees the same.
+        kept = await at.ours.head(at.room.room_id)
+        at.ours.get(RoomHeads).forget(at.room.room_id)
+        read = await at.ours.head(at.room.room_id)
+        assert {(e.event_id, e.is_late) for e in read.extremities} == {
+            (e.event_id, e.is_late) for e in kept.extremities
+        }
+        assert any(extremity.is_late for extremity in read.extremities)
+        # Those who only know the follower build on it: the ban holds there too.
+        later = attack.event([follower.event_id])
+        await attack.push(later)
+        assert (await at.state())["m.room.member", EVE] == ban.event_id
+        stored = await at.ours.wait_for(later.event_id)
+        assert stored.state_group is not None
+        found = await at.ours.get(StateReader).lookup(stored.state_group, [("m.room.member", EVE)])
+        assert found["m.room.member", EVE] == ban.event_id
+        # Our own events do not name what perhaps nobody else can connect.
+        message = await at.ours.wait_for(await at.ours.send(at.bob, at.room.room_id))
+        assert not {piece.event_id for piece in pieces}.intersection(message.event.prev_events)
+        assert (await at.state())["m.room.member", EVE] == ban.event_id
+        assert await at.extremities() == {message.event_id}
+
+    play(servers, story, version)
+
+
+@ATTACKED
+@pytest.mark.parametrize("lie", [rolled_back, without_rules, made_up, made_by_old_power])
+def test_nor_by_sending_late_what_an_event_here_follows(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, version: str, lie: Callable[[Attack], State]
+) -> None:
+    """First comes an event that names another one, then that one, whose own past nobody shows."""
+    monkeypatch.setattr(unhelpful_servers, "PAUSE_S_MIN", 0.0)
+
+    async def story(at: Scene) -> None:
+        attack = Attack(at)
+        await attack.prepare()
+        right = await at.state()
+        attack.answers["state"] = lie(attack)
+        tip = await at.ours.send(at.bob, at.room.room_id, "what the attack builds on")
+        for kind, content in (
+            ("m.room.message", None),
+            ("m.room.topic", {"topic": "late"}),
+            ("m.room.join_rules", {"join_rule": "public"}),
+            ("m.room.power_levels", {"users": {MALLORY: 100}}),
+        ):
+            late = attack.event([attack.invented()], kind, content, None if content is None else "", depth=1)
+            follower = attack.event([tip, late.event_id])
+            await attack.push(follower)
+            assert await at.verdict(follower) == Verdict.ACCEPTED
+            await attack.push(late)
+            assert await at.verdict(late) is not None
+            assert await at.state() == right, kind
+            await attack.push(attack.event([follower.event_id]))
+            assert await at.state() == right, kind
 
     play(servers, story, version)
 
