@@ -18,6 +18,7 @@ from homeserver.graph.events import Events
 from homeserver.graph.judgement import MissingAncestors, prev_events_first
 from homeserver.graph.placement import Outcome, Placer
 from homeserver.graph.restoring import Restorer, better_copy
+from homeserver.graph.server_access import ServerAccess
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.unhelpful_servers import UnhelpfulServers
 from homeserver.graph.waiting_events import WaitingEvents
@@ -38,6 +39,7 @@ class Arrivals:
         unhelpful: UnhelpfulServers,
         waiting: WaitingEvents,
         restorer: Restorer,
+        access: ServerAccess,
     ) -> None:
         self._heads = heads
         self._events = events
@@ -46,6 +48,7 @@ class Arrivals:
         self._unhelpful = unhelpful
         self._waiting = waiting
         self._restorer = restorer
+        self._access = access
         self._gap_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def receive(self, origin: str, head: RoomHead, events: Mapping[str, Event]) -> Mapping[str, Outcome]:
@@ -65,12 +68,19 @@ class Arrivals:
         kept = await self._waiting.keep(origin, lacking, head.joined_servers) if lacking else set()
         return {**known, **{event_id: None if event_id in kept else outcomes[event_id] for event_id in outcomes}}
 
+    async def keep_until_joined(self, origin: str, events: Mapping[str, Event]) -> set[str]:
+        """Keep events of a room that one of our users is joining. Returns the IDs of those that are kept."""
+        lacking = [(event, frozenset(event.prev_events)) for event in events.values()]
+        return await self._waiting.keep(origin, lacking, {origin})
+
     async def retry(
         self, room_id: str, origin: str, waiting: Sequence[WaitingEvent], is_last_resort: bool
     ) -> Mapping[str, frozenset[str]]:
         """Retry events that have been waiting. Returns what each event that must go on waiting lacks (a ``Retry``)."""
         head = await self._heads.find(room_id)
         if head is None or not head.joined_local:
+            if await self._access.is_being_joined(room_id):
+                return {event.event_id: event.lacks for event in waiting}
             return {}  # none of our users is in the room any more
         events = {
             kept.event_id: Event(orjson.loads(kept.json), head.version, kept.event_id, room_id, kept.json)

@@ -93,6 +93,7 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     silent = SilentServers(database, clock)
     history_servers = HistoryServers(base.server_name, heads, events, silent, clock)
     writers.watch_events(waiting.arrived)
+    access = ServerAccess(heads, under_way)
     return GraphServices(
         events=events,
         heads=heads,
@@ -100,18 +101,18 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
         others=others,
         notifier=notifier,
         writers=writers,
-        imports=RoomImports(heads, events, notifier, writers, under_way, writes),
+        imports=RoomImports(heads, events, notifier, writers, under_way, writes, waiting),
         out_of_band=OutOfBandMemberships(database, events, notifier, clock),
         governed=governed,
         policy=policy,
         sender=Sender(writers, base.signing_keys, clock, governed, policy),
-        access=ServerAccess(heads, under_way),
+        access=access,
         under_way=under_way,
         incoming=incoming,
         ancestors=ancestors,
         placer=placer,
         waiting=waiting,
-        arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting, restorer),
+        arrivals=Arrivals(heads, events, ancestors, placer, UnhelpfulServers(clock), waiting, restorer, access),
         backfiller=Backfiller(database, heads, federation.client, incoming, placer, history_servers, under_way, clock),
         silent=silent,
         delivery=Delivery(

@@ -13,6 +13,7 @@ from homeserver.graph.events import Events
 from homeserver.graph.judgement import auth_events_first
 from homeserver.graph.state import RoomHeads
 from homeserver.graph.under_way import IMPORT, JOIN, UnderWay
+from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.room_versions import RoomVersion
@@ -123,17 +124,19 @@ class RoomImports:
         writers: RoomWriters,
         under_way: UnderWay,
         writes: ImportWrites,
+        waiting: WaitingEvents,
     ) -> None:
         self._heads = heads
         self._events = events
+        self._waiting = waiting
         self._notifier = notifier
         self._writers = writers
         self._under_way = under_way
         self._writes = writes
 
-    def joining(self, room_id: str, user_id: str) -> AbstractAsyncContextManager[str]:
+    def joining(self, room_id: str, user_id: str, version: RoomVersion) -> AbstractAsyncContextManager[str]:
         """A context during which events that arrive for the room have to wait (see ``receive``)."""
-        return self._under_way.marked(JOIN, room_id, user_id)
+        return self._under_way.marked(JOIN, room_id, user_id, version.identifier)
 
     async def import_room(
         self, version: RoomVersion, join: Event, state: Mapping[StateKey, Event], auth_chain: Iterable[Event]
@@ -158,6 +161,7 @@ class RoomImports:
             else:
                 raise RuntimeError(f"cannot import {join.room_id}: other processes are always faster")
             self._heads.forget(join.room_id)
+            self._waiting.room_came(join.room_id)
             if switched is None:
                 return None
             # A user of ours whose invitation came with the room's state is not in the room: name all who are concerned.

@@ -125,14 +125,26 @@ class Receiver:
         return True
 
     async def _receive_after_join(self, origin: str, room_id: str, pdus: Sequence[Any]) -> Results:
-        """Receive events once the room is here.
+        """Receive events once the room is here; if that takes long, keep them in the database until it is.
 
-        If they were answered before, their server would not send them again, and they would be lost. If it takes too
-        long, ``LimitExceeded`` is raised, and that server tries again later.
+        If they were refused before, their server would not send them again, and they would be lost. If they cannot be
+        kept, ``LimitExceeded`` is raised, and that server tries again later.
         """
-        if not await self._access.wait_for_join(room_id):
+        if await self._access.wait_for_join(room_id):
+            return await self.receive(origin, pdus)
+        version = ROOM_VERSIONS.get(await self._access.version_being_joined(room_id) or "")
+        if version is None:
             raise LimitExceeded("The room is still being joined", retry_after_ms=EARLY_RETRY_MS)
-        return await self.receive(origin, pdus)
+        results: Results = {}
+        batch = _Batch(None, version)
+        for pdu in pdus:
+            if (event := _parse(batch, pdu, room_id, results)) is not None:
+                batch.events.setdefault(event.event_id, event)
+        await self._check_signatures(origin, [batch], results)
+        kept = await self._arrivals.keep_until_joined(origin, batch.events)
+        if len(kept) < len(batch.events):
+            raise LimitExceeded("The room is still being joined", retry_after_ms=EARLY_RETRY_MS)
+        return results | {event_id: {} for event_id in kept}
 
     # -- checks 1 to 3 -------------------------------------------------------------------------------------------------
 
@@ -145,10 +157,8 @@ class Receiver:
         if batch is None:
             _refuse(pdu, None, "This server is not in the room", results)
             return
-        try:
-            event = parse_event(pdu, batch.version, room_id=room_id)
-        except InvalidEvent as error:
-            _refuse(pdu, batch.version, str(error), results)
+        event = _parse(batch, pdu, room_id, results)
+        if event is None:
             return
         objection = await self._objection(batch, origin, event)
         if objection is not None:
@@ -241,6 +251,15 @@ def _may_send(head: RoomHead, origin: str, event: Event) -> bool:
     it.
     """
     return server_of(event.sender) == origin or origin in head.joined_servers
+
+
+def _parse(batch: _Batch, pdu: JsonObject, room_id: str, results: Results) -> Event | None:
+    """The event that a PDU is; None, with an error in the results, if it is not a valid one."""
+    try:
+        return parse_event(pdu, batch.version, room_id=room_id)
+    except InvalidEvent as error:
+        _refuse(pdu, batch.version, str(error), results)
+        return None
 
 
 def _refuse(pdu: JsonObject, version: RoomVersion | None, reason: str, results: Results) -> str | None:

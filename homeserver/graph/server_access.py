@@ -14,8 +14,8 @@ from homeserver.protocol.server_acls import server_acl_allows
 
 INVITATION_WAIT_S = 20.0
 """How long a user who wants to join waits for an invitation that is still being sent."""
-JOIN_WAIT_S = 30.0
-"""How long events of a room wait while the room is being joined."""
+JOIN_WAIT_S = 10.0
+"""How long a transaction with events of a room waits while the room is being joined; then the events are kept."""
 
 
 class ServerAccess:
@@ -68,6 +68,10 @@ class ServerAccess:
     async def is_being_joined(self, room_id: str) -> bool:
         """Whether one of our users is joining a room that this server is not in yet."""
         return await self._under_way.is_under_way(JOIN, room_id)
+
+    async def version_being_joined(self, room_id: str) -> str | None:
+        """The version of a room that one of our users is joining, as far as it is known."""
+        return await self._under_way.version_of(JOIN, room_id)
 
     async def wait_for_join(self, room_id: str) -> bool:
         """Wait until nobody is joining the room any more; returns False if that takes too long."""

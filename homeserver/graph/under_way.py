@@ -49,10 +49,14 @@ class UnderWay:
             await self._database.write(store.end_all)
 
     @contextlib.asynccontextmanager
-    async def marked(self, kind: str, room_id: str, user_id: str) -> AsyncIterator[str]:
-        """Mark work as under way, for all processes; yields the name of the lease."""
+    async def marked(self, kind: str, room_id: str, user_id: str, version: str | None = None) -> AsyncIterator[str]:
+        """Mark work as under way, for all processes; yields the name of the lease.
+
+        ``version`` is the version of a room that is being joined.
+        """
         owner = secrets.token_hex(8)
-        await self._database.write(store.begin, kind, room_id, user_id, owner, self._clock.now_ms() + LEASE_MS)
+        expires_ts = self._clock.now_ms() + LEASE_MS
+        await self._database.write(store.begin, kind, room_id, user_id, owner, expires_ts, version)
         async with self._held(owner):
             yield owner
 
@@ -101,6 +105,10 @@ class UnderWay:
     async def is_under_way(self, kind: str, room_id: str, user_id: str | None = None) -> bool:
         """Whether any process is doing this now, for any user if none is given."""
         return await self._database.read(store.is_under_way, kind, room_id, user_id, self._clock.now_ms())
+
+    async def version_of(self, kind: str, room_id: str) -> str | None:
+        """The version of the room that is being joined by any process, if it is known."""
+        return await self._database.read(store.version_of, kind, room_id, self._clock.now_ms())
 
     async def wait_for_end(self, kind: str, room_id: str, user_id: str | None, at_most_s: float) -> bool:
         """Wait until this is no longer under way; returns False if it still is after that time."""

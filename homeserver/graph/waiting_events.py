@@ -113,6 +113,12 @@ class WaitingEvents:
             self._helped.setdefault(room_id, set()).update(helped)
             self._wake.set()
 
+    def room_came(self, room_id: str) -> None:
+        """Note that a room was joined: the events that came while it was being joined are retried."""
+        if (room := self._lacks.get(room_id)) is not None:
+            self._helped.setdefault(room_id, set()).update(room)
+            self._wake.set()
+
     async def _run(self) -> None:
         while True:
             try:

@@ -107,7 +107,7 @@ class JoinsThroughServers:
             await self._join_resident_room(server_name, event, vain)
             return
         # From now on the server may send us events of the room.
-        async with self._imports.joining(room_id, user_id):
+        async with self._imports.joining(room_id, user_id, version):
             joined = await self._send_join(server_name, event, vain)
             room = await self._answers.check(server_name, version, event, joined)
             known = await self._heads.find(room_id)

@@ -565,6 +565,7 @@ under_way = Table(
     Column("user_id", Name, primary_key=True),
     Column("owner", Name, nullable=False),
     Column("expires_ts", Nid, nullable=False),
+    Column("version", Name),  # of a room that is being joined
     comment="What a process is doing with another server right now, for those who have to wait for its end: an "
     "invitation that is being sent, a join, the import of a room. A row that has expired is from a process that died.",
     sqlite_with_rowid=False,

@@ -11,10 +11,23 @@ from homeserver.storage.database import insert, upsert
 from homeserver.storage.tables import under_way
 
 
-def begin(connection: Connection, kind: str, room_id: str, user_id: str, owner: str, expires_ts: int) -> None:
-    """Record that some work is in progress; it replaces the same work of another owner."""
-    row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
-    upsert(connection, under_way, [row], ["kind", "room_id", "user_id"])
+def begin(
+    connection: Connection,
+    kind: str,
+    room_id: str,
+    user_id: str,
+    owner: str,
+    expires_ts: int,
+    version: str | None = None,
+) -> None:
+    """Record that some work is in progress; it replaces the same work of another owner.
+
+    ``version`` is the version of a room that is being joined.
+    """
+    row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner}
+    upsert(
+        connection, under_way, [{**row, "expires_ts": expires_ts, "version": version}], ["kind", "room_id", "user_id"]
+    )
 
 
 def claim(
@@ -53,6 +66,13 @@ def is_under_way(connection: Connection, kind: str, room_id: str, user_id: str |
     if user_id is not None:
         statement = statement.where(table.user_id == user_id)
     return connection.execute(statement.limit(1)).first() is not None
+
+
+def version_of(connection: Connection, kind: str, room_id: str, now_ms: int) -> str | None:
+    """The version of the room that is being worked on, if its owner recorded it."""
+    table = under_way.c
+    statement = select(table.version).where(table.kind == kind, table.room_id == room_id, table.expires_ts > now_ms)
+    return connection.execute(statement.where(table.version.is_not(None)).limit(1)).scalar()
 
 
 def is_owner(connection: Connection, kind: str, room_id: str, owner: str) -> bool:

@@ -21,6 +21,7 @@ from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.under_way import UnderWay
+from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.membership.inviting import Inviting
 from homeserver.membership.joins import Joins
@@ -120,7 +121,8 @@ class CoreServer:
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, self.graph, is_local)
         writes = ImportWrites(database, self.graph, self.clock, SERVER_NAME)
         under_way = UnderWay(database, self.clock)
-        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes)
+        waiting = WaitingEvents(database, self.clock)
+        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes, waiting)
         self.out_of_band = OutOfBandMemberships(database, events, self.notifier, self.clock)
         self.governed = GovernedEvents("enforce", database)
         self.sender = Sender(self.writers, self.key, self.clock, self.governed)

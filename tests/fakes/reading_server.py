@@ -22,6 +22,7 @@ from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.graph.under_way import UnderWay
+from homeserver.graph.waiting_events import WaitingEvents
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.compose import compose_event
@@ -127,7 +128,8 @@ class ReadingServer:
         self.writers = RoomWriters(database, heads, events, self.states, self.notifier, graph, is_local)
         under_way = UnderWay(database, self.clock)
         writes = ImportWrites(database, graph, self.clock, SERVER_NAME)
-        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes)
+        waiting = WaitingEvents(database, self.clock)
+        self.imports = RoomImports(heads, events, self.notifier, self.writers, under_way, writes, waiting)
         self.out_of_band = OutOfBandMemberships(database, events, self.notifier, self.clock)
         self.sender = Sender(self.writers, self.key, self.clock)
         self.client_events = ClientEvents(events)

@@ -248,6 +248,42 @@ def test_what_is_said_while_we_join_is_not_lost(servers: Servers, version: str) 
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("version", ["1", "11", "12"])
+def test_what_is_said_while_a_join_takes_long_is_kept(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """A server may even send events before it answers the join, and wait for their answer."""
+    monkeypatch.setattr(server_access, "JOIN_WAIT_S", 0.02)
+
+    async def story() -> None:
+        async with servers:
+            ours = await servers.ours(OURS)
+            room = RoomFactory(version, REMOTE)
+            room.create("mary")
+            remote = servers.remote(REMOTE, room)
+            alice = await ours.user("alice")
+            send_join = remote._send_join
+            results: list[Any] = []
+
+            async def say_and_join(request: Request) -> Response:
+                answer = await send_join(request)
+                results.append(await remote.transaction(OURS, [room.send(MARY, "welcome")]))
+                return answer
+
+            remote.replaced["send_join"] = say_and_join
+            await ours.join(alice, room.room_id, REMOTE)
+            ((event_id, result),) = results[0].items()
+            assert result == {}
+
+            async def is_here() -> bool:
+                stored = await ours.event(event_id)
+                return stored is not None and stored.stream_position is not None
+
+            await eventually(is_here)
+
+    asyncio.run(story())
+
+
 def test_what_comes_while_a_join_comes_to_nothing_is_refused(servers: Servers) -> None:
     async def story() -> None:
         async with servers:
