@@ -23,6 +23,7 @@ from homeserver.federation import assembly as federation
 from homeserver.federation_api import assembly as federation_answers
 from homeserver.graph import assembly as graph
 from homeserver.housekeeping import Chore, Housekeeping
+from homeserver.limits import assembly as limits
 from homeserver.membership import assembly as membership
 from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.reading import assembly as reading
@@ -44,6 +45,7 @@ class Homeserver:
 
     def __init__(self, config: Config) -> None:
         self.base = foundation.build(config)
+        self.limits = limits.build(self.base)
         self.federation = federation.build(self.base)
         self.graph = graph.build(self.base, self.federation)
         self.reading = reading.build(self.base, self.graph)
@@ -57,7 +59,9 @@ class Homeserver:
         self.incoming_invitations = IncomingInvitations(
             self.graph.heads, self.graph.events, self.membership.out_of_band_invitations, self.receiving.receive_pdus
         )
-        self.accounts = accounts.build(self.base, self.federation, self.graph.notifier, self.membership.memberships)
+        self.accounts = accounts.build(
+            self.base, self.federation, self.graph.notifier, self.membership.memberships, self.limits
+        )
         self.sync = sync.build(self.base, self.graph, self.reading, self.ephemeral)
         leave_for_closed = self.membership.memberships.leave_for_closed_accounts
         self.housekeeping = Housekeeping(
@@ -76,15 +80,22 @@ class Homeserver:
             self.rooms,
             self.ephemeral,
             self.accounts,
-            federation_answers.build(self.base, self.federation, self.graph),
+            federation_answers.build(self.base, self.federation, self.graph, self.limits),
             client_answers.build(self.base),
-            singles=(self.receiving, self.incoming_invitations, self.sync),
+            singles=(
+                self.receiving,
+                self.incoming_invitations,
+                self.sync,
+                self.limits,
+                web.ClientAddresses(config.trusted_proxies),
+            ),
         )
 
     async def start(self) -> None:
         """Begin the background work."""
         await self.graph.under_way.start()
-        self.graph.others.start(self.graph.notifier, self.ephemeral.relay, self.ephemeral.typing)
+        notices = (self.ephemeral.typing, self.limits)
+        self.graph.others.start(self.graph.notifier, self.ephemeral.relay, notices)
         await self.receiving.start()
         await self.graph.waiting.start(self.graph.arrivals.retry)
         await self.graph.delivery.start()
@@ -99,6 +110,7 @@ class Homeserver:
         """Finish what is under way, and close everything."""
         self.graph.notifier.close()
         await self.ephemeral.typing.stop()
+        await self.limits.stop()
         await self.receiving.stop()
         await self.graph.waiting.stop()
         await self.graph.others.stop()

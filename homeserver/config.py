@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import ipaddress
 import json
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
@@ -32,7 +34,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from homeserver.errors import ConfigurationError
-from homeserver.protocol.identifiers import is_valid_server_name
+from homeserver.protocol.identifiers import is_valid_server_name, is_valid_user_id
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 
 ENVIRONMENT_PREFIX = "HOMESERVER_"
@@ -67,6 +69,8 @@ Kubernetes sets in every container next to a service called "homeserver".
 
 _URL_PASSWORD = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
 _URL_PARAMETER = re.compile(r"(?<=[?&;])([^=&;?]+)=([^&;\"]*)")
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh]), ?burst (\d{1,9})")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -89,6 +93,20 @@ def _own_server_name(value: str) -> str:
             "would not find the users of a server whose name has capital letters"
         )
     return name
+
+
+def _user_id(value: str) -> str:
+    if not is_valid_user_id(value):
+        raise ValueError('a user ID such as "@alice:example.org"')
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError('an IP address, or a network such as "10.0.0.0/8"') from None
+    return value
 
 
 def _list_from_text(value: Any) -> Any:
@@ -171,6 +189,8 @@ def _room_version(value: Any) -> Any:
 ServerName = Annotated[str, AfterValidator(_server_name)]
 OwnServerName = Annotated[str, AfterValidator(_own_server_name)]
 ServerNames = Annotated[tuple[ServerName, ...], BeforeValidator(_list_from_text)]
+UserIds = Annotated[tuple[Annotated[str, AfterValidator(_user_id)], ...], BeforeValidator(_list_from_text)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_list_from_text)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ExistingFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing_file)]
 OptionalFile = Annotated[ExistingFile | None, BeforeValidator(_none_if_empty)]
@@ -179,6 +199,34 @@ Size = Annotated[int, BeforeValidator(_size), Field(ge=1)]
 BaseUrl = Annotated[Annotated[str, AfterValidator(_base_url)] | None, BeforeValidator(_none_if_empty)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 KnownRoomVersion = Annotated[str, BeforeValidator(_room_version)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something may happen: as ``burst`` at once, and ``per_second`` in the long run."""
+
+    per_second: float
+    burst: int
+
+    @classmethod
+    def parse(cls, text: str) -> Rate | None:
+        """Parse ``"10/s, burst 100"``; ``"off"`` is None. Raises ``ValueError``."""
+        if text == "off":
+            return None
+        match = _RATE.fullmatch(text)
+        if match is None or not (rate := cls(float(match[1]) / _SECONDS[match[2]], int(match[3]))).burst:
+            raise ValueError('a rate such as "10/s, burst 100" or "5/m, burst 20" (s, m, h), or "off"')
+        if rate.per_second <= 0:
+            raise ValueError("a rate above 0")
+        return rate
+
+
+def _rate_text(value: str) -> str:
+    Rate.parse(value)
+    return value
+
+
+RateText = Annotated[str, AfterValidator(_rate_text)]
 
 
 # -- the sections ------------------------------------------------------------------------------------------------------
@@ -241,9 +289,34 @@ class FederationConfig(Section):
 
 
 class RateLimitsConfig(Section):
-    """``[rate_limits]``."""
+    """``[rate_limits]``: how often each address, account, device or server may do something.
+
+    The defaults are more than a person or an ordinary bot does, and less than what would harm others.
+    """
 
     enabled: bool = True
+    exempt_users: UserIds = ()
+    logins: RateText = "60/m, burst 120"
+    login_failures: RateText = "10/m, burst 30"
+    account_login_failures: RateText = "20/m, burst 60"
+    registrations: RateText = "20/m, burst 200"
+    messages: RateText = "50/s, burst 1000"
+    rooms: RateText = "60/m, burst 200"
+    joins: RateText = "2/s, burst 200"
+    invites: RateText = "1/s, burst 200"
+    profile_changes: RateText = "1/s, burst 100"
+    receipts_and_typing: RateText = "20/s, burst 500"
+    settings: RateText = "10/s, burst 300"
+    lookups: RateText = "50/s, burst 1000"
+    federation_transactions: RateText = "50/s, burst 500"
+    federation_requests: RateText = "50/s, burst 1000"
+    federation_invites: RateText = "2/s, burst 100"
+    unknown_servers: RateText = "5/s, burst 100"
+    notary_queries: RateText = "5/s, burst 200"
+
+    def rate_of(self, name: str) -> Rate | None:
+        """The rate of a limit; None if it is off."""
+        return Rate.parse(getattr(self, name))
 
 
 class ReadReceiptsConfig(Section):
@@ -290,6 +363,7 @@ class Config(Section):
     public_base_url: BaseUrl = None
     data_dir: AbsolutePath = Path(".")
     keys_dir: Path = Path("keys")
+    trusted_proxies: Networks = ("127.0.0.1", "::1")
     listeners: Annotated[tuple[ListenerConfig, ...], BeforeValidator(_list_from_text), Field(min_length=1)] = (
         ListenerConfig(),
     )

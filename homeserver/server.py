@@ -126,8 +126,7 @@ def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # A reverse proxy on this machine may set X-Forwarded-For; a TLS listener faces clients directly.
-        proxy_headers=not listener.is_tls,
+        proxy_headers=False,  # ``web.ClientAddresses`` reads X-Forwarded-For where an address is needed
         limit_concurrency=CONNECTIONS_MAX,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from homeserver.config import NOT_YET_IN_EFFECT, Config, find_config_file, known_keys, mask_url_password
+from homeserver.config import NOT_YET_IN_EFFECT, Config, Rate, find_config_file, known_keys, mask_url_password
 from homeserver.errors import ConfigurationError
 
 CONTRACT = """\
@@ -353,3 +353,19 @@ def test_masking_urls() -> None:
     assert "geheim" not in mask_url_password("postgresql+psycopg://u:x/geheim@h/n?password=geheim/y@z")
     assert mask_url_password("postgresql+psycopg://u@h/n") == "postgresql+psycopg://u@h/n"
     assert mask_url_password("sqlite:////a:b@c.db") == "sqlite:////a:b@c.db"
+
+
+def test_rates_and_proxies(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        'server_name = "a"\ntrusted_proxies = ["10.0.0.0/8"]\n[rate_limits]\njoins = "off"\nrooms = "5/m, burst 20"',
+    )
+    assert config.trusted_proxies == ("10.0.0.0/8",)
+    assert config.rate_limits.rate_of("joins") is None
+    assert config.rate_limits.rate_of("rooms") == Rate(5 / 60, 20)
+    for wrong, key in (
+        ("[rate_limits]\njoins = '5'", "rate_limits.joins"),
+        ("[rate_limits]\nexempt_users = ['bot']", "rate_limits.exempt_users.0"),
+        ("trusted_proxies = ['proxy']", "trusted_proxies.0"),
+    ):
+        assert refusal(tmp_path, f"server_name = 'a'\n{wrong}").startswith(f"{key} = ")

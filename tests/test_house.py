@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "storage",
         "signing notifier",
         "foundation",
+        "limits",
         "federation",
         "graph",
         "reading",

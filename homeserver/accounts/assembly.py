@@ -9,6 +9,7 @@ from homeserver.accounts.account_data import AccountData
 from homeserver.accounts.administration import Accounts
 from homeserver.accounts.filters import Filters
 from homeserver.accounts.login import Login
+from homeserver.accounts.login_guard import LoginGuard
 from homeserver.accounts.passwords import Passwords
 from homeserver.accounts.profiles import Profiles
 from homeserver.accounts.registration import Registration
@@ -16,6 +17,7 @@ from homeserver.accounts.sessions import Sessions
 from homeserver.accounts.user_interactive import UserInteractive
 from homeserver.federation.assembly import FederationServices
 from homeserver.foundation import Foundation
+from homeserver.limits.rate_limits import RateLimits
 from homeserver.membership.membership import Memberships
 from homeserver.notifier import Notifier
 
@@ -37,7 +39,11 @@ class AccountServices:
 
 
 def build(
-    base: Foundation, federation: FederationServices, notifier: Notifier, memberships: Memberships
+    base: Foundation,
+    federation: FederationServices,
+    notifier: Notifier,
+    memberships: Memberships,
+    limits: RateLimits,
 ) -> AccountServices:
     """Build the services of this package. ``memberships`` is notified of changes of accounts, to update the rooms."""
     database, clock, server_name = base.database, base.clock, base.server_name
@@ -59,7 +65,7 @@ def build(
             server_name=server_name,
             is_enabled=base.config.registration.enabled,
         ),
-        login=Login(database, clock, passwords, sessions, server_name=server_name),
+        login=Login(database, clock, passwords, sessions, LoginGuard(limits, clock), server_name=server_name),
         accounts=Accounts(
             database, clock, passwords, sessions, server_name=server_name, on_deactivated=memberships.leave_all
         ),

@@ -3,6 +3,9 @@
 Parameters: 19 MiB, two passes, one lane; OWASP's recommendation for Argon2id. One hash takes 20 to 50 ms of a core, and
 all together at most 2 x 19 MiB of memory. More memory would make guessing harder, but this server is meant to be small.
 
+Those who wait take turns by address, so that a flood of logins from one address delays others by one hash at most. The
+threads have a low priority: the event loop, which serves everybody, comes first.
+
 https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
 """
 
@@ -10,7 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -18,7 +24,8 @@ from typing import TypeVar
 import argon2
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from homeserver.errors import BadJson, LimitExceeded, WeakPassword
+from homeserver.errors import BadJson, WeakPassword
+from homeserver.limits.fair_budget import FairBudget
 
 T = TypeVar("T")
 
@@ -26,9 +33,10 @@ MEMORY_KIB = 19_456
 PASSES = 2
 LANES = 1
 AT_ONCE_MAX = 2
-WAITING_MAX = 64
+WAITING_MAX = 200
 """How many requests may wait for a thread; further ones get M_LIMIT_EXCEEDED."""
-RETRY_AFTER_MS = 2_000
+WAITING_PER_ADDRESS_MAX = 16
+NICENESS = 10
 PASSWORD_BYTES_MAX = 512
 
 
@@ -40,19 +48,27 @@ class Passwords:
             time_cost=passes, memory_cost=memory_kib, parallelism=LANES, hash_len=32, salt_len=16
         )
         self._nobodys = _hash_that_nothing_fits(memory_kib, passes)
-        self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="passwords")
-        self._under_way = 0
+        self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="passwords", initializer=_lower_priority)
+        self._turns = FairBudget(
+            AT_ONCE_MAX,
+            waiting_max=WAITING_MAX,
+            waiting_per_subject_max=WAITING_PER_ADDRESS_MAX,
+            text="Too many logins at once",
+        )
 
-    async def hash(self, password: str) -> str:
-        """The hash to store for a new password. Raises ``WeakPassword``, ``BadJson``, ``LimitExceeded``."""
-        return await self._run(self.hash_now, password)
+    async def hash(self, password: str, address: str = "") -> str:
+        """The hash to store for a new password, asked for by an address; without one by the server itself.
 
-    async def verify(self, password_hash: str | None, password: str) -> bool:
+        Raises ``WeakPassword``, ``BadJson``, ``LimitExceeded``.
+        """
+        return await self._run(address, self.hash_now, password)
+
+    async def verify(self, password_hash: str | None, password: str, address: str = "") -> bool:
         """Whether the password matches the hash. With None as the hash it never does, after the same time.
 
         Raises ``LimitExceeded``.
         """
-        return await self._run(self._verify_now, password_hash, password)
+        return await self._run(address, self._verify_now, password_hash, password)
 
     def hash_now(self, password: str) -> str:
         """The same as ``hash``, on the calling thread."""
@@ -75,14 +91,16 @@ class Passwords:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _run(self, function: Callable[..., T], *args: str | None) -> T:
-        if self._under_way >= AT_ONCE_MAX + WAITING_MAX:
-            raise LimitExceeded("Too many logins at once", retry_after_ms=RETRY_AFTER_MS)
-        self._under_way += 1
-        try:
+    async def _run(self, address: str, function: Callable[..., T], *args: str | None) -> T:
+        async with self._turns.share(address):
             return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-        finally:
-            self._under_way -= 1
+
+
+def _lower_priority() -> None:
+    # On Linux each thread has a niceness of its own; elsewhere this would slow down the whole server.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def check_new_password(password: str) -> None:

@@ -79,18 +79,20 @@ class Registration:
         username: str | None,
         password: str | None,
         session_request: SessionRequest | None,
+        address: str,
     ) -> JsonObject:
         """Create an account and, if ``session_request`` is given, a session; returns the body of the answer.
 
-        ``parameters`` is the whole body (see ``recalled``), for the user-interactive authentication. A request that is
-        repeated within its session gets the answer that it got before. Raises ``Forbidden``, ``InvalidUsername``,
-        ``UserInUse``, ``WeakPassword``, ``BadJson``, ``MissingParam`` and ``InteractiveAuthenticationRequired``.
+        ``address`` is where the request comes from, as ``web.ClientAddresses`` gives it. ``parameters`` is the whole
+        body (see ``recalled``), for the user-interactive authentication. A request that is repeated within its session
+        gets the answer that it got before. Raises ``Forbidden``, ``InvalidUsername``, ``UserInUse``, ``WeakPassword``,
+        ``BadJson``, ``MissingParam``, ``LimitExceeded`` and ``InteractiveAuthenticationRequired``.
         """
         self._require_enabled()
         if (answer := await self._user_interactive.answer_of(OPERATION, parameters)) is not None:
             return answer
         try:
-            return await self._register(parameters, username, password, session_request)
+            return await self._register(parameters, username, password, session_request, address)
         except UserInUse:
             # The same request, sent twice, may have won on another connection.
             if (answer := await self._user_interactive.answer_of(OPERATION, parameters)) is not None:
@@ -98,7 +100,12 @@ class Registration:
             raise
 
     async def _register(
-        self, parameters: JsonObject, username: str | None, password: str | None, request: SessionRequest | None
+        self,
+        parameters: JsonObject,
+        username: str | None,
+        password: str | None,
+        request: SessionRequest | None,
+        address: str,
     ) -> JsonObject:
         # "Homeservers MUST perform the relevant checks and return these codes before performing User-Interactive
         # Authentication"
@@ -119,7 +126,8 @@ class Registration:
         answer: JsonObject = {"user_id": user_id}
         if request is not None and tokens is not None:
             answer = Session(user_id, request.device_id, tokens).body()
-        await self._create(user_id, await self._passwords.hash(password), request, tokens, parameters, answer)
+        password_hash = await self._passwords.hash(password, address)
+        await self._create(user_id, password_hash, request, tokens, parameters, answer)
         return answer
 
     async def _create(

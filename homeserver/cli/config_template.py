@@ -21,6 +21,9 @@ server_name = {server_name}
 # Signing keys, under data_dir unless absolute. Back them up: they are this server's identity.
 {keys_dir}
 
+# Reverse proxies whose X-Forwarded-For is believed: addresses or networks.
+# trusted_proxies = ["127.0.0.1", "::1"]
+
 # One section for each address to listen on.
 [[listeners]]
 bind = "127.0.0.1"
@@ -59,6 +62,31 @@ port = 8008
 
 [rate_limits]
 # enabled = true
+# Users without limits, such as "@bridge:example.org".
+# exempt_users = []
+# How often: "10/s, burst 100" is 100 at once, and 10 a second in the long run (also /m and /h); "off" is without limit.
+# By address: logins, wrong passwords, registrations; wrong passwords at one account.
+# logins = "60/m, burst 120"
+# login_failures = "10/m, burst 30"
+# account_login_failures = "20/m, burst 60"
+# registrations = "20/m, burst 200"
+# By account: events, new rooms, joins, invitations, changes of the profile.
+# messages = "50/s, burst 1000"
+# rooms = "60/m, burst 200"
+# joins = "2/s, burst 200"
+# invites = "1/s, burst 200"
+# profile_changes = "1/s, burst 100"
+# By device: receipts and typing; account data and filters.
+# receipts_and_typing = "20/s, burst 500"
+# settings = "10/s, burst 300"
+# By address: profiles and aliases.
+# lookups = "50/s, burst 1000"
+# By server: transactions, other requests, invitations; by address: servers whose keys are not known, keys of others.
+# federation_transactions = "50/s, burst 500"
+# federation_requests = "50/s, burst 1000"
+# federation_invites = "2/s, burst 100"
+# unknown_servers = "5/s, burst 100"
+# notary_queries = "5/s, burst 200"
 
 [read_receipts]
 # The administrator's switch for read receipts, local and federated.

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from homeserver.accounts.account_data import AccountData
 from homeserver.client_api.authentication import Authenticated, require_self
+from homeserver.client_api.limiting import per_device
 from homeserver.errors import InvalidParam
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.web import bytes_response, json_response, read_json_object, service
 
@@ -21,7 +23,7 @@ router = APIRouter()
 AccountDataService = Annotated[AccountData, service(AccountData)]
 
 
-@router.put("/user/{user_id}/account_data/{type}")
+@router.put("/user/{user_id}/account_data/{type}", dependencies=[per_device(Limit.SETTINGS)])
 async def set_account_data(
     user_id: str, type: str, request: Request, requester: Authenticated, account_data: AccountDataService
 ) -> Response:
@@ -40,7 +42,7 @@ async def get_account_data(
     return bytes_response(await account_data.get(user_id, type))
 
 
-@router.put("/user/{user_id}/rooms/{room_id}/account_data/{type}")
+@router.put("/user/{user_id}/rooms/{room_id}/account_data/{type}", dependencies=[per_device(Limit.SETTINGS)])
 async def set_account_data_per_room(
     user_id: str,
     room_id: str,

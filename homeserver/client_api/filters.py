@@ -12,12 +12,14 @@ from starlette.responses import Response
 
 from homeserver.accounts.filters import FILTER_BYTES_MAX, Filters
 from homeserver.client_api.authentication import Authenticated, require_self
+from homeserver.client_api.limiting import per_device
+from homeserver.limits.rate_limits import Limit
 from homeserver.web import bytes_response, json_response, read_json_object, service
 
 router = APIRouter()
 
 
-@router.post("/user/{user_id}/filter")
+@router.post("/user/{user_id}/filter", dependencies=[per_device(Limit.SETTINGS)])
 async def define_filter(
     user_id: str, request: Request, requester: Authenticated, filters: Annotated[Filters, service(Filters)]
 ) -> Response:

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from homeserver.accounts.login import Login
 from homeserver.accounts.sessions import SessionRequest, Sessions
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import address_of, per_address
 from homeserver.client_api.registration import CREDENTIALS_BYTES_MAX
 from homeserver.client_api.well_known import ClientDiscovery
 from homeserver.errors import Forbidden, MissingParam, UnknownError
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.json_types import JsonObject
 from homeserver.web import (
     json_response,
@@ -53,14 +55,16 @@ async def login(
         optional_str(body, "initial_device_display_name"),
         optional_bool(body, "refresh_token"),
     )
-    session = await logins.with_password(_user_of(body), required_str(body, "password"), session_request)
+    session = await logins.with_password(
+        _user_of(body), required_str(body, "password"), session_request, address_of(request)
+    )
     answer = session.body()
     if (information := discovery.information()) is not None:
         answer["well_known"] = information
     return json_response(answer)
 
 
-@router.post("/refresh")
+@router.post("/refresh", dependencies=[per_address(Limit.SETTINGS)])
 async def refresh(request: Request, sessions: Annotated[Sessions, service(Sessions)]) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3refresh"""
     body = await read_json_object(request, CREDENTIALS_BYTES_MAX)

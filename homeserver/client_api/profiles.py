@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from homeserver.accounts.profiles import Profiles
 from homeserver.client_api.authentication import Authenticated, require_self
+from homeserver.client_api.limiting import per_account, per_address
 from homeserver.errors import MissingParam
+from homeserver.limits.rate_limits import Limit
 from homeserver.web import json_response, read_json_object, service
 
 router = APIRouter()
@@ -21,19 +23,19 @@ BODY_BYTES_MAX = 128 * 1024
 """Enough for a profile of 64 KiB, however its JSON is escaped. The stored profile has the specification's limit."""
 
 
-@router.get("/profile/{user_id}")
+@router.get("/profile/{user_id}", dependencies=[per_address(Limit.LOOKUPS)])
 async def get_user_profile(user_id: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuserid"""
     return json_response(await profiles.profile(user_id))
 
 
-@router.get("/profile/{user_id}/{key_name}")
+@router.get("/profile/{user_id}/{key_name}", dependencies=[per_address(Limit.LOOKUPS)])
 async def get_profile_field(user_id: str, key_name: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuseridkeyname"""
     return json_response(await profiles.field(user_id, key_name))
 
 
-@router.put("/profile/{user_id}/{key_name}")
+@router.put("/profile/{user_id}/{key_name}", dependencies=[per_account(Limit.PROFILE_CHANGES)])
 async def set_profile_field(
     user_id: str,
     key_name: str,
@@ -50,7 +52,7 @@ async def set_profile_field(
     return json_response({})
 
 
-@router.delete("/profile/{user_id}/{key_name}")
+@router.delete("/profile/{user_id}/{key_name}", dependencies=[per_account(Limit.PROFILE_CHANGES)])
 async def delete_profile_field(
     user_id: str, key_name: str, requester: Authenticated, profiles: Annotated[Profiles, service(Profiles)]
 ) -> Response:

@@ -12,14 +12,16 @@ from starlette.responses import Response
 
 from homeserver.accounts.account_data import AccountData
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_device
 from homeserver.ephemeral.receipts import FULLY_READ, IDENTIFIER_CHARACTERS_MAX, Receipts
 from homeserver.errors import InvalidParam
+from homeserver.limits.rate_limits import Limit
 from homeserver.web import json_response, read_json_object, service
 
 router = APIRouter()
 
 
-@router.post("/rooms/{room_id}/receipt/{receipt_type}/{event_id}")
+@router.post("/rooms/{room_id}/receipt/{receipt_type}/{event_id}", dependencies=[per_device(Limit.RECEIPTS_AND_TYPING)])
 async def post_receipt(
     room_id: str,
     receipt_type: str,

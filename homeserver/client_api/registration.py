@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from homeserver.accounts.registration import Registration
 from homeserver.accounts.sessions import SessionRequest
+from homeserver.client_api.limiting import address_of, per_address
 from homeserver.errors import Forbidden
+from homeserver.limits.rate_limits import Limit
 from homeserver.web import (
     json_response,
     optional_bool,
@@ -29,7 +31,7 @@ CREDENTIALS_BYTES_MAX = 64 * 1024
 """The largest body that a request without an access token may have."""
 
 
-@router.post("/register")
+@router.post("/register", dependencies=[per_address(Limit.REGISTRATIONS)])
 async def register(request: Request, registration: Annotated[Registration, service(Registration)]) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3register"""
     if query_choice(request, "kind", ("user", "guest"), "user") == "guest":
@@ -43,12 +45,12 @@ async def register(request: Request, registration: Annotated[Registration, servi
             optional_bool(body, "refresh_token"),
         )
     answer = await registration.register(
-        body, optional_str(body, "username"), optional_str(body, "password"), session_request
+        body, optional_str(body, "username"), optional_str(body, "password"), session_request, address_of(request)
     )
     return json_response(answer)
 
 
-@router.get("/register/available")
+@router.get("/register/available", dependencies=[per_address(Limit.LOOKUPS)])
 async def check_username_availability(
     request: Request, registration: Annotated[Registration, service(Registration)]
 ) -> Response:

@@ -11,8 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_account, per_address
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.graph.state import RoomHead, RoomHeads
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.identifiers import is_valid_room_id
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.web import json_response, read_json_object, required_str, service
@@ -22,14 +24,14 @@ router = APIRouter()
 AliasesService = Annotated[RoomAliases, service(RoomAliases)]
 
 
-@router.get("/directory/room/{room_alias}")
+@router.get("/directory/room/{room_alias}", dependencies=[per_address(Limit.LOOKUPS)])
 async def get_room_id_by_alias(room_alias: str, aliases: AliasesService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3directoryroomroomalias"""
     target = await aliases.resolve(room_alias)
     return json_response({"room_id": target.room_id, "servers": target.servers})
 
 
-@router.put("/directory/room/{room_alias}")
+@router.put("/directory/room/{room_alias}", dependencies=[per_account(Limit.SETTINGS)])
 async def set_room_alias(
     room_alias: str, request: Request, requester: Authenticated, aliases: AliasesService
 ) -> Response:
@@ -39,7 +41,7 @@ async def set_room_alias(
     return json_response({})
 
 
-@router.delete("/directory/room/{room_alias}")
+@router.delete("/directory/room/{room_alias}", dependencies=[per_account(Limit.SETTINGS)])
 async def delete_room_alias(room_alias: str, requester: Authenticated, aliases: AliasesService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#delete_matrixclientv3directoryroomroomalias"""
     await aliases.remove(room_alias, requester.user_id)

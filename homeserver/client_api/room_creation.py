@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
 from homeserver.client_api.capabilities import Capabilities
+from homeserver.client_api.limiting import limit_account, per_account
 from homeserver.errors import BadJson, Forbidden, InvalidParam, UnsupportedRoomVersion
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import check_levels
 from homeserver.protocol.room_versions import ROOM_VERSIONS
@@ -37,7 +39,7 @@ FAILED_INVITATIONS = "homeserver.failed_invitations"
 """In an answer: the invitations that could not be sent, each with ``user_id``, ``errcode`` and ``error``."""
 
 
-@router.post("/createRoom")
+@router.post("/createRoom", dependencies=[per_account(Limit.ROOMS)])
 async def create_room(
     request: Request,
     requester: Authenticated,
@@ -48,7 +50,10 @@ async def create_room(
     if requester.is_guest:
         raise Forbidden("Guests cannot create rooms")
     body = await read_json_object(request)
-    created = await creation.create(requester.user_id, _room_request(body, capabilities.default_room_version))
+    room_request = _room_request(body, capabilities.default_room_version)
+    if room_request.invite:
+        limit_account(request, requester, Limit.INVITES, len(room_request.invite))
+    created = await creation.create(requester.user_id, room_request)
     answer: JsonObject = {"room_id": created.room_id}
     if created.failed_invitations:
         # NOTSPEC: the specification has no answer for a room that was created although some invitations failed.

@@ -11,7 +11,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_account
 from homeserver.errors import Forbidden, InvalidParam
+from homeserver.limits.rate_limits import Limit
 from homeserver.membership.joins import VIA_MAX
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.identifiers import is_valid_room_id, is_valid_server_name
@@ -49,7 +51,7 @@ async def _join_reason(request: Request) -> str | None:
     return reason
 
 
-@router.post("/join/{room_id_or_alias}")
+@router.post("/join/{room_id_or_alias}", dependencies=[per_account(Limit.JOINS)])
 async def join_room(
     room_id_or_alias: str,
     request: Request,
@@ -73,7 +75,7 @@ async def join_room(
     return json_response({"room_id": room_id})
 
 
-@router.post("/rooms/{room_id}/join")
+@router.post("/rooms/{room_id}/join", dependencies=[per_account(Limit.JOINS)])
 async def join_room_by_id(
     room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService
 ) -> Response:
@@ -85,7 +87,7 @@ async def join_room_by_id(
     return json_response({"room_id": room_id})
 
 
-@router.post("/rooms/{room_id}/leave")
+@router.post("/rooms/{room_id}/leave", dependencies=[per_account(Limit.MESSAGES)])
 async def leave_room(
     room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService
 ) -> Response:
@@ -95,14 +97,14 @@ async def leave_room(
     return json_response({})
 
 
-@router.post("/rooms/{room_id}/forget")
+@router.post("/rooms/{room_id}/forget", dependencies=[per_account(Limit.SETTINGS)])
 async def forget_room(room_id: str, requester: Authenticated, memberships: MembershipsService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidforget"""
     await memberships.forget(requester.user_id, room_id)
     return json_response({})
 
 
-@router.post("/rooms/{room_id}/invite")
+@router.post("/rooms/{room_id}/invite", dependencies=[per_account(Limit.INVITES)])
 async def invite_user(
     room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService
 ) -> Response:
@@ -115,7 +117,7 @@ async def invite_user(
     return json_response({})
 
 
-@router.post("/rooms/{room_id}/kick")
+@router.post("/rooms/{room_id}/kick", dependencies=[per_account(Limit.MESSAGES)])
 async def kick(room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidkick"""
     body = await read_json_object(request)
@@ -124,7 +126,7 @@ async def kick(room_id: str, request: Request, requester: Authenticated, members
     return json_response({})
 
 
-@router.post("/rooms/{room_id}/ban")
+@router.post("/rooms/{room_id}/ban", dependencies=[per_account(Limit.MESSAGES)])
 async def ban(room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidban"""
     body = await read_json_object(request)
@@ -133,7 +135,7 @@ async def ban(room_id: str, request: Request, requester: Authenticated, membersh
     return json_response({})
 
 
-@router.post("/rooms/{room_id}/unban")
+@router.post("/rooms/{room_id}/unban", dependencies=[per_account(Limit.MESSAGES)])
 async def unban(room_id: str, request: Request, requester: Authenticated, memberships: MembershipsService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3roomsroomidunban"""
     body = await read_json_object(request)

@@ -11,7 +11,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_account
 from homeserver.errors import Forbidden, InvalidParam, UnsupportedRoomVersion
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.identifiers import is_valid_room_id, is_valid_user_id
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
@@ -22,7 +24,7 @@ from homeserver.web import json_response, optional_list_of_str, read_json_object
 router = APIRouter()
 
 
-@router.post("/rooms/{room_id}/upgrade")
+@router.post("/rooms/{room_id}/upgrade", dependencies=[per_account(Limit.ROOMS)])
 async def upgrade_room(
     room_id: str,
     request: Request,

@@ -13,9 +13,11 @@ from starlette.routing import Route
 
 from homeserver.accounts.access_tokens import Requester
 from homeserver.client_api.authentication import authenticate
+from homeserver.client_api.limiting import limit_account
 from homeserver.errors import BadAlias, BadJson, Forbidden, InvalidParam, MatrixError
 from homeserver.graph.send import Sender
 from homeserver.graph.state import RoomHeads
+from homeserver.limits.rate_limits import Limit
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import is_valid_event_id, is_valid_user_id
@@ -23,7 +25,7 @@ from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.power_levels import check_levels, creators_of
 from homeserver.rooms.aliases import RoomAliases
 from homeserver.storage.appends import TransactionKey
-from homeserver.web import get_service, json_response, optional_str, read_json_object
+from homeserver.web import get_service, json_response, optional_str, parse_json_object, read_body
 
 TXN_ID_BYTES_MAX = 255
 EVENT_BODY_BYTES_MAX = 256 * 1024
@@ -33,6 +35,10 @@ NEW_ALIASES_MAX = 20
 ONLY_STATE = ("m.room.create", "m.room.member")
 """Types that the authorization rules always reject without a state key."""
 MEMBERSHIPS = ("join", "invite", "knock", "leave", "ban")
+MEMBERSHIP_LIMITS = {"join": Limit.JOINS, "knock": Limit.JOINS, "invite": Limit.INVITES}
+"""What a state event for a membership counts as, besides an event."""
+BYTES_PER_COST = 4096
+"""An event counts as one message, and as one more for each of these many bytes of its body."""
 
 
 async def send_message(request: Request) -> Response:
@@ -43,7 +49,7 @@ async def send_message(request: Request) -> Response:
     requester = await authenticate(request)
     parameters = request.path_params
     room_id, event_type = parameters["room_id"], parameters["event_type"]
-    content = await read_json_object(request, EVENT_BODY_BYTES_MAX)
+    content = await _content(request, requester)
     if event_type == "m.room.redaction":
         return await _redact(request, requester, content.pop("redacts", None), content)
     if event_type in ONLY_STATE:
@@ -61,10 +67,17 @@ async def redact_event(request: Request) -> Response:
     Older clients use POST without a transaction ID.
     """
     requester = await authenticate(request)
-    body = await read_json_object(request, EVENT_BODY_BYTES_MAX, empty_is_object=True)
+    body = await _content(request, requester, empty_is_object=True)
     reason = optional_str(body, "reason")
     content = {} if reason is None else {"reason": reason}
     return await _redact(request, requester, request.path_params["event_id"], content)
+
+
+async def _content(request: Request, requester: Requester, *, empty_is_object: bool = False) -> JsonObject:
+    """The body of a request that makes an event, counted by its size for the user. Raises ``LimitExceeded``."""
+    body = await read_body(request, EVENT_BODY_BYTES_MAX)
+    limit_account(request, requester, Limit.MESSAGES, 1 + len(body) // BYTES_PER_COST)
+    return {} if empty_is_object and not body else parse_json_object(body)
 
 
 async def _redact(request: Request, requester: Requester, target: object, content: JsonObject) -> Response:
@@ -84,13 +97,16 @@ async def set_room_state_with_key(request: Request) -> Response:
     requester = await authenticate(request)
     parameters = request.path_params
     room_id, event_type, state_key = parameters["room_id"], parameters["event_type"], parameters.get("state_key", "")
-    content = await read_json_object(request, EVENT_BODY_BYTES_MAX)
+    content = await _content(request, requester)
     draft = EventDraft(event_type, requester.user_id, content, state_key)
     if event_type == "m.room.member":
         if not is_valid_user_id(state_key):
             raise BadJson("The state key of m.room.member is a user ID")
-        if content.get("membership") not in MEMBERSHIPS:
+        membership = content.get("membership")
+        if membership not in MEMBERSHIPS:
             raise BadJson(f"'membership' must be one of {', '.join(MEMBERSHIPS)}")
+        if (limit := MEMBERSHIP_LIMITS.get(membership)) is not None:
+            limit_account(request, requester, limit)
         event_id = await get_service(request, Memberships).send_member(room_id, draft)
         return json_response({"event_id": event_id})
     if event_type == "m.room.create":

@@ -11,13 +11,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated, require_self
+from homeserver.client_api.limiting import per_device
 from homeserver.ephemeral.typing import TIMEOUT_MS_DEFAULT, Typing
+from homeserver.limits.rate_limits import Limit
 from homeserver.web import json_response, optional_int, read_json_object, required_bool, service
 
 router = APIRouter()
 
 
-@router.put("/rooms/{room_id}/typing/{user_id}")
+@router.put("/rooms/{room_id}/typing/{user_id}", dependencies=[per_device(Limit.RECEIPTS_AND_TYPING)])
 async def set_typing(
     room_id: str,
     user_id: str,

@@ -11,6 +11,7 @@ from homeserver.federation_api.gate import Gate
 from homeserver.federation_api.server_keys import PublishedKeys
 from homeserver.foundation import Foundation
 from homeserver.graph.assembly import GraphServices
+from homeserver.limits.rate_limits import RateLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,12 @@ class FederationApiServices:
     published_keys: PublishedKeys
 
 
-def build(base: Foundation, federation: FederationServices, graph: GraphServices) -> FederationApiServices:
+def build(
+    base: Foundation, federation: FederationServices, graph: GraphServices, limits: RateLimits
+) -> FederationApiServices:
     """The services of this package."""
     return FederationApiServices(
-        gate=Gate(federation.authenticator, (graph.delivery, graph.silent)),
+        gate=Gate(federation.authenticator, (graph.delivery, graph.silent), limits),
         expensive=ExpensiveRequests(),
         answers=PduAnswers(base.server_name, base.clock),
         published_keys=PublishedKeys(base.signing_keys, base.clock),

@@ -15,6 +15,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from homeserver.federation.request_authentication import RequestAuthenticator
+from homeserver.limits.rate_limits import Limit, RateLimits
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import reads_for_other_servers
 from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
@@ -33,21 +34,30 @@ class Gate:
     Database queries for such a request run on the threads reserved for other servers.
     """
 
-    def __init__(self, authenticator: RequestAuthenticator, watchers: Sequence[SignsOfLife]) -> None:
+    def __init__(
+        self, authenticator: RequestAuthenticator, watchers: Sequence[SignsOfLife], limits: RateLimits
+    ) -> None:
         self._authenticator = authenticator
         self._watchers = watchers
+        self._limits = limits
 
     async def origin(self, request: Request) -> str:
-        """The server that sends a request without a body. Raises ``Unauthorized``, ``Forbidden``."""
-        return await self._authenticate(request, None)
+        """The server that sends a request without a body. Raises ``Unauthorized``, ``Forbidden``, ``LimitExceeded``."""
+        origin = await self._authenticate(request, None)
+        self._limits.require(Limit.FEDERATION_REQUESTS, origin)
+        return origin
 
-    async def origin_and_body(self, request: Request, limit: int = BODY_BYTES_MAX) -> tuple[str, JsonObject]:
+    async def origin_and_body(
+        self, request: Request, limit: int = BODY_BYTES_MAX, rate: Limit = Limit.FEDERATION_REQUESTS
+    ) -> tuple[str, JsonObject]:
         """The server that sends a request, and the JSON object that it has signed with it.
 
-        Raises ``Unauthorized``, ``Forbidden``, ``NotJson``, ``BadJson``, ``TooLarge``.
+        Raises ``Unauthorized``, ``Forbidden``, ``NotJson``, ``BadJson``, ``TooLarge``, ``LimitExceeded``.
         """
         content = await read_json_object(request, limit)
-        return await self._authenticate(request, content), content
+        origin = await self._authenticate(request, content)
+        self._limits.require(rate, origin)
+        return origin, content
 
     async def _authenticate(self, request: Request, content: Any) -> str:
         scope = request.scope
@@ -82,11 +92,11 @@ class SignedRequest:
     """The body, which that server has signed."""
 
 
-def signed_request(limit: int) -> Any:
+def signed_request(limit: int, rate: Limit = Limit.FEDERATION_REQUESTS) -> Any:
     """A dependency that gives a ``SignedRequest``, whose body has at most ``limit`` bytes."""
 
     async def dependency(request: Request) -> SignedRequest:
-        return SignedRequest(*await get_service(request, Gate).origin_and_body(request, limit))
+        return SignedRequest(*await get_service(request, Gate).origin_and_body(request, limit, rate))
 
     return Depends(dependency)
 

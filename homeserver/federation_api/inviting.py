@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from homeserver.federation_api.gate import SignedRequest, signed_request
+from homeserver.limits.rate_limits import Limit
 from homeserver.membership.incoming_invitations import IncomingInvitations
 from homeserver.protocol.json_types import JsonObject
 from homeserver.web import (
@@ -28,7 +29,7 @@ router = APIRouter()
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """An invitation with the stripped state that describes the room; each of its events may have 64 KiB."""
 
-SignedInvitation = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX)]
+SignedInvitation = Annotated[SignedRequest, signed_request(BODY_BYTES_MAX, Limit.FEDERATION_INVITES)]
 
 
 @router.put("/_matrix/federation/v2/invite/{room_id}/{event_id}")

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from homeserver.errors import BadJson, InvalidParam
 from homeserver.federation_api.gate import Gate
 from homeserver.graph.received_transactions import ReceivedTransactions
+from homeserver.limits.rate_limits import Limit
 from homeserver.protocol.event_format import PDU_BYTES_MAX
 from homeserver.protocol.json_types import JsonObject
 from homeserver.web import bytes_response, get_service
@@ -27,7 +28,9 @@ TRANSACTION_ID_CHARACTERS_MAX = 255
 
 async def send_transaction(request: Request) -> Response:
     """https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid"""
-    origin, body = await get_service(request, Gate).origin_and_body(request, BODY_BYTES_MAX)
+    origin, body = await get_service(request, Gate).origin_and_body(
+        request, BODY_BYTES_MAX, Limit.FEDERATION_TRANSACTIONS
+    )
     txn_id: str = request.path_params["txn_id"]
     if len(txn_id) > TRANSACTION_ID_CHARACTERS_MAX:
         raise InvalidParam("The transaction ID is too long")

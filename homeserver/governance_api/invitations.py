@@ -8,7 +8,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_account
 from homeserver.governance_api.paging import page_request
+from homeserver.limits.rate_limits import Limit
 from homeserver.membership.invitations import Invitations
 from homeserver.web import json_response, optional_str, read_json_object, service
 
@@ -25,7 +27,7 @@ async def get_invitations(
     return json_response(await invitations.of_room(requester.user_id, room_id, page_request(request)))
 
 
-@router.delete("/rooms/{room_id}/invitations/{user_id}")
+@router.delete("/rooms/{room_id}/invitations/{user_id}", dependencies=[per_account(Limit.MESSAGES)])
 async def revoke_invitation(
     room_id: str, user_id: str, request: Request, requester: Authenticated, invitations: InvitationsService
 ) -> Response:

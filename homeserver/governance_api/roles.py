@@ -8,9 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.limiting import per_account
 from homeserver.errors import InvalidParam
 from homeserver.governance.roles import Role
 from homeserver.governance_api.paging import page_request
+from homeserver.limits.rate_limits import Limit
 from homeserver.membership.roles import Roles
 from homeserver.web import json_response, optional_bool, read_json_object, required_str, service
 
@@ -25,7 +27,7 @@ async def get_roles(room_id: str, request: Request, requester: Authenticated, ro
     return json_response(await roles.of_room(requester.user_id, room_id, page_request(request)))
 
 
-@router.put("/rooms/{room_id}/roles/{user_id}")
+@router.put("/rooms/{room_id}/roles/{user_id}", dependencies=[per_account(Limit.MESSAGES)])
 async def set_role(
     room_id: str, user_id: str, request: Request, requester: Authenticated, roles: RolesService
 ) -> Response:

@@ -58,7 +58,7 @@ class OtherProcesses:
         self._heads = heads
         self._events = events
         self._relay: ChangeListener | None = None
-        self._notices: NoticeListener | None = None
+        self._notices: tuple[NoticeListener, ...] = ()
         self._following: asyncio.Task[None] | None = None
 
     async def load_changes(self, after: int, upto: int) -> list[Change]:
@@ -90,14 +90,14 @@ class OtherProcesses:
         ]
 
     def start(
-        self, notifier: Notifier, relay: ChangeListener | None = None, notices: NoticeListener | None = None
+        self, notifier: Notifier, relay: ChangeListener | None = None, notices: Iterable[NoticeListener] = ()
     ) -> None:
         """Start to follow what is written, and notify the notifier, and the relay of changes for other servers.
 
-        ``notices`` is notified of what other processes say without storing it.
+        All of ``notices`` are notified of what other processes say without storing it; each knows its own.
         """
         self._relay = relay
-        self._notices = notices
+        self._notices = tuple(notices)
         self._following = asyncio.get_running_loop().create_task(self._follow(notifier))
 
     async def stop(self) -> None:
@@ -128,8 +128,8 @@ class OtherProcesses:
 
     async def _listen(self, notifier: Notifier) -> None:
         async with changes.listening(self._database.engine.url) as announcements:
-            if self._notices is not None:
-                self._notices.begin_to_hear()
+            for listener in self._notices:
+                listener.begin_to_hear()
             await self._look(notifier)
             async for said in announcements:
                 if said is None:
@@ -142,9 +142,9 @@ class OtherProcesses:
                     await notifier.catch_up(said.position)
 
     def _hear(self, notice: Notice) -> None:
-        if self._notices is not None:
+        for listener in self._notices:
             try:
-                self._notices.hear(notice.body)
+                listener.hear(notice.body)
             except Exception:
                 # The next announcement must still be handled.
                 logger.exception("internal error while handling a notice of another process")

@@ -34,6 +34,7 @@ from homeserver.web.bodies import (
     required_object,
     required_str,
 )
+from homeserver.web.client_addresses import ClientAddresses
 from homeserver.web.edge import Edge, install
 from homeserver.web.parameters import query_bool, query_choice, query_int, query_str, query_strs, required_query_str
 from homeserver.web.responses import bytes_response, error_response, json_response
@@ -41,6 +42,7 @@ from homeserver.web.services import get_service, service
 
 __all__ = [
     "BODY_BYTES_MAX",
+    "ClientAddresses",
     "Edge",
     "bytes_response",
     "error_response",

@@ -16,6 +16,7 @@ from homeserver.accounts.account_data import AccountData
 from homeserver.accounts.administration import Accounts
 from homeserver.accounts.filters import Filters
 from homeserver.accounts.login import Login
+from homeserver.accounts.login_guard import LoginGuard
 from homeserver.accounts.passwords import Passwords
 from homeserver.accounts.profiles import Profiles
 from homeserver.accounts.registration import Registration
@@ -34,9 +35,12 @@ from homeserver.client_api import (
 )
 from homeserver.client_api.capabilities import Capabilities
 from homeserver.client_api.well_known import ClientDiscovery
+from homeserver.config import RateLimitsConfig
+from homeserver.limits.rate_limits import RateLimits
 from homeserver.notifier import Change, Notifier
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
+from homeserver.web import ClientAddresses
 from tests.fakes.clock import FakeClock
 
 T = TypeVar("T")
@@ -75,7 +79,9 @@ class AccountServer:
         self.access_tokens = AccessTokens(database, self.clock)
         self.sessions = Sessions(database, self.clock, self.access_tokens, self.notifier)
         self.user_interactive = UserInteractive(database, self.clock)
-        self.login = Login(database, self.clock, self.passwords, self.sessions, server_name=SERVER_NAME)
+        self.limits = RateLimits(RateLimitsConfig(), self.clock)
+        guard = LoginGuard(self.limits, self.clock)
+        self.login = Login(database, self.clock, self.passwords, self.sessions, guard, server_name=SERVER_NAME)
         self.registration = Registration(
             database,
             self.clock,
@@ -110,6 +116,8 @@ class AccountServer:
             self.profiles,
             AccountData(self.database, self.notifier),
             self.filters,
+            self.limits,
+            ClientAddresses(),
             Capabilities("11"),
             ClientDiscovery(public_base_url),
         ]

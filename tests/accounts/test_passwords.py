@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from homeserver.accounts.passwords import AT_ONCE_MAX, PASSWORD_BYTES_MAX, WAITING_MAX, Passwords
+from homeserver.accounts.passwords import (
+    AT_ONCE_MAX,
+    PASSWORD_BYTES_MAX,
+    WAITING_MAX,
+    WAITING_PER_ADDRESS_MAX,
+    Passwords,
+)
 from homeserver.errors import BadJson, LimitExceeded, WeakPassword
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +54,8 @@ async def test_older_parameters_are_noticed(passwords: Passwords) -> None:
 
 async def test_a_flood_is_told_to_come_back(passwords: Passwords) -> None:
     stored = await passwords.hash("wonderland")
-    flood = [passwords.verify(stored, "wonderland") for _ in range(WAITING_MAX + AT_ONCE_MAX + 5)]
+    addresses = [str(number) for number in range(WAITING_MAX + AT_ONCE_MAX + 5)]
+    flood = [passwords.verify(stored, "wonderland", address) for address in addresses]
     outcomes = await asyncio.gather(*flood, return_exceptions=True)
     assert sum(isinstance(outcome, LimitExceeded) for outcome in outcomes) == 5
     assert sum(outcome is True for outcome in outcomes) == WAITING_MAX + AT_ONCE_MAX
@@ -69,3 +76,19 @@ async def test_nobody_takes_as_long_as_somebody() -> None:
 
     assert 0.5 < shortest(None) / shortest(stored) < 2
     passwords.close()
+
+
+async def test_a_flood_of_one_address_keeps_nobody_else_waiting(passwords: Passwords) -> None:
+    stored = await passwords.hash("wonderland")
+    order: list[str] = []
+
+    async def verify(address: str) -> None:
+        await passwords.verify(stored, "wonderland", address)
+        order.append(address)
+
+    flood = [asyncio.create_task(verify("a")) for _ in range(WAITING_PER_ADDRESS_MAX + AT_ONCE_MAX + 5)]
+    await asyncio.sleep(0)
+    await verify("b")
+    assert order.index("b") <= 2 * AT_ONCE_MAX
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(outcome, LimitExceeded) for outcome in outcomes) == 5

@@ -72,7 +72,7 @@ class World:
 
     async def begin(self) -> None:
         await self.servers.__aenter__()
-        settings = {"registration": {"enabled": True}, **self._settings}
+        settings = {"registration": {"enabled": True}, "rate_limits": {"enabled": False}, **self._settings}
         self.ours = await self.servers.ours(OURS, **settings)
         self.remote = self.servers.remote(REMOTE)
         self.servers.network.apps[REMOTE] = failing_quietly(self.remote.app)
