@@ -92,27 +92,15 @@ class Judge:
         if event.version.room_id_is_create_hash and event.type != "m.room.create":
             create_id = "$" + event.room_id[1:]
             wanted.append(create_id)
-        found = await working.events(wanted)
+        found = await working.with_verdicts(wanted)
         if len(found) < len(set(wanted)):
             raise MissingAncestors(event.event_id, auth=(name for name in wanted if name not in found))
-        cited = [found[event_id] for event_id in event.auth_events]
-        create = found[create_id] if create_id is not None else None
-        check_auth_events(event, cited, self.rejected_among(working, wanted), create=create)
+        cited = [found[event_id][0] for event_id in event.auth_events]
+        create = found[create_id][0] if create_id is not None else None
+        rejected = {event_id for event_id, (_, verdict) in found.items() if verdict & Verdict.REJECTED}
+        check_auth_events(event, cited, rejected, create=create)
         authorize(event, {(auth.type, auth.state_key or ""): auth for auth in cited}, create=create)
         return create
-
-    def rejected_among(self, working: WorkingHead, event_ids: Iterable[str]) -> set[str]:
-        """The rejected ones among these events, which were just loaded."""
-        rejected: set[str] = set()
-        for event_id in event_ids:
-            if working.knows(event_id):
-                verdict = next(w.new.verdict for w in working.written if w.new.event.event_id == event_id)
-            else:
-                stored = self._events.cached(working.head.room_id, event_id)
-                verdict = stored.verdict if stored is not None else Verdict.ACCEPTED
-            if verdict & Verdict.REJECTED:
-                rejected.add(event_id)
-        return rejected
 
     async def state_before(
         self, working: WorkingHead, event: Event, given: StateSnapshot | None = None, *, is_past: bool = False

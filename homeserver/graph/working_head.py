@@ -100,6 +100,18 @@ class WorkingHead:
         """The head as an immutable value."""
         return self._draft.head
 
+    async def with_verdicts(self, event_ids: Iterable[str]) -> dict[str, tuple[Event, Verdict]]:
+        """The same as ``events``, each with its verdict. Both are from one read: an event whose verdict the cache has
+        dropped meanwhile must not pass for an accepted one.
+        """
+        wanted = set(event_ids)
+        found: dict[str, tuple[Event, Verdict]] = {}
+        if not wanted.isdisjoint(self._unstored):
+            own = ((written.new.event, written.new.verdict) for written in self._draft.written)
+            found = {event.event_id: (event, verdict) for event, verdict in own if event.event_id in wanted}
+        stored = await self._events.by_id(self._base.room_id, wanted - found.keys())
+        return found | {event_id: (event.original, event.verdict) for event_id, event in stored.items()}
+
     async def events(self, event_ids: Iterable[str]) -> dict[str, Event]:
         """Events of the room by ID as they were signed, including those of the batch. Not for clients."""
         found: dict[str, Event] = {}
@@ -252,8 +264,9 @@ class WorkingHead:
         followed = set(event.prev_events)
         todo = followed - reached
         while todo and len(followed) < LOOKED_THROUGH_MAX:
-            refused = [e for e in await self._with_verdicts(todo) if e[1] & (Verdict.SOFT_FAILED | Verdict.REJECTED)]
-            todo = {prev for other, _ in refused for prev in other.prev_events} - followed
+            judged = (await self.with_verdicts(todo)).values()
+            refused = [other for other, verdict in judged if verdict & (Verdict.SOFT_FAILED | Verdict.REJECTED)]
+            todo = {prev for other in refused for prev in other.prev_events} - followed
             followed |= todo
             todo -= reached
         followed.update(extremity.event_id for extremity in await self.late_before(event))
@@ -276,13 +289,6 @@ class WorkingHead:
         wanted = {extremity.event_id for extremity in late}
         found = await self._events.ancestors_among(self._base.room_nid, start, wanted)
         return [extremity for extremity in late if extremity.event_id in found]
-
-    async def _with_verdicts(self, event_ids: Iterable[str]) -> list[tuple[Event, Verdict]]:
-        wanted = set(event_ids)
-        found = [(w.new.event, w.new.verdict) for w in self._draft.written if w.new.event.event_id in wanted]
-        wanted -= {event.event_id for event, _ in found}
-        found.extend((s.original, s.verdict) for s in (await self._events.by_id(self._base.room_id, wanted)).values())
-        return found
 
     async def _state_where_they_meet(
         self, head: RoomHead, extremities: Sequence[Extremity], event: Event

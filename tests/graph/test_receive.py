@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from homeserver.caches import WeightedCache
 from homeserver.ephemeral.typing import Typing
 from homeserver.protocol.event_format import depth_max
 from homeserver.protocol.events import Event
@@ -344,6 +345,24 @@ def test_an_event_that_cites_a_rejected_one_is_rejected(servers: Servers) -> Non
         assert "error" in results[topic.event_id]
         assert await at.verdict(topic) == Verdict.REJECTED
         assert await at.verdict(coup) == Verdict.OUTLIER | Verdict.REJECTED
+
+    play(servers, story)
+
+
+def test_a_rejected_event_does_not_pass_for_an_accepted_one_because_the_cache_dropped_it(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WeightedCache, "put", lambda cache, key, _: cache.drop(key))
+
+    async def story(at: Scene) -> None:
+        tip = at.room.send(ALICE, "tip")
+        coup = at.room.set_power_levels(EVE, {EVE: 100}, prev_events=[tip])
+        state = at.room.state_before(tip)
+        cited = [coup, state["m.room.member", EVE], state["m.room.create", ""]]
+        message = at.room.event(EVE, "m.room.message", {"body": "x"}, prev_events=[tip], auth_events=cited)
+        await at.send(tip, message)
+        assert await at.verdict(coup) == Verdict.OUTLIER | Verdict.REJECTED
+        assert await at.verdict(message) == Verdict.REJECTED
 
     play(servers, story)
 
