@@ -11,9 +11,8 @@ https://spec.matrix.org/v1.19/server-server-api/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -21,16 +20,31 @@ import orjson
 
 from homeserver.clock import Clock
 from homeserver.errors import RemoteRefused, RemoteUnreachable
-from homeserver.federation.large_answers import parse_json, parse_large_json
+from homeserver.federation.answers import (
+    AUTH_CHAIN,
+    INVITE,
+    JOIN,
+    KEYS,
+    KNOCK,
+    SIGNATURE,
+    SMALL,
+    STATE,
+    STATE_IDS,
+    AnswerReader,
+    Limits,
+    event_ids_of,
+    is_list_of,
+    second_of_pair,
+    some_events,
+)
 from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import sign_request
 from homeserver.federation.server_discovery import ServerDiscovery
-from homeserver.outbound.http import Answer, OutboundHttp, Timeouts
+from homeserver.outbound.http import Answer, OutboundHttp
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.json_types import JsonObject
 from homeserver.signing import SigningKeys
 
-_MIB = 1024 * 1024
 _V1 = "/_matrix/federation/v1"
 _V2 = "/_matrix/federation/v2"
 _POLICY_V1 = "/_matrix/policy/v1"
@@ -39,27 +53,6 @@ PDUS_PER_TRANSACTION_MAX = 50
 EDUS_PER_TRANSACTION_MAX = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large an answer may be, and how long it may take."""
-
-    bytes_max: int
-    timeouts: Timeouts
-
-
-SMALL: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
-"""A few values, or one event."""
-KEYS: Final = Limits(256 * 1024, Timeouts(connect=10, read=10, total=20))
-"""The keys of one server; an incoming request waits for them to be authenticated."""
-EVENTS: Final = Limits(16 * _MIB, Timeouts(connect=10, read=60, total=120))
-"""Up to a few hundred events of up to 64 KiB each."""
-STATE: Final = Limits(256 * _MIB, Timeouts(connect=10, read=180, total=600))
-"""The state of a room with its auth chain: some 50,000 members at most."""
-INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
-SIGNATURE: Final = Limits(64 * 1024, Timeouts(connect=5, read=10, total=10))
-"""One signature; the sending or showing of an event waits for it."""
-LARGE_BYTES_MIN = 256 * 1024
-"""Answers that are larger are parsed in slices."""
 ERROR_TEXT_MAX = 500
 """How much of another server's error text is repeated in ours."""
 RETRY_AFTER_MS_MAX = 60_000
@@ -86,6 +79,7 @@ class FederationClient:
         self._http = http
         self._clock = clock
         self._permitted = permitted or PermittedServers()
+        self._reader = AnswerReader()
 
     # -- transactions --------------------------------------------------------------------------------------------------
 
@@ -131,7 +125,7 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid
         """
         query = [("omit_members", "true")] if omit_members else []
-        answer = await self._put_v2_or_v1(destination, "send_join", room_id, event_id, event, STATE, query)
+        answer = await self._put_v2_or_v1(destination, "send_join", room_id, event_id, event, JOIN, query)
         _require_objects(destination, answer, "state", "auth_chain")
         return answer
 
@@ -150,7 +144,7 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1send_knockroomideventid
         """
         path = _path(_V1, "send_knock", room_id, event_id)
-        answer = await self._request("PUT", destination, path, content=encode_canonical_json(event), limits=EVENTS)
+        answer = await self._request("PUT", destination, path, content=encode_canonical_json(event), limits=KNOCK)
         _require_objects(destination, answer, "knock_room_state")
         return answer
 
@@ -196,7 +190,7 @@ class FederationClient:
             unsigned = {**event.get("unsigned", {}), "invite_room_state": list(invite_room_state)}
             older = encode_canonical_json({**event, "unsigned": unsigned})
             path = _path(_V1, "invite", room_id, event_id)
-            answer = await self._request("PUT", destination, path, content=older, check=_second_of_pair, limits=INVITE)
+            answer = await self._request("PUT", destination, path, content=older, is_pair=True, limits=INVITE)
         return _require_object(destination, answer, "event")
 
     async def _put_v2_or_v1(
@@ -217,18 +211,20 @@ class FederationClient:
             if not _is_unknown_endpoint(error):
                 raise
         path = _path(_V1, endpoint, room_id, event_id)
-        return await self._request("PUT", destination, path, content=content, check=_second_of_pair, limits=limits)
+        return await self._request("PUT", destination, path, content=content, is_pair=True, limits=limits)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    async def backfill(self, destination: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[JsonObject]:
+    async def backfill(
+        self, destination: str, room_id: str, event_ids: Sequence[str], limit: int
+    ) -> Sequence[JsonObject]:
         """Up to ``limit`` events: these and the ones before them.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1backfillroomid
         """
         query = [*(("v", event_id) for event_id in event_ids), ("limit", str(limit))]
         path = _path(_V1, "backfill", room_id, query=query)
-        answer = await self._request("GET", destination, path, limits=EVENTS)
+        answer = await self._request("GET", destination, path, limits=some_events("pdus", limit))
         return _require_objects(destination, answer, "pdus")
 
     async def get_missing_events(
@@ -240,7 +236,7 @@ class FederationClient:
         latest_events: Sequence[str],
         limit: int,
         min_depth: int = 0,
-    ) -> list[JsonObject]:
+    ) -> Sequence[JsonObject]:
         """The events between the earliest ones, which are stored here, and the latest, which were just received.
 
         https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1get_missing_eventsroomid
@@ -254,7 +250,7 @@ class FederationClient:
             }
         )
         path = _path(_V1, "get_missing_events", room_id)
-        answer = await self._request("POST", destination, path, content=content, limits=EVENTS)
+        answer = await self._request("POST", destination, path, content=content, limits=some_events("events", limit))
         return _require_objects(destination, answer, "events")
 
     async def get_state(self, destination: str, room_id: str, event_id: str) -> JsonObject:
@@ -273,18 +269,19 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1state_idsroomid
         """
         path = _path(_V1, "state_ids", room_id, query=[("event_id", event_id)])
-        answer = await self._request("GET", destination, path, limits=STATE)
+        answer = await self._request("GET", destination, path, limits=STATE_IDS)
         for name in ("pdu_ids", "auth_chain_ids"):
             _require_list_of(destination, answer, name, str)
+            answer[name] = await event_ids_of(destination, answer[name])
         return answer
 
-    async def get_event_auth(self, destination: str, room_id: str, event_id: str) -> list[JsonObject]:
+    async def get_event_auth(self, destination: str, room_id: str, event_id: str) -> Sequence[JsonObject]:
         """The auth chain of an event.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1event_authroomideventid
         """
         path = _path(_V1, "event_auth", room_id, event_id)
-        answer = await self._request("GET", destination, path, limits=STATE)
+        answer = await self._request("GET", destination, path, limits=AUTH_CHAIN)
         return _require_objects(destination, answer, "auth_chain")
 
     async def get_event(self, destination: str, event_id: str) -> JsonObject:
@@ -362,7 +359,7 @@ class FederationClient:
         content = encode_canonical_json({"server_keys": criteria})
         path = "/_matrix/key/v2/query"
         answer = await self._request("POST", notary, path, content=content, is_signed=False, limits=SMALL)
-        return _require_objects(notary, answer, "server_keys")
+        return list(_require_objects(notary, answer, "server_keys"))
 
     # -- all of them ---------------------------------------------------------------------------------------------------
 
@@ -375,11 +372,11 @@ class FederationClient:
         content: bytes | None = None,
         is_signed: bool = True,
         limits: Limits = SMALL,
-        check: Callable[[Any], Any] = lambda answer: answer,
+        is_pair: bool = False,
         may_be_ours: bool = False,
     ) -> JsonObject:
-        """Send a request and return the JSON object of the answer. ``content`` is canonical JSON; ``check`` unwraps the
-        answer.
+        """Send a request and return the JSON object of the answer. ``content`` is canonical JSON; ``is_pair``
+        says that the object comes as ``[200, {...}]``.
         """
         if destination == self._server_name and not may_be_ours:
             raise RemoteUnreachable(destination, "this is our own server")
@@ -398,21 +395,27 @@ class FederationClient:
         if is_signed:
             uri = url.raw_path.decode("ascii")
             headers["Authorization"] = sign_request(self._signing_keys.current, method, uri, destination, content)
+        spool = self._reader.spool(limits) if limits.lists else None
         try:
             answer = await self._http.request(
                 method,
                 url,
-                bytes_max=limits.bytes_max,
+                bytes_max=min(limits.bytes_max, SMALL.bytes_max),
                 headers=headers,
                 body=content,
                 timeouts=limits.timeouts,
                 destination=place,
+                spool=spool,
             )
         except RemoteUnreachable as error:
             raise RemoteUnreachable(destination, error.message) from error
         if not 200 <= answer.status < 300:
             _refuse(destination, answer)
-        value = check(await _parse_json(destination, answer.body, limits))
+        if spool is not None:
+            value = await self._reader.read(destination, spool, limits, is_pair=is_pair)
+        else:
+            value = _parse(destination, answer.body)
+            value = second_of_pair(value) if is_pair else value
         if not isinstance(value, dict):
             raise RemoteUnreachable(destination, "the answer is not a JSON object")
         return value
@@ -423,18 +426,9 @@ def _path(prefix: str, *segments: str, query: Sequence[tuple[str, str]] = ()) ->
     return f"{path}?{urlencode(query, quote_via=quote, safe='')}" if query else path
 
 
-async def _parse_json(destination: str, body: bytes, limits: Limits) -> Any:
+def _parse(destination: str, body: bytes) -> Any:
     try:
-        if len(body) > LARGE_BYTES_MIN:
-            return await parse_large_json(body)
         return orjson.loads(body)
-    except ValueError as error:
-        if limits not in (EVENTS, STATE) or len(body) > LARGE_BYTES_MIN:
-            raise RemoteUnreachable(destination, "the answer is not JSON") from error
-    # One event among thousands may hold something that only Python's parser accepts, such as half of a surrogate pair:
-    # the checks of that event then drop it, and the others are kept.
-    try:
-        return parse_json(body)
     except ValueError as error:
         raise RemoteUnreachable(destination, "the answer is not JSON") from error
 
@@ -468,11 +462,6 @@ def _is_unknown_endpoint(error: RemoteRefused) -> bool:
     return error.status in {400, 404, 405} and error.errcode in {"M_UNRECOGNIZED", "M_UNKNOWN"}
 
 
-def _second_of_pair(answer: Any) -> Any:
-    """Version 1 of some endpoints answers ``[200, {...}]``."""
-    return answer[1] if isinstance(answer, list) and len(answer) == 2 else answer
-
-
 def _template(destination: str, answer: JsonObject) -> JsonObject:
     _require_object(destination, answer, "event")
     # "If not provided, the room version is assumed to be either "1" or "2"."
@@ -488,15 +477,14 @@ def _require_object(destination: str, answer: JsonObject, name: str) -> JsonObje
     return value
 
 
-def _require_objects(destination: str, answer: JsonObject, *names: str) -> list[JsonObject]:
+def _require_objects(destination: str, answer: JsonObject, *names: str) -> Sequence[JsonObject]:
     """The first of these lists; all of them must be lists of objects."""
     for name in names:
         _require_list_of(destination, answer, name, dict)
-    value: list[JsonObject] = answer[names[0]]
+    value: Sequence[JsonObject] = answer[names[0]]
     return value
 
 
 def _require_list_of(destination: str, answer: JsonObject, name: str, kind: type) -> None:
-    value = answer.get(name)
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+    if not is_list_of(answer.get(name), kind):
         raise RemoteUnreachable(destination, f"{name} in the answer is not a list as it should be")

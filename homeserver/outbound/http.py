@@ -22,6 +22,7 @@ import homeserver
 from homeserver.errors import ConfigurationError, RemoteUnreachable
 from homeserver.outbound.addresses import AddressResolver, Lookup
 from homeserver.outbound.connections import ConnectionPool, Destination
+from homeserver.outbound.spools import Spool, SpoolFull
 
 USER_AGENT = f"homeserver/{homeserver.__version__}"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -50,6 +51,7 @@ class Answer:
     status: int
     headers: httpx.Headers
     body: bytes
+    """Empty if it went into a spool."""
 
 
 class OutboundHttp:
@@ -80,12 +82,15 @@ class OutboundHttp:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         redirects_max: int = 0,
         destination: Destination | None = None,
+        spool: Spool | None = None,
     ) -> Answer:
         """Send a request and read its whole answer.
 
-        ``bytes_max`` bounds the answer's body. ``destination`` replaces the host and port of the URL, and the name that
-        the certificate must have. Up to ``redirects_max`` redirects are followed, never from https to http, with GET
-        and without ``headers`` (they may hold secrets for the first host); the last answer is then returned as it is.
+        ``bytes_max`` bounds the answer's body. If there is a ``spool``, it takes the body of an answer with a status of
+        2xx in place of that, and has its own bound. ``destination`` replaces the host and port of the URL, and the name
+        that the certificate must have. Up to ``redirects_max`` redirects are followed, never from https to http, with
+        GET and without ``headers`` (they may hold secrets for the first host); the last answer is then returned as it
+        is.
 
         Raises ``RemoteUnreachable``.
         """
@@ -93,7 +98,7 @@ class OutboundHttp:
         name = destination.host_header if destination is not None else target.netloc.decode("ascii")
         try:
             async with asyncio.timeout(timeouts.total):
-                answer = await self._send(method, target, headers, body, bytes_max, timeouts, destination)
+                answer = await self._send(method, target, headers, body, bytes_max, timeouts, destination, spool)
                 visited = {target}
                 for _ in range(redirects_max):
                     if answer.status not in _REDIRECTS or "location" not in answer.headers:
@@ -102,11 +107,13 @@ class OutboundHttp:
                     if target in visited:
                         raise RemoteUnreachable(name, "redirects in a circle")
                     visited.add(target)
-                    answer = await self._send("GET", target, None, None, bytes_max, timeouts, None)
+                    answer = await self._send("GET", target, None, None, bytes_max, timeouts, None, spool)
         except TimeoutError as error:
             raise RemoteUnreachable(name, "no answer in time") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, SpoolFull) as error:
             raise RemoteUnreachable(name, str(error)) from error
+        except OSError as error:  # of the temporary file
+            raise RemoteUnreachable(name, f"its answer cannot be stored: {error}") from error
         return answer
 
     async def _send(
@@ -118,6 +125,7 @@ class OutboundHttp:
         bytes_max: int,
         timeouts: Timeouts,
         destination: Destination | None,
+        spool: Spool | None,
     ) -> Answer:
         request = httpx.Request(
             method,
@@ -131,6 +139,10 @@ class OutboundHttp:
         )
         response = await self._transport.handle_async_request(request)
         try:
+            if spool is not None and response.is_success:
+                async for chunk in _plain_chunks(response):
+                    await spool.write(chunk)
+                return Answer(response.status_code, response.headers, b"")
             return Answer(response.status_code, response.headers, await _read_bounded(response, bytes_max))
         finally:
             await response.aclose()
@@ -179,21 +191,25 @@ def create_ssl_context(*, verify: bool = True, ca_file: Path | None = None) -> s
 
 
 async def _read_bounded(response: httpx.Response, bytes_max: int) -> bytes:
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding.lower() not in {"", "identity"}:
-        raise httpx.RemoteProtocolError(f"the answer is compressed ({encoding[:20]!r}), which was not asked for")
     with contextlib.suppress(ValueError):
         if int(response.headers.get("content-length", "0")) > bytes_max:
             raise httpx.RemoteProtocolError(f"the answer is larger than {bytes_max} bytes")
-    assert isinstance(response.stream, httpx.AsyncByteStream)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.stream:
+    async for chunk in _plain_chunks(response):
         size += len(chunk)
         if size > bytes_max:
             raise httpx.RemoteProtocolError(f"the answer is larger than {bytes_max} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _plain_chunks(response: httpx.Response) -> httpx.AsyncByteStream:
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() not in {"", "identity"}:
+        raise httpx.RemoteProtocolError(f"the answer is compressed ({encoding[:20]!r}), which was not asked for")
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
 
 
 def _parse_url(url: httpx.URL | str) -> httpx.URL:
