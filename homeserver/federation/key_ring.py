@@ -166,6 +166,15 @@ class KeyRing:
         ]
         return [outcome for outcomes in await asyncio.gather(*jobs) for outcome in outcomes]
 
+    async def fetch_keys_of(self, events: Iterable[Event]) -> None:
+        """Fetch the keys that ``verify_events`` will need for these events."""
+        wanted: dict[str, dict[str, int]] = {}
+        for index, event in enumerate(events):
+            if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
+                await asyncio.sleep(0)
+            self._add_wanted(wanted, [event], [_signers_of(event)])
+        await self.keys_for(wanted)
+
     def _add_wanted(
         self, wanted: dict[str, dict[str, int]], events: Sequence[Event], signers: Sequence[_Signers]
     ) -> None:

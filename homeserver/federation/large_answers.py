@@ -87,6 +87,10 @@ class Elements(Sequence[Any]):
         """The JSON text of an element."""
         return self._spool.read(self._starts[index], self._lengths[index])
 
+    def size_of(self, index: int) -> int:
+        """How many bytes the text of an element has."""
+        return self._lengths[index]
+
     def __len__(self) -> int:
         return len(self._starts)
 

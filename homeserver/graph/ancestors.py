@@ -181,7 +181,7 @@ class Ancestors:
 
         async def fetch(server_name: str) -> None:
             pdus = await self._client.get_event_auth(server_name, head.room_id, event.event_id)
-            await self._outliers.take_in(head, pdus)
+            await self._outliers.take_in(head, server_name, pdus)
             known = await self._database.read(event_graph.nids_of, head.room_nid, event.auth_events)
             if len(known) < len(set(event.auth_events)):
                 raise IncompleteAnswer(server_name, "the auth chain that was given lacks events")
@@ -207,9 +207,10 @@ class Ancestors:
             given: set[str] = set()
             if len(missing) > SINGLE_EVENTS_MAX:
                 whole = await self._client.get_state(server_name, head.room_id, event.event_id)
-                given = await self._outliers.take_in(head, [*whole["auth_chain"], *whole["pdus"]])
+                given = await self._outliers.take_in(head, server_name, whole["auth_chain"], whole["pdus"])
             elif missing:
-                given = await self._outliers.take_in(head, await self._single_events(helpers, missing, server_name))
+                single = await self._single_events(helpers, missing, server_name)
+                given = await self._outliers.take_in(head, server_name, single)
             return await self._whole_state(server_name, head, state_ids, given if without_unverifiable else set())
 
         return await helpers.ask(fetch)

@@ -6,13 +6,25 @@ https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
-from homeserver.errors import BadJson, HomeserverError, InvalidEvent, InvalidParam, InvalidSignature, NotCanonical
+from homeserver.errors import (
+    BadJson,
+    HomeserverError,
+    IncompleteAnswer,
+    InvalidEvent,
+    InvalidParam,
+    InvalidSignature,
+    NotCanonical,
+    RemoteUnreachable,
+)
 from homeserver.federation.caching import LruDict
+from homeserver.graph.given_events import GivenEvents
 from homeserver.graph.internal_errors import as_outcome
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
@@ -25,8 +37,55 @@ from homeserver.protocol.signatures import VerifyKeyData, event_signatures, veri
 logger = structlog.get_logger(__name__)
 
 INTERNAL_ERRORS_REMEMBERED_MAX = 1_000
-EVENTS_AT_A_STRETCH = 40
-"""How many events are handled before other requests may run."""
+BYTES_AT_A_STRETCH = 32 * 1024
+"""How many bytes of events are handled before other requests may run."""
+BYTES_AT_LEAST = 256
+"""What every event counts besides its JSON."""
+EVENTS_PER_PART = 250
+"""How many events of a large answer are in memory at a time."""
+INVALID_EVENTS_MAX = 1_000
+"""How many events of a large answer may be dropped before all of it is."""
+LARGE_EVENTS_MIN = 2_000
+"""From how many events on an answer has to wait for its turn."""
+LARGE_WAIT_SECONDS_MAX = 120.0
+KEYS_SECONDS_MAX = 300.0
+"""How long the keys of a large answer may take; events whose keys are not there then are dropped."""
+REASONS_LOGGED_MAX = 3
+
+
+class Stretch:
+    """Lets other requests run now and then while many events are handled, sooner if the events are large."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    async def handled(self, event: Event | None) -> None:
+        """Say that one more was handled; None for one that was invalid."""
+        self._bytes += BYTES_AT_LEAST + (len(event.json) if event is not None else 0)
+        if self._bytes > BYTES_AT_A_STRETCH:
+            self._bytes = 0
+            await asyncio.sleep(0)
+
+
+class Dropped:
+    """Counts the events of an answer that are not used, and logs them together, with the first reasons."""
+
+    def __init__(self, message: str, room_id: str | None) -> None:
+        self.count = 0
+        self._message = message
+        self._room_id = room_id
+        self._first: list[str] = []
+
+    def add(self, reason: str, event_id: str = "") -> None:
+        """Count one."""
+        self.count += 1
+        if len(self._first) < REASONS_LOGGED_MAX:
+            self._first.append(f"{event_id} {reason}".strip()[:200])
+
+    def log(self) -> None:
+        """Write one line, unless nothing was dropped."""
+        if self.count:
+            logger.info(self._message, room_id=self._room_id, count=self.count, first=self._first)
 
 
 class EventVerifier(Protocol):
@@ -34,6 +93,9 @@ class EventVerifier(Protocol):
 
     async def verify_events(self, events: Sequence[Event]) -> list[InvalidSignature | None]:
         """For each event the error of its signatures, or None."""
+
+    async def fetch_keys_of(self, events: Iterable[Event]) -> None:
+        """Fetch the keys that ``verify_events`` will need for these events."""
 
     async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
         """Fetch keys: server name to key ID to the time until which the key must be valid."""
@@ -45,6 +107,8 @@ class IncomingEvents:
     def __init__(self, verifier: EventVerifier) -> None:
         self._verifier = verifier
         self._internal_errors: LruDict[str, bool] = LruDict(INTERNAL_ERRORS_REMEMBERED_MAX)
+        self._large = asyncio.Lock()
+        self._large_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(self, pdus: Iterable[Any], version: RoomVersion, room_id: str | None) -> list[Event]:
         """The events that pass checks 1 to 3, without duplicates; other PDUs are dropped.
@@ -64,32 +128,86 @@ class IncomingEvents:
         to.
         """
         parsed: dict[str, Event] = {}
-        for index, pdu in enumerate(pdus):
-            if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
-                await asyncio.sleep(0)
-            try:
-                event = parse_event(pdu, version, room_id=room_id, is_history=is_history)
-            except InvalidEvent as error:
-                logger.info("event dropped", room_id=room_id, reason=str(error)[:200])
-                continue
-            except Exception as error:
-                as_outcome(error, room_id=room_id, event_id=None)
-                continue
-            parsed.setdefault(event.event_id, event)
+        dropped = Dropped("events dropped", room_id)
+        stretch = Stretch()
+        for pdu in pdus:
+            event = _parsed(pdu, version, room_id, dropped, is_history=is_history)
+            if event is not None:
+                parsed.setdefault(event.event_id, event)
+            await stretch.handled(event)
+        dropped.log()
         return parsed
+
+    async def take(self, server_name: str, given: GivenEvents, pdus: Sequence[Any]) -> list[str]:
+        """Check 1 for a list of a large answer: add its valid events to ``given``; returns their IDs.
+
+        Raises ``IncompleteAnswer`` if too many are invalid.
+        """
+        event_ids: list[str] = []
+        dropped = Dropped("events dropped", given.room_id)
+        stretch = Stretch()
+        for place, pdu in enumerate(pdus):
+            event = _parsed(pdu, given.version, given.room_id, dropped)
+            if event is not None:
+                given.add(event, pdus, place)
+                event_ids.append(event.event_id)
+            elif dropped.count > INVALID_EVENTS_MAX:
+                dropped.log()
+                raise IncompleteAnswer(server_name, f"more than {INVALID_EVENTS_MAX} of its events are invalid")
+            await stretch.handled(event)
+        dropped.log()
+        return event_ids
+
+    async def verify_given(self, given: GivenEvents, event_ids: Iterable[str] | None = None) -> None:
+        """Checks 2 and 3 for the events of a large answer, or some of them: those that fail are taken out, those whose
+        content does not match their hash are redacted."""
+        wanted = list(given if event_ids is None else event_ids)
+        if not given.are_held:
+            # Fetch all keys first: fetching those of one part after the other would wait for each silent server anew.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEYS_SECONDS_MAX):
+                    await self._verifier.fetch_keys_of(given[event_id] for event_id in wanted)
+        size = len(wanted) if given.are_held else EVENTS_PER_PART
+        for start in range(0, len(wanted), max(1, size)):
+            part = [given[event_id] for event_id in wanted[start : start + size]]
+            for event, outcome in zip(part, await self.verify_each(part), strict=True):
+                if not isinstance(outcome, Event):
+                    given.discard(event.event_id)
+                elif outcome is not event:
+                    given.redact(event.event_id)
+
+    @contextlib.asynccontextmanager
+    async def large_turn(self, server_name: str, count: int) -> AsyncIterator[None]:
+        """Let one large answer be worked on at a time, and no server have more than one that waits for its turn.
+
+        ``count`` is how many events it has. Raises ``RemoteUnreachable`` if the turn does not come in time.
+        """
+        if count < LARGE_EVENTS_MIN:
+            yield
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(LARGE_WAIT_SECONDS_MAX):
+                    await stack.enter_async_context(self._large_of.setdefault(server_name, asyncio.Lock()))
+                    await stack.enter_async_context(self._large)
+            except TimeoutError as error:
+                raise RemoteUnreachable(server_name, "its answer is large, and other large ones come first") from error
+            yield
 
     async def verify(self, events: Sequence[Event]) -> list[Event | InvalidSignature]:
         """Checks 2 and 3: each event, redacted if its hash does not match, or the error of its signatures."""
         failures = await self._verifier.verify_events(events)
         outcomes: list[Event | InvalidSignature] = []
-        for index, (event, failure) in enumerate(zip(events, failures, strict=True)):
-            if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
-                await asyncio.sleep(0)
+        dropped = Dropped("events dropped", events[0].room_id if events else None)
+        stretch = Stretch()
+        for event, failure in zip(events, failures, strict=True):
+            await stretch.handled(event)
             if failure is not None:
-                logger.info("event dropped", event_id=event.event_id, reason=str(failure)[:200])
+                dropped.add(str(failure), event.event_id)
                 outcomes.append(failure)
             else:
                 outcomes.append(intact_or_redacted(event))
+        dropped.log()
         return outcomes
 
     async def verify_each(self, events: Sequence[Event]) -> Sequence[Event | HomeserverError]:
@@ -120,6 +238,20 @@ class IncomingEvents:
         wanted = dict.fromkeys(event_signatures(event, server_name), event.origin_server_ts)
         keys = await self._verifier.keys_for({server_name: wanted})
         verify_event_signature(event, server_name, keys.get(server_name, {}))
+
+
+def _parsed(
+    pdu: Any, version: RoomVersion, room_id: str | None, dropped: Dropped, *, is_history: bool = False
+) -> Event | None:
+    """The event of a PDU; None if it is none, which is counted."""
+    try:
+        return parse_event(pdu, version, room_id=room_id, is_history=is_history)
+    except InvalidEvent as error:
+        dropped.add(str(error))
+    except Exception as error:
+        as_outcome(error, room_id=room_id, event_id=None)
+        dropped.add("internal error")
+    return None
 
 
 def parse_submitted(pdu: JsonObject, version: RoomVersion, room_id: str, event_id: str) -> Event:

@@ -202,17 +202,22 @@ def judge_alone(
 
 def auth_events_first(events: Mapping[str, Event]) -> list[Event]:
     """The events sorted so that auth events come before the events that cite them."""
+    return [events[event_id] for event_id in auth_event_ids_first(events)]
+
+
+def auth_event_ids_first(events: Mapping[str, Event]) -> list[str]:
+    """The same, as event IDs: for events that are not all in memory at once."""
     return _ancestors_first(events, lambda event: event.auth_events)
 
 
 def prev_events_first(events: Mapping[str, Event]) -> list[Event]:
     """The events sorted so that prev_events come before the events that follow them."""
     by_depth = {event.event_id: event for event in sorted(events.values(), key=lambda e: (e.depth, e.event_id))}
-    return _ancestors_first(by_depth, lambda event: event.prev_events)
+    return [by_depth[event_id] for event_id in _ancestors_first(by_depth, lambda event: event.prev_events)]
 
 
-def _ancestors_first(events: Mapping[str, Event], ancestors: Callable[[Event], Sequence[str]]) -> list[Event]:
-    ordered: dict[str, Event] = {}
+def _ancestors_first(events: Mapping[str, Event], ancestors: Callable[[Event], Sequence[str]]) -> list[str]:
+    ordered: dict[str, None] = {}
     open_ids: set[str] = set()
     for start in events:
         stack = [start]
@@ -226,9 +231,10 @@ def _ancestors_first(events: Mapping[str, Event], ancestors: Callable[[Event], S
                 for name in ancestors(events[event_id])
                 if name in events and name not in ordered and name not in open_ids
             ]
-            open_ids.add(event_id)  # a cycle, which is only possible with forged event IDs of version 1, ends here
             if waiting:
+                # A cycle, which is only possible with forged event IDs of version 1, ends at what is open.
+                open_ids.add(event_id)
                 stack.extend(waiting)
             else:
-                ordered[event_id] = events[stack.pop()]
-    return list(ordered.values())
+                ordered[stack.pop()] = None
+    return list(ordered)

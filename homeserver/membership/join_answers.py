@@ -6,15 +6,17 @@ https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_join
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import structlog
 
 from homeserver.errors import HomeserverError, InvalidEvent, InvalidSignature, NotAuthorized, RemoteError
 from homeserver.federation.client import FederationClient
-from homeserver.graph.incoming_events import EVENTS_AT_A_STRETCH, IncomingEvents
-from homeserver.graph.judgement import auth_events_first, judge_alone
+from homeserver.graph.given_events import GivenEvents, GivenRoom
+from homeserver.graph.incoming_events import Dropped, IncomingEvents
+from homeserver.graph.judgement import auth_event_ids_first, judge_alone
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import CREATE, Event, StateKey, create_version
@@ -27,6 +29,8 @@ ABSENT_MAX = 50
 """How many auth events are fetched if the answer to a join lacks them."""
 ABSENT_ROUNDS_MAX = 5
 REQUESTS_AT_ONCE_MAX = 8
+EVENTS_AT_A_STRETCH = 40
+"""How many events are handled before other requests may run."""
 
 
 class UnusableAnswer(HomeserverError):
@@ -40,18 +44,13 @@ class UnusableAnswer(HomeserverError):
 
 @dataclass(frozen=True, slots=True)
 class JoinedRoom:
-    """The events of a room as another server sent them, checked."""
+    """A room as another server sent it, checked."""
 
     join: Event
     """Our user's join, with the signatures that the other server has added."""
-    state: Mapping[StateKey, Event]
-    """The state before the join."""
-    auth_chain: Sequence[Event]
-
-    @property
-    def create(self) -> Event:
-        """The create event, from which the room's version comes."""
-        return self.state[CREATE]
+    room: GivenRoom
+    create: Event
+    """The create event, from which the room's version comes."""
 
 
 class JoinAnswers:
@@ -62,39 +61,45 @@ class JoinAnswers:
         self._client = client
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
 
+    def turn(self, server_name: str, answer: JsonObject) -> AbstractAsyncContextManager[None]:
+        """A context in which an answer is checked and imported: one large answer at a time. Raises ``RemoteError``."""
+        return self._incoming.large_turn(server_name, len(answer["state"]) + len(answer["auth_chain"]))
+
     async def check(self, server_name: str, version: RoomVersion, join: Event, answer: JsonObject) -> JoinedRoom:
         """The room that the answer describes. Raises ``UnusableAnswer``."""
         room_id = join.room_id
         if answer.get("members_omitted") is True:
             raise UnusableAnswer(server_name, "the members were left out, which we did not ask for")
-        named = await self._incoming.parse(answer["state"], version, room_id)
-        chain = await self._incoming.parse(answer["auth_chain"], version, room_id)
-        if named.pop(join.event_id, None) is not None:
+        given = GivenEvents(version, room_id)
+        named = dict.fromkeys(await self._incoming.take(server_name, given, answer["state"]))
+        await self._incoming.take(server_name, given, answer["auth_chain"])
+        if join.event_id in named:
             # This is the state after the join. Before it stood the membership that the join cites, if any.
-            named.update((cited, chain[cited]) for cited in join.auth_events if _has_key(chain.get(cited), join.key))
-        given = {**chain, **named}
-        given.pop(join.event_id, None)
-        given.update(await self._absent(server_name, version, join, given))
-        checked = await self._incoming.verify_each(list(given.values()))
-        everything = {event.event_id: event for event in checked if isinstance(event, Event)}
-        state = [everything[event_id] for event_id in named if event_id in everything]
-        rejected = await _rejected(everything, version, room_id)
-        before: dict[StateKey, Event] = {}
-        for event in state:
+            del named[join.event_id]
+            named.update((cited, None) for cited in join.auth_events if _has_key(given.get(cited), join.key))
+        given.discard(join.event_id)
+        for event in (await self._absent(server_name, join, given)).values():
+            given.add(event)
+        await self._incoming.verify_given(given)
+        # In a thread, since this takes long for a large room and other requests must not wait.
+        order = await asyncio.to_thread(auth_event_ids_first, given)
+        rejected = await _rejected(order, given)
+        before: dict[StateKey, str] = {}
+        async for event in _some_at_a_time(given, (event_id for event_id in named if event_id in given)):
             if event.event_id in rejected or not event.is_state:
                 continue
             if event.key in before:
                 raise UnusableAnswer(server_name, f"the state has two events for {event.key}")
-            before[event.key] = event
-        _check_create(server_name, version, before)
+            before[event.key] = event.event_id
+        create = _check_create(server_name, version, before, given)
         signed = await self.signed_join(server_name, join, answer)
-        _check_join(server_name, signed, before, everything, rejected)
-        auth_chain = [event for event_id, event in everything.items() if event_id not in rejected]
-        return JoinedRoom(signed, before, auth_chain)
+        _check_join(server_name, signed, create, before, given, rejected)
+        for event_id in rejected:
+            given.discard(event_id)
+        accepted = [event_id for event_id in order if event_id not in rejected]
+        return JoinedRoom(signed, GivenRoom(before, given, accepted), create)
 
-    async def _absent(
-        self, server_name: str, version: RoomVersion, join: Event, given: Mapping[str, Event]
-    ) -> dict[str, Event]:
+    async def _absent(self, server_name: str, join: Event, given: GivenEvents) -> dict[str, Event]:
         """Fetch the auth events that an answer lacks, one by one. Raises ``UnusableAnswer`` if some cannot be had.
 
         State events that cannot be checked without them would be left out of the room's state, and later events that
@@ -102,14 +107,17 @@ class JoinAnswers:
         earlier join, for instance, that the server accepted just before we crashed.
         """
         found: dict[str, Event] = {}
-        absent = _cited([join, *given.values()]) - given.keys()
+        absent = _cited([join])
+        async for event in _some_at_a_time(given, given):
+            absent.update(event.auth_events)
+        absent -= given.keys()
         for _ in range(ABSENT_ROUNDS_MAX):
             if not absent:
                 return found
             if len(absent) + len(found) > ABSENT_MAX:
                 break
             pdus = await asyncio.gather(*(self._fetch(server_name, event_id) for event_id in sorted(absent)))
-            new = await self._incoming.parse([pdu for pdu in pdus if pdu is not None], version, join.room_id)
+            new = await self._incoming.parse([pdu for pdu in pdus if pdu is not None], given.version, join.room_id)
             if not absent <= new.keys():
                 break
             found.update(new)
@@ -156,45 +164,76 @@ def _cited(events: Iterable[Event]) -> set[str]:
     return {event_id for event in events for event_id in event.auth_events}
 
 
-async def _rejected(events: Mapping[str, Event], version: RoomVersion, room_id: str) -> set[str]:
-    """The IDs of the events that are not allowed by their auth events."""
-    rejected: set[str] = set()
-    known: dict[str, Event] = {}
-    create = events.get("$" + room_id[1:]) if version.room_id_is_create_hash else None
-    # In a thread, since this takes long for a large room and other requests must not wait.
-    for index, event in enumerate(await asyncio.to_thread(auth_events_first, events)):
+async def _some_at_a_time(given: GivenEvents, event_ids: Iterable[str]) -> AsyncIterator[Event]:
+    """These events one after the other, while other requests may run."""
+    for index, event_id in enumerate(event_ids):
         if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
             await asyncio.sleep(0)
+        yield given[event_id]
+
+
+async def _rejected(order: Iterable[str], given: GivenEvents) -> set[str]:
+    """The IDs of the events that are not allowed by their auth events."""
+    rejected: set[str] = set()
+    known = _Judged(given)
+    dropped = Dropped("events left out of a join", given.room_id)
+    create = given.get("$" + given.room_id[1:]) if given.version.room_id_is_create_hash else None
+    async for event in _some_at_a_time(given, order):
         failure = judge_alone(event, known, rejected, create=create)
-        known[event.event_id] = event
+        known.ids.add(event.event_id)
         if failure is not None:
-            logger.info("event left out of a join", event_id=event.event_id, reason=str(failure)[:200])
+            dropped.add(str(failure), event.event_id)
             rejected.add(event.event_id)
+    dropped.log()
     return rejected
 
 
-def _check_create(server_name: str, version: RoomVersion, state: Mapping[StateKey, Event]) -> None:
-    create = state.get(CREATE)
-    if create is None:
+class _Judged(Mapping[str, Event]):
+    """Those of the given events that were judged already."""
+
+    def __init__(self, given: GivenEvents) -> None:
+        self.ids: set[str] = set()
+        self._given = given
+
+    def __getitem__(self, event_id: str) -> Event:
+        if event_id not in self.ids:
+            raise KeyError(event_id)
+        return self._given[event_id]
+
+    def __contains__(self, event_id: object) -> bool:
+        return event_id in self.ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _check_create(server_name: str, version: RoomVersion, state: Mapping[StateKey, str], given: GivenEvents) -> Event:
+    create_id = state.get(CREATE)
+    if create_id is None:
         raise UnusableAnswer(server_name, "the state has no create event")
+    create = given[create_id]
     if create_version(create) != version.identifier:
         raise UnusableAnswer(server_name, "the create event is of another room version")
+    return create
 
 
 def _check_join(
     server_name: str,
     join: Event,
-    state: Mapping[StateKey, Event],
-    known: Mapping[str, Event],
+    create: Event,
+    state: Mapping[StateKey, str],
+    given: GivenEvents,
     rejected: set[str],
 ) -> None:
     """Checks 4 and 5 for our own event."""
-    create = state[CREATE]
-    failure: HomeserverError | None = judge_alone(join, known, rejected, create=create)
+    failure: HomeserverError | None = judge_alone(join, given, rejected, create=create)
     if failure is None:
         keys = auth_event_keys(join.type, join.sender, join.state_key, join.content, join.version)
         try:
-            authorize(join, {key: state[key] for key in keys if key in state}, create=create)
+            authorize(join, {key: given[state[key]] for key in keys if key in state}, create=create)
         except NotAuthorized as error:
             failure = error
     if failure is not None:

@@ -108,16 +108,17 @@ class JoinsThroughServers:
             return
         # From now on the server may send us events of the room.
         async with self._imports.joining(room_id, user_id, version):
-            joined = await self._send_join(server_name, event, vain)
-            room = await self._answers.check(server_name, version, event, joined)
-            known = await self._heads.find(room_id)
-            if known is not None and known.state.get(CREATE) != room.create.event_id:
-                # The server that made the room ID could make a second create event for it, but we know the first one.
-                raise UnusableAnswer(server_name, "the room has another create event than the one that is known here")
-            imported = await self._imports.import_room(version, room.join, room.state, room.auth_chain)
+            answer = await self._send_join(server_name, event, vain)
+            async with self._answers.turn(server_name, answer):
+                joined = await self._answers.check(server_name, version, event, answer)
+                known = await self._heads.find(room_id)
+                if known is not None and known.state.get(CREATE) != joined.create.event_id:
+                    # The server that made the room ID could make a second create event for it, but we know the first.
+                    raise UnusableAnswer(server_name, "the room has another create event than the one known here")
+                imported = await self._imports.import_room(version, joined.join, joined.room)
         if not imported:
             # Another process has imported the room meanwhile: add the join to it.
-            await self._place_join(server_name, room.join)
+            await self._place_join(server_name, joined.join)
 
     async def _join_resident_room(self, server_name: str, join: Event, vain: VainJoins) -> None:
         joined = await self._send_join(server_name, join, vain)

@@ -68,6 +68,21 @@ class Importing:
     """Whether this server was in the room before and has a state of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantedState:
+    """The state that a room shall have."""
+
+    state: Mapping[StateKey, str]
+    """Event IDs."""
+    events: Mapping[str, Event]
+    state_keys: Mapping[StateKey, int]
+    """The numeric IDs of the state keys, ..."""
+    nids: Mapping[str, int]
+    """... and of the events."""
+    besides: StateKey
+    """The member event that is stored at the end."""
+
+
 @dataclass(slots=True)
 class Differences:
     """The changes that turn the stored current state of a room into the new one."""
@@ -79,6 +94,14 @@ class Differences:
     removed: list[int] = field(default_factory=list)
     """Numeric IDs of removed state keys."""
     removed_members: list[str] = field(default_factory=list)
+
+    def put(self, room_nid: int, key: StateKey, wanted: WantedState) -> None:
+        """Add one event of the wanted state."""
+        event_id = wanted.state[key]
+        nid = wanted.nids[event_id]
+        self.rows.append({"room_nid": room_nid, "state_key_nid": wanted.state_keys[key], "event_nid": nid})
+        if key[0] == "m.room.member":
+            self.members.append(graph_writes.member_row(room_nid, wanted.events[event_id], nid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,29 +184,48 @@ def store_entries(
     _INSERT_ENTRIES.run(connection, rows)
 
 
-def find_differences(
-    connection: Connection,
-    room_nid: int,
-    state: Mapping[StateKey, Event],
-    state_keys: Mapping[StateKey, int],
-    nids: Mapping[str, int],
-    besides: StateKey,
-) -> tuple[int, Differences]:
-    """The room's generation, and the differences between ``state`` and the stored current state."""
+def find_differences(connection: Connection, room_nid: int, wanted: WantedState) -> tuple[int, Differences]:
+    """The room's generation, and the differences between the wanted state and the stored current state."""
     generation = generation_of(connection, room_nid)
     table = current_state.c
     rows = connection.execute(select(table.state_key_nid, table.event_nid).where(table.room_nid == room_nid))
     stored = {row[0]: row[1] for row in rows}
     members = connection.execute(select(room_members.c.user_id).where(room_members.c.room_nid == room_nid)).scalars()
-    return generation, differences_of(room_nid, stored, members, state, state_keys, nids, besides)
+    return generation, differences_of(room_nid, stored, members, wanted)
 
 
-def store_current(connection: Connection, importing: Importing, part: Differences) -> None:
+def find_leftovers(connection: Connection, room_nid: int, wanted: WantedState) -> tuple[int, Differences]:
+    """The room's generation, and what an import that broke off has left of a state and is not part of this one."""
+    generation = generation_of(connection, room_nid)
+    found = Differences()
+    stored = connection.execute(select(current_state.c.state_key_nid).where(current_state.c.room_nid == room_nid))
+    if left := stored.scalars().all():
+        kept = {wanted.state_keys[key] for key in wanted.state}
+        found.removed = [key for key in left if key not in kept]
+        members = connection.execute(select(room_members.c.user_id).where(room_members.c.room_nid == room_nid))
+        users = members.scalars()
+        found.removed_members = [user_id for user_id in users if ("m.room.member", user_id) not in wanted.state]
+    return generation, found
+
+
+def remove_leftovers(
+    connection: Connection, importing: Importing, state_keys: Sequence[int], users: Sequence[str]
+) -> None:
+    """Remove some of them."""
+    _check_lease(connection, importing)
+    _apply(connection, importing.room_nid, Differences(removed=list(state_keys), removed_members=list(users)))
+
+
+def store_current(connection: Connection, importing: Importing, wanted: WantedState, keys: Sequence[StateKey]) -> None:
     """Write a part of the current state; only for a room that no user of ours sees yet."""
     _check_lease(connection, importing)
     group = connection.execute(select(rooms.c.state_group).where(rooms.c.room_nid == importing.room_nid)).scalar_one()
     if group is not None:
         raise StaleHead
+    part = Differences()
+    for key in keys:
+        if key != wanted.besides:
+            part.put(importing.room_nid, key, wanted)
     _apply(connection, importing.room_nid, part)
 
 
@@ -286,36 +328,17 @@ def _standings(connection: Connection, room_nid: int) -> dict[str, str]:
 
 
 def differences_of(
-    room_nid: int,
-    stored: Mapping[int, int],
-    stored_members: Iterable[str],
-    state: Mapping[StateKey, Event],
-    state_keys: Mapping[StateKey, int],
-    nids: Mapping[str, int],
-    besides: StateKey,
+    room_nid: int, stored: Mapping[int, int], stored_members: Iterable[str], wanted: WantedState
 ) -> Differences:
-    """The changes that turn the stored state into ``state``, without the member event ``besides``."""
+    """The changes that turn the stored state into the wanted one, without the member event ``besides``."""
     found = Differences()
-    members = {besides[1]}
-    for key, event in state.items():
-        key_nid, nid = state_keys[key], nids[event.event_id]
-        is_member = key[0] == "m.room.member"
-        if is_member:
+    members = {wanted.besides[1]}
+    for key, event_id in wanted.state.items():
+        if key[0] == "m.room.member":
             members.add(key[1])
-        if key == besides or stored.get(key_nid) == nid:
-            continue
-        found.rows.append({"room_nid": room_nid, "state_key_nid": key_nid, "event_nid": nid})
-        if is_member:
-            found.members.append(graph_writes.member_row(room_nid, event, nid))
-    wanted = {state_keys[key] for key in state} | {state_keys[besides]}
-    found.removed = [key for key in stored if key not in wanted]
+        if key != wanted.besides and stored.get(wanted.state_keys[key]) != wanted.nids[event_id]:
+            found.put(room_nid, key, wanted)
+    kept = {wanted.state_keys[key] for key in wanted.state} | {wanted.state_keys[wanted.besides]}
+    found.removed = [key for key in stored if key not in kept]
     found.removed_members = [user_id for user_id in stored_members if user_id not in members]
     return found
-
-
-def parts_of(whole: Differences, size: int) -> Iterable[Differences]:
-    """Split differences into parts of about this many rows."""
-    longest = max(len(whole.rows), len(whole.members), len(whole.removed), len(whole.removed_members))
-    for start in range(0, longest, size):
-        part = slice(start, start + size)
-        yield Differences(whole.rows[part], whole.members[part], whole.removed[part], whole.removed_members[part])

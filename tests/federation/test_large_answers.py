@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.federation.large_answers import (
@@ -44,6 +44,7 @@ def plain(value: Any) -> Any:
     return {key: list(v) if isinstance(v, Elements) else v for key, v in value.items()}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), VALUES, max_size=3), VALUES, st.lists(VALUES), st.sampled_from([None, 1, "\t"]))
 def test_the_same_as_at_once(before: Any, value: Any, elements: Any, indent: int | str | None) -> None:
     answer = {**before, "list": elements, "after": value}

@@ -8,6 +8,7 @@ import itertools
 import pytest
 from sqlalchemy import select
 
+from homeserver.graph.given_events import GivenRoom
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.notifier import Stream
 from homeserver.protocol.events import Event
@@ -41,7 +42,9 @@ def zoes_room(version: str = "11") -> RoomFactory:
 
 async def import_room(server: CoreServer, room: RoomFactory, join: Event) -> StoredEvent:
     state = room.state_before(join)
-    return await server.imports.import_room(room.version, join, state, room.auth_chain([join, *state.values()]))
+    return await server.imports.import_room(
+        room.version, join, GivenRoom.of(state, room.auth_chain([join, *state.values()]))
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)

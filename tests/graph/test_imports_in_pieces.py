@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection, delete
 
 from homeserver.graph import imports
+from homeserver.graph.given_events import GivenRoom
 from homeserver.protocol.events import Event
 from homeserver.storage import room_imports, user_rooms
 from homeserver.storage.database import Database
@@ -47,7 +48,9 @@ def zoes_room(version: str = "11") -> RoomFactory:
 
 async def import_room(server: CoreServer, room: RoomFactory, join: Event) -> StoredEvent | None:
     state = room.state_before(join)
-    return await server.imports.import_room(room.version, join, state, room.auth_chain([join, *state.values()]))
+    return await server.imports.import_room(
+        room.version, join, GivenRoom.of(state, room.auth_chain([join, *state.values()]))
+    )
 
 
 async def check_is_here(server: CoreServer, room: RoomFactory, join: Event) -> None:
@@ -142,7 +145,7 @@ def test_state_that_a_broken_off_import_has_left_and_the_room_has_no_longer(
         # Another server says that the state is another one: some keys are not there at all.
         fewer = {key: e for key, e in state.items() if e is not extra and key[1] != MEMBERS[1]}
         chain = first.auth_chain([join, *fewer.values()])
-        assert await server.imports.import_room(first.version, join, fewer, chain) is not None
+        assert await server.imports.import_room(first.version, join, GivenRoom.of(fewer, chain)) is not None
         head = await CoreServer(server.database).heads.get(first.room_id)
         expected = {**{key: e.event_id for key, e in fewer.items()}, join.key: join.event_id}
         assert dict(head.state) == expected

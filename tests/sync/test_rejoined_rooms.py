@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from homeserver.graph.given_events import GivenRoom
 from homeserver.graph.working_head import NewEvent
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
@@ -19,7 +20,7 @@ LAZY: JsonObject = {"room": {"state": {"lazy_load_members": True}}}
 async def bob_joins(server: ReadingServer, room: RoomFactory) -> None:
     join = room.join(BOB)
     state = room.state_before(join)
-    await server.imports.import_room(VERSION, join, state, room.auth_chain(list(state.values())))
+    await server.imports.import_room(VERSION, join, GivenRoom.of(state, room.auth_chain(list(state.values()))))
 
 
 async def bob_leaves(server: ReadingServer, room: RoomFactory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from homeserver.graph.given_events import GivenRoom
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory
@@ -88,7 +89,7 @@ def test_join_through_another_server_shows_the_whole_room(database: Database) ->
         since = (await server.sync("bob", filter=LAZY))["next_batch"]
         join = room.join(BOB)
         state = room.state_before(join)
-        await server.imports.import_room(VERSION, join, state, room.auth_chain(list(state.values())))
+        await server.imports.import_room(VERSION, join, GivenRoom.of(state, room.auth_chain(list(state.values()))))
         for start in (since, None):
             shown = joined(await server.sync("bob", start), room.room_id)
             assert types(shown["timeline"]["events"]) == ["m.room.member"]
