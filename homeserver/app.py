@@ -117,6 +117,7 @@ class Homeserver:
         await self.housekeeping.stop()
         await self.membership.stop()
         await self.graph.delivery.stop()
+        await self.graph.backfiller.stop()
         await self.graph.writers.idle()
         await self.federation.aclose()
         self.accounts.passwords.close()

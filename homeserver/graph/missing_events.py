@@ -9,7 +9,8 @@ https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-miss
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
 from weakref import WeakValueDictionary
@@ -18,6 +19,7 @@ import structlog
 
 from homeserver.clock import Clock
 from homeserver.errors import RemoteError, RemoteRefused
+from homeserver.federation.caching import LruDict
 from homeserver.federation.client import FederationClient
 from homeserver.graph.history_servers import Candidates, HistoryServers
 from homeserver.graph.incoming_events import IncomingEvents
@@ -36,8 +38,19 @@ logger = structlog.get_logger(__name__)
 EVENTS_PER_BACKFILL = 100
 GAPS_PER_BACKFILL_MAX = 10
 SERVERS_TRIED_MAX = 5
-SERVER_SECONDS_MAX = 10.0
+SERVER_SECONDS_MAX = 15.0
 """How long one server may take, so that there is time to ask the next one."""
+FILLING_SECONDS_MAX = 60.0
+"""How long all servers may take together. Nobody waits that long for them: it goes on in the background."""
+WAIT_SECONDS_MAX = 4.0
+"""How long somebody waits for it, counted from its beginning: those who come later wait only for the rest of it."""
+FILLINGS_AT_ONCE_MAX = 100
+SLOW_SECONDS_MIN = 1.0
+"""A server that has failed after so long a time is not asked again at once: whoever waits for it would lose as much."""
+SLOW_PAUSE_SECONDS_MIN = 15.0
+"""The pause after such a failure, for all gaps; for the same gap it doubles with each failure."""
+SLOW_PAUSE_SECONDS_MAX = 600.0
+SLOW_REMEMBERED_MAX = 10_000
 RETRY_MS_MIN = 10_000
 """The pause before a missing event is requested again; it doubles each time that no server has it."""
 RETRY_MS_MAX = 6 * 3600 * 1000
@@ -46,6 +59,44 @@ DOUBLINGS_MAX = 16
 
 _Given: TypeAlias = dict[str, Event]
 """The events that a server returned, by event ID."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """Servers being asked about some gaps of a room."""
+
+    task: asyncio.Task[Filled]
+    began: float
+
+
+class SlowServers:
+    """Remembers which servers have taken long to fail, at which gaps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pauses: LruDict[tuple[str, str], tuple[float, float]] = LruDict(SLOW_REMEMBERED_MAX, "slow servers")
+        """By server and missing event: until when it is not asked about that, and how long that pause is in all."""
+
+    def failed(self, server_name: str, missing_event_ids: Iterable[str], seconds: float) -> None:
+        """Note that a server failed after so many seconds, when it was asked for these events."""
+        if seconds < SLOW_SECONDS_MIN:
+            return
+        now = self._clock.monotonic()
+        self._pauses.put((server_name, ""), (now + SLOW_PAUSE_SECONDS_MIN, SLOW_PAUSE_SECONDS_MIN))
+        for event_id in missing_event_ids:
+            _, last = self._pauses.get((server_name, event_id)) or (0.0, SLOW_PAUSE_SECONDS_MIN / 2)
+            pause = min(2 * last, SLOW_PAUSE_SECONDS_MAX)
+            self._pauses.put((server_name, event_id), (now + pause, pause))
+
+    def is_to_be_asked(self, server_name: str, missing_event_ids: Iterable[str]) -> bool:
+        """Whether a server may be asked for any of these events now."""
+        now = self._clock.monotonic()
+
+        def is_paused(event_id: str) -> bool:
+            until, _ = self._pauses.get((server_name, event_id)) or (0.0, 0.0)
+            return now < until
+
+        return not is_paused("") and not all(map(is_paused, missing_event_ids))
 
 
 class Filled(Enum):
@@ -84,19 +135,47 @@ class Backfiller:
         self._under_way = under_way
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._fillings: dict[tuple[str, frozenset[str]], _Filling] = {}
+        self._slow = SlowServers(clock)
+
+    async def stop(self) -> None:
+        """Give up what is under way."""
+        tasks = [filling.task for filling in self._fillings.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def fill(self, room_id: str, gaps: Sequence[Gap], seconds: float) -> Filled:
-        """Ask for the events that are missing at these gaps of a room, which were just read, for at most ``seconds``.
+        """Ask for the events that are missing at these gaps of a room, which were just read.
 
-        At most ``GAPS_PER_BACKFILL_MAX`` gaps are asked about. Never raises: servers that do not answer are skipped.
+        The caller waits for at most ``seconds``, and less if the servers have been asked for a while already. They are
+        asked on in the background, so that a later call finds what they give. At most ``GAPS_PER_BACKFILL_MAX`` gaps
+        are asked about. Never raises: servers that do not answer are skipped.
         """
+        gaps = gaps[:GAPS_PER_BACKFILL_MAX]
+        key = (room_id, frozenset(gap.missing_event_id for gap in gaps))
+        filling = self._fillings.get(key)
+        if filling is None:
+            if len(self._fillings) >= FILLINGS_AT_ONCE_MAX:
+                return Filled.UNANSWERED
+            task = asyncio.get_running_loop().create_task(self._fill_in_turn(room_id, gaps))
+            filling = self._fillings[key] = _Filling(task, self._clock.monotonic())
+            task.add_done_callback(lambda _: self._fillings.pop(key, None))
+        left = filling.began + WAIT_SECONDS_MAX - self._clock.monotonic()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max(0.0, min(seconds, left))):
+                return await asyncio.shield(filling.task)
+        except TimeoutError:
+            return Filled.UNANSWERED
+
+    async def _fill_in_turn(self, room_id: str, gaps: Sequence[Gap]) -> Filled:
+        try:
+            async with asyncio.timeout(FILLING_SECONDS_MAX):
                 # One at a time, also over all processes: the events of an answer get places below those of the answer
                 # before, so two at once could place an event before its ancestors.
                 lock = self._locks.setdefault(room_id, asyncio.Lock())
                 async with lock, self._under_way.claimed(HISTORY, room_id):
-                    return await self._fill(room_id, gaps[:GAPS_PER_BACKFILL_MAX])
+                    return await self._fill(room_id, gaps)
         except TimeoutError:
             logger.info("no server returned history in time", room_id=room_id)
             return Filled.UNANSWERED
@@ -111,7 +190,8 @@ class Backfiller:
             return Filled.NEWS  # another request or process was faster
         answered = 0
         candidates = await self._servers.candidates(head, gaps)
-        for server_name in candidates.to_ask[:SERVERS_TRIED_MAX]:
+        to_ask = [name for name in candidates.to_ask if self._slow.is_to_be_asked(name, wanted)]
+        for server_name in to_ask[:SERVERS_TRIED_MAX]:
             found = await self._fill_from(server_name, candidates, head, gaps)
             if found is Filled.NEWS:
                 return found
@@ -123,6 +203,7 @@ class Backfiller:
 
     async def _fill_from(self, server_name: str, candidates: Candidates, head: RoomHead, gaps: Sequence[Gap]) -> Filled:
         wanted = list(dict.fromkeys(gap.missing_event_id for gap in gaps))
+        began = self._clock.monotonic()
         try:
             async with asyncio.timeout(SERVER_SECONDS_MAX):
                 pdus = await self._client.backfill(server_name, head.room_id, wanted, EVENTS_PER_BACKFILL)
@@ -131,6 +212,7 @@ class Backfiller:
             if isinstance(error, RemoteRefused) and error.status < 500 and error.status != 429:
                 await self._servers.answered(candidates, server_name)
                 return Filled.NOTHING
+            self._slow.failed(server_name, wanted, self._clock.monotonic() - began)
             await self._servers.did_not_answer(candidates, server_name)
             return Filled.UNANSWERED
         await self._servers.answered(candidates, server_name)

@@ -38,7 +38,7 @@ FILTERED_BATCH = 100
 GAPS_READ_MAX = 10
 FILLINGS_MAX = 20
 """How often one page asks other servers for history."""
-FILLING_SECONDS_MAX = 30.0
+FILLING_SECONDS_MAX = 5.0
 """How long the client that reads one page waits for that in total."""
 
 

@@ -6,9 +6,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from homeserver.graph.missing_events import SLOW_PAUSE_SECONDS_MIN, SLOW_SECONDS_MIN, SlowServers
 from homeserver.protocol.events import Event
 from homeserver.storage.event_graph import Verdict
 from tests.factories.rooms import ServerKey
+from tests.fakes.clock import FakeClock
 from tests.fakes.servers import Servers
 from tests.graph.test_receive import ALICE, EVE, OTHER, OURS, REMOTE, Scene, play
 
@@ -140,3 +142,19 @@ def test_events_of_a_member_who_left_are_right_for_their_time(servers: Servers) 
         assert await at.verdict(last) == Verdict.ACCEPTED
 
     play(servers, story)
+
+
+def test_pauses_of_slow_servers_grow_by_gap_and_end() -> None:
+    clock = FakeClock()
+    slow = SlowServers(clock)
+    slow.failed("fast.org", ["$a"], SLOW_SECONDS_MIN / 2)
+    assert slow.is_to_be_asked("fast.org", ["$a"]), "nobody has waited for it"
+    for pause in (SLOW_PAUSE_SECONDS_MIN, 2 * SLOW_PAUSE_SECONDS_MIN, 4 * SLOW_PAUSE_SECONDS_MIN):
+        slow.failed("slow.org", ["$a"], SLOW_SECONDS_MIN)
+        assert not slow.is_to_be_asked("slow.org", ["$a"])
+        assert not slow.is_to_be_asked("slow.org", ["$b"]), "nor about another gap just now"
+        clock.advance(int(1000 * pause) - 1)
+        assert slow.is_to_be_asked("slow.org", ["$b"]) == (pause > SLOW_PAUSE_SECONDS_MIN)
+        assert not slow.is_to_be_asked("slow.org", ["$a"])
+        clock.advance(1)
+        assert slow.is_to_be_asked("slow.org", ["$a"])

@@ -487,3 +487,61 @@ def test_members_at_every_point(servers: Servers) -> None:
         assert await members("s1_0_0_0") == {}
 
     play(servers, story)
+
+
+def test_nobody_waits_twice_for_a_server_that_hangs(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("homeserver.graph.missing_events.WAIT_SECONDS_MAX", 0.2)
+    monkeypatch.setattr("homeserver.graph.missing_events.SERVER_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("homeserver.graph.missing_events.SLOW_SECONDS_MIN", 0.1)
+
+    async def story(at: Scene, bob: Reader) -> None:
+        loop = asyncio.get_running_loop()
+        never = asyncio.Event()
+        given_up = asyncio.Event()
+
+        async def hang(_: Request) -> Response:
+            try:
+                await never.wait()
+            finally:
+                given_up.set()
+            return Response()
+
+        at.remote.replaced["backfill"] = hang
+        began = loop.time()
+        first = await bob.page(at.room.room_id)
+        waited = loop.time() - began
+        assert (len(first["chunk"]), asked(at)) == (1, 1)
+        assert waited >= 0.2, "the servers have a little time to answer"
+        for _ in range(5):
+            again = await bob.page(at.room.room_id, first["end"])
+            assert (again["chunk"], again["end"]) == ([], first["end"])
+        await asyncio.wait_for(given_up.wait(), 30)
+        for _ in range(5):
+            await bob.page(at.room.room_id, first["end"])
+        assert asked(at) == 1, "it was asked once, and is not asked again for a while"
+
+    play(servers, story, said=10)
+
+
+def test_what_comes_late_is_there_for_the_next_page(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("homeserver.graph.missing_events.WAIT_SECONDS_MAX", 0.1)
+
+    async def story(at: Scene, bob: Reader) -> None:
+        may_answer = asyncio.Event()
+
+        async def late(request: Request) -> Response:
+            await may_answer.wait()
+            return await at.remote._backfill(request)
+
+        at.remote.replaced["backfill"] = late
+        first = await bob.page(at.room.room_id, limit=100)
+        assert len(first["chunk"]) == 1
+        may_answer.set()
+
+        async def rest() -> list[str]:
+            return texts((await bob.page(at.room.room_id, first["end"], limit=100))["chunk"])
+
+        assert (await eventually(rest))[:2] == ["before 9", "before 8"]
+        assert asked(at) == 1
+
+    play(servers, story, said=10)
