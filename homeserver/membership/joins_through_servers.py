@@ -98,7 +98,8 @@ class JoinsThroughServers:
         is_resident: bool,
         vain: VainJoins,
     ) -> None:
-        if not is_resident and (known := await self._heads.find(room_id)) is not None:
+        known = None if is_resident else await self._heads.find(room_id)
+        if known is not None and server_name in known.joined_servers:
             await self._earlier_stays.tell(server_name, known)
         answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
         version, event = self._handshakes.finish(server_name, answer, room_id, user_id, content)

@@ -61,3 +61,22 @@ def test_a_server_that_has_left_still_shows_what_its_departure_follows(servers: 
             assert await two.membership(room_id, ann) == "leave"
 
     asyncio.run(story())
+
+
+def test_a_server_that_was_not_in_the_room_is_told_nothing(servers: Servers) -> None:
+    """Anybody can invite a user to a room that he knows by name only: that he says so makes nobody a member."""
+
+    async def story() -> None:
+        async with servers:
+            one, two, stranger = await servers.ours(ONE), await servers.ours(TWO), await servers.ours(THREE)
+            ann, ben = await one.user("ann"), await two.user("ben")
+            room_id = await two.room(ben)
+            await one.join(ann, room_id, TWO)
+            await one.get(Memberships).leave(ann, room_id)
+            servers.network.sent.clear()
+            await one.join(ann, room_id, THREE, TWO)
+            assert servers.network.requests(THREE, "make_join")
+            assert not servers.network.requests(THREE, "/send/")
+            assert await stranger.event((await one.head(room_id)).state["m.room.member", ann]) is None
+
+    asyncio.run(story())
