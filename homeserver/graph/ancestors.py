@@ -156,10 +156,18 @@ class Ancestors:
                 return found
         return []
 
-    async def unshown(self, helpers: Helpers, head: RoomHead, event_ids: Iterable[str]) -> set[str]:
+    async def show(self, helpers: Helpers, head: RoomHead, event_ids: Collection[str]) -> dict[str, Event]:
+        """Those of the events that a server shows: returns with valid signatures, whether they are allowed or not."""
+        given = await self._single_events(helpers, event_ids)
+        shown = await self._incoming.check(given, head.version, head.room_id)
+        return {event.event_id: event for event in shown if event.event_id in event_ids}
+
+    async def unshown(
+        self, helpers: Helpers, head: RoomHead, event_ids: Iterable[str], shown: dict[str, Event]
+    ) -> set[str]:
         """The IDs of the events that no server can show: not this one, where they may be waiting, and no other one.
 
-        To show an event means to return it with valid signatures, whether it is allowed or not.
+        Adds the events that other servers show to ``shown``.
         """
         wanted = set(event_ids)
         known = await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))
@@ -167,9 +175,8 @@ class Ancestors:
         if wanted:
             wanted -= await self._database.read(waiting_events.known_of, head.room_id, list(wanted))
         wanted -= self._incoming.met_internal_errors(wanted)
-        given = await self._single_events(helpers, wanted)
-        shown = await self._incoming.check(given, head.version, head.room_id)
-        return wanted - {event.event_id for event in shown} - self._incoming.met_internal_errors(wanted)
+        shown.update(await self.show(helpers, head, wanted - shown.keys()))
+        return wanted - shown.keys() - self._incoming.met_internal_errors(wanted)
 
     # -- auth chains ---------------------------------------------------------------------------------------------------
 
@@ -191,29 +198,36 @@ class Ancestors:
     # -- the state before ----------------------------------------------------------------------------------------------
 
     async def fetch_state_before(
-        self, helpers: Helpers, head: RoomHead, event: Event, *, without_unverifiable: bool = False
+        self,
+        helpers: Helpers,
+        head: RoomHead,
+        event_id: str,
+        *,
+        except_for: Collection[str] = (),
+        without_unverifiable: bool = False,
     ) -> StateSnapshot:
         """The complete state before an event according to another server. Missing events of it are stored as outliers.
 
-        ``without_unverifiable`` leaves out events that cannot be checked because the keys of their signatures, or their
-        auth events, have been unavailable for a long time. Raises ``RemoteError``.
+        The servers ``except_for`` are not asked. ``without_unverifiable`` leaves out events that cannot be checked
+        because the keys of their signatures, or their auth events, have been unavailable for a long time. Raises
+        ``RemoteError``.
         """
 
         async def fetch(server_name: str) -> StateSnapshot:
-            answer = await self._client.get_state_ids(server_name, head.room_id, event.event_id)
+            answer = await self._client.get_state_ids(server_name, head.room_id, event_id)
             state_ids: list[str] = answer["pdu_ids"]
             wanted = {*state_ids, *answer["auth_chain_ids"]}
             missing = wanted - (await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))).keys()
             given: set[str] = set()
             if len(missing) > SINGLE_EVENTS_MAX:
-                whole = await self._client.get_state(server_name, head.room_id, event.event_id)
+                whole = await self._client.get_state(server_name, head.room_id, event_id)
                 given = await self._outliers.take_in(head, server_name, whole["auth_chain"], whole["pdus"])
             elif missing:
                 single = await self._single_events(helpers, missing, server_name)
                 given = await self._outliers.take_in(head, server_name, single)
             return await self._whole_state(server_name, head, state_ids, given if without_unverifiable else set())
 
-        return await helpers.ask(fetch)
+        return await helpers.ask(fetch, except_for=except_for)
 
     async def _single_events(
         self, helpers: Helpers, event_ids: Collection[str], first: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from weakref import WeakValueDictionary
 
 import orjson
@@ -16,6 +17,7 @@ from homeserver.errors import RemoteError
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.events import Events
 from homeserver.graph.judgement import MissingAncestors, prev_events_first
+from homeserver.graph.past_states import ATTEMPTS_BEFORE_BELIEF
 from homeserver.graph.placement import Outcome, Placer
 from homeserver.graph.restoring import Restorer, better_copy
 from homeserver.graph.server_access import ServerAccess
@@ -86,7 +88,8 @@ class Arrivals:
             kept.event_id: Event(orjson.loads(kept.json), head.version, kept.event_id, room_id, kept.json)
             for kept in waiting
         }
-        outcomes = await self._receive_with_gap(origin, room_id, events, is_last_resort)
+        believed = {kept.event_id for kept in waiting if kept.attempts >= ATTEMPTS_BEFORE_BELIEF}
+        outcomes = await self._receive_with_gap(origin, room_id, events, is_last_resort, believed)
         return {
             event_id: _lacks(events[event_id], outcome)
             for event_id, outcome in outcomes.items()
@@ -98,7 +101,12 @@ class Arrivals:
         return stored is not None and not stored.verdict & Verdict.OUTLIER
 
     async def _receive_with_gap(
-        self, origin: str, room_id: str, events: Mapping[str, Event], is_last_resort: bool = False
+        self,
+        origin: str,
+        room_id: str,
+        events: Mapping[str, Event],
+        is_last_resort: bool = False,
+        believed: AbstractSet[str] = frozenset(),
     ) -> Mapping[str, Outcome]:
         # One at a time for each room and server: the next one may find the gap closed. Other servers are not delayed.
         lock = self._gap_locks.setdefault((room_id, origin), asyncio.Lock())
@@ -119,15 +127,25 @@ class Arrivals:
             found = {**{event.event_id: event for event in between}, **new}
             stored = await self._events.by_id(room_id, found)  # as outliers
             ordered = prev_events_first({name: better_copy(stored.get(name), event) for name, event in found.items()})
-            outcomes = await self._place(origin, room_id, ordered, may_ask, is_last_resort)
+            if believed >= new.keys():
+                believed = found.keys()  # what comes before them has been missing for as long
+            outcomes = await self._place(origin, room_id, ordered, may_ask, is_last_resort, believed)
             if may_ask and not any(map(_lacks_something, outcomes.values())):
                 self._unhelpful.helped(room_id, origin)
         return {**known, **{event_id: outcomes.get(event_id) for event_id in new}}
 
     async def _place(
-        self, origin: str, room_id: str, events: Sequence[Event], may_ask: bool, is_last_resort: bool = False
+        self,
+        origin: str,
+        room_id: str,
+        events: Sequence[Event],
+        may_ask: bool,
+        is_last_resort: bool = False,
+        believed: AbstractSet[str] = frozenset(),
     ) -> dict[str, Outcome]:
-        outcomes = await self._placer.place(origin, room_id, events, may_ask=may_ask, is_last_resort=is_last_resort)
+        outcomes = await self._placer.place(
+            origin, room_id, events, may_ask=may_ask, is_last_resort=is_last_resort, believed=believed
+        )
         if may_ask and any(map(_lacks_something, outcomes.values())):
             self._unhelpful.did_not_help(room_id, origin)
         return outcomes

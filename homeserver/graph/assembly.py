@@ -25,6 +25,7 @@ from homeserver.graph.missing_events import Backfiller
 from homeserver.graph.other_processes import OtherProcesses
 from homeserver.graph.out_of_band import OutOfBandMemberships
 from homeserver.graph.outliers import Outliers
+from homeserver.graph.past_states import PastStates
 from homeserver.graph.placement import Placer
 from homeserver.graph.policy_servers import PolicyServers
 from homeserver.graph.receive import OutsideEvents, Receiver
@@ -88,9 +89,10 @@ def build(base: Foundation, federation: FederationServices) -> GraphServices:
     restorer = Restorer(database, events, states, writers)
     outliers = Outliers(incoming, events, writers, database, restorer)
     ancestors = Ancestors(federation.client, incoming, events, outliers, database, base.server_name)
-    placer = Placer(database, heads, events, writers, judge, ancestors, policy)
-    waiting = WaitingEvents(database, clock)
     silent = SilentServers(database, clock)
+    past = PastStates(ancestors, outliers, events, states, silent, base.server_name)
+    placer = Placer(database, heads, events, writers, judge, ancestors, past, policy)
+    waiting = WaitingEvents(database, clock)
     history_servers = HistoryServers(base.server_name, heads, events, silent, clock)
     writers.watch_events(waiting.arrived)
     access = ServerAccess(heads, under_way)

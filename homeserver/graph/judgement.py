@@ -8,7 +8,7 @@ https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from homeserver.errors import HomeserverError, NotAuthorized
 from homeserver.graph.events import Events
@@ -37,6 +37,18 @@ class Ruling:
 
     verdict: Verdict
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenState:
+    """What other servers say of the state before an event whose prev_events are missing: one of two things."""
+
+    after: Mapping[str, StateSnapshot] = field(default_factory=dict)
+    """The states after the missing prev_events, by event ID, according to servers that did not send the event."""
+    before: StateSnapshot | None = None
+    """The state before the event itself."""
+    is_independent: bool = True
+    """Whether ``before`` comes from a server that did not send the event."""
 
 
 class Judge:
@@ -103,14 +115,13 @@ class Judge:
         return create
 
     async def state_before(
-        self, working: WorkingHead, event: Event, given: StateSnapshot | None = None, *, is_past: bool = False
+        self, working: WorkingHead, event: Event, given: GivenState | None = None, *, is_past: bool = False
     ) -> StateSnapshot:
         """The state before an event: the resolution of the states after its prev_events.
 
-        ``given`` is the state before the event according to another server, and stands for missing prev_events. It is
-        resolved with the states that are known here, and never replaces them. ``is_past`` says that the event is older
-        than what this server has of the room. Raises ``MissingAncestors`` if prev_events are missing and nothing is
-        ``given``.
+        ``given`` is what other servers say, and stands for missing prev_events. It is resolved with the states that are
+        known here, and never replaces them. ``is_past`` says that the event is older than what this server has of the
+        room. Raises ``MissingAncestors`` if prev_events are missing and nothing is ``given``.
         """
         head = working.head
         if not event.prev_events and head.state.get(CREATE) == event.event_id:
@@ -130,16 +141,20 @@ class Judge:
             snapshots += [await self._states.after_extremity(extremity) for extremity in late]
         if not missing and snapshots:
             return await working.resolve(snapshots)
-        if given is None:
+        if given is not None and missing and given.after.keys() >= set(missing):
+            return await working.resolve([*snapshots, *(given.after[event_id] for event_id in missing)])
+        if given is None or given.before is None:
             raise MissingAncestors(event.event_id, prev=missing)
+        before = given.before
         if is_past:
-            return await _resolve_checked(working, [*snapshots, given])
-        if not snapshots and head.version.state_resolution is StateResolution.V1:
-            snapshots.append(head.snapshot)  # events stored here, which version 1 does not check again
-        given = _completed(given, head)
+            return await _resolve_checked(working, [*snapshots, before])
+        if not given.is_independent:
+            if not snapshots and head.version.state_resolution is StateResolution.V1:
+                snapshots.append(head.snapshot)  # events stored here, which version 1 does not check again
+            before = _completed(before, head)
         # An event that follows a known event follows everything that the known event follows.
-        absent = {key: i for known in snapshots for key, i in known.state.items() if key not in given.state}
-        return await _resolve_checked(working, [*snapshots, given.changed(absent) if absent else given])
+        absent = {key: i for known in snapshots for key, i in known.state.items() if key not in before.state}
+        return await _resolve_checked(working, [*snapshots, before.changed(absent) if absent else before])
 
     async def _state_after(self, working: WorkingHead, event_id: str, *, is_past: bool) -> StateSnapshot | None:
         if working.knows(event_id):

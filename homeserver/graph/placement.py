@@ -6,7 +6,7 @@ https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -17,11 +17,11 @@ from homeserver.errors import HomeserverError
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
-from homeserver.graph.helpers import Helpers
 from homeserver.graph.internal_errors import as_outcome, is_internal_error
-from homeserver.graph.judgement import Judge, MissingAncestors, Ruling, prev_events_first
+from homeserver.graph.judgement import GivenState, Judge, MissingAncestors, Ruling, prev_events_first
+from homeserver.graph.past_states import Inquiry, PastStates
 from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
-from homeserver.graph.state import RoomHead, RoomHeads, StateSnapshot
+from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.events import Event
 from homeserver.storage import federation_queries
@@ -48,12 +48,14 @@ class _Help:
     places: Mapping[str, int] | None
     """The places of events of the past, by event ID; None: the events are new."""
     is_last_resort: bool
+    believed: Collection[str]
+    """The IDs of events that have waited for so long that their senders are believed."""
     batch: frozenset[str]
     """The IDs of the events of the batch."""
-    helpers: Helpers | None = None
+    inquiry: Inquiry | None = None
     states_asked: int = 0
-    states: dict[str, StateSnapshot] = field(default_factory=dict)
-    """The states before events that other servers gave, by event ID."""
+    states: dict[str, GivenState] = field(default_factory=dict)
+    """What other servers say of the states before events, by event ID."""
     auth_chains_asked: set[str] = field(default_factory=set)
     """The IDs of events whose auth chains were requested."""
     opinions: Opinions = field(default_factory=Opinions)
@@ -84,6 +86,7 @@ class Placer:
         writers: RoomWriters,
         judge: Judge,
         ancestors: Ancestors,
+        past: PastStates,
         policy: PolicyServers,
     ) -> None:
         self._database = database
@@ -92,6 +95,7 @@ class Placer:
         self._writers = writers
         self._judge = judge
         self._ancestors = ancestors
+        self._past = past
         self._policy = policy
 
     async def place(
@@ -103,15 +107,17 @@ class Placer:
         places: Mapping[str, int] | None = None,
         may_ask: bool = True,
         is_last_resort: bool = False,
+        believed: Collection[str] = (),
     ) -> dict[str, Outcome]:
         """Check and append events, ancestors first; missing ones are fetched if this server ``may_ask``.
 
         All events that can be appended as they are share a transaction. ``places`` are the places in the room's
         history, by event ID, of events from the past; None if the events are new. ``is_last_resort``: use a state that
-        was given though some of it could not be verified for a long time.
+        was given though some of it could not be verified for a long time. ``believed`` are events that have waited for
+        a while: if no other server knows the state before them, what their senders say is used.
         """
         outcomes: dict[str, Outcome] = {}
-        help_ = _Help(origin, may_ask, places, is_last_resort, frozenset(event.event_id for event in events))
+        help_ = _Help(origin, may_ask, places, is_last_resort, believed, frozenset(e.event_id for e in events))
         placed = (
             await self._ancestors.placed(room_id, (event.event_id for event in events)) if places is not None else ()
         )
@@ -124,15 +130,18 @@ class Placer:
                 else:
                     outcomes[event.event_id] = outcome
             todo = await self._help_one(waiting, help_, outcomes)
+        if help_.inquiry is not None:
+            await self._past.end(help_.inquiry)
         return outcomes
 
     async def place_with_ancestors(self, origin: str, event: Event) -> Outcome:
-        """Place an event, and before it the missing ancestors that the origin returns."""
+        """Place an event now or never, and before it the missing ancestors that the origin returns."""
         head = await self._heads.get(event.room_id)
         helpers = self._ancestors.helpers(head, origin, event)
         between = await self._ancestors.close_gap(origin, helpers, head, [event])
         ordered = prev_events_first({**{other.event_id: other for other in between}, event.event_id: event})
-        return (await self.place(origin, event.room_id, ordered)).get(event.event_id)
+        believed = frozenset(other.event_id for other in ordered)  # they cannot wait until somebody else answers
+        return (await self.place(origin, event.room_id, ordered, believed=believed)).get(event.event_id)
 
     async def _help_one(
         self, waiting: Sequence[tuple[Event, MissingAncestors | Unasked]], help_: _Help, outcomes: dict[str, Outcome]
@@ -176,31 +185,37 @@ class Placer:
         is_removal = event.membership in ("leave", "ban") and event.sender != event.state_key
         if not is_removal or event.state_key not in head.joined_local:
             return False
-        help_.states[event.event_id] = head.snapshot
+        help_.states[event.event_id] = GivenState(before=head.snapshot)
         return True
 
     async def _help(self, event: Event, missing: MissingAncestors, help_: _Help) -> None:
         """Fetch what an event lacks. Raises ``MissingAncestors`` or ``RemoteError`` if that is not possible."""
         help_.take_turn(event, missing)
         head = await self._heads.get(event.room_id)
-        if help_.helpers is None:
-            help_.helpers = self._ancestors.helpers(head, help_.origin, event)
+        if (inquiry := help_.inquiry) is None:
+            helpers = self._ancestors.helpers(head, help_.origin, event)
+            inquiry = help_.inquiry = await self._past.begin(head, help_.origin, helpers, help_.is_last_resort)
         if missing.auth:
-            await self._ancestors.fetch_auth_chain(help_.helpers, head, event)
-            return
-        if help_.places is None:
-            await self._check_shown(help_.helpers, head, event, missing.prev - help_.batch)
-        help_.states[event.event_id] = await self._ancestors.fetch_state_before(
-            help_.helpers, head, event, without_unverifiable=help_.is_last_resort
-        )
+            await self._ancestors.fetch_auth_chain(inquiry.helpers, head, event)
+        elif help_.places is not None:
+            help_.states[event.event_id] = await self._past.before_old(inquiry, head, event, missing.prev)
+        else:
+            await self._check_shown(inquiry, head, event, missing.prev - help_.batch)
+            help_.states[event.event_id] = await self._past.before_new(
+                inquiry,
+                head,
+                event,
+                missing.prev,
+                may_believe=event.event_id in help_.believed,
+            )
 
-    async def _check_shown(self, helpers: Helpers, head: RoomHead, event: Event, missing: AbstractSet[str]) -> None:
+    async def _check_shown(self, inquiry: Inquiry, head: RoomHead, event: Event, missing: AbstractSet[str]) -> None:
         """Check that the missing prev_events of an event exist. Raises ``MissingAncestors`` if no server shows them.
 
         The event becomes a forward extremity, which our own events will name. Other servers would refuse our events if
         they had no way to get the ancestors. An event that has followers already is not named.
         """
-        unshown = await self._ancestors.unshown(helpers, head, missing)
+        unshown = await self._ancestors.unshown(inquiry.helpers, head, missing, inquiry.shown)
         is_followed = federation_queries.is_followed_by_accepted
         if unshown and not await self._database.read(is_followed, head.room_nid, event.event_id):
             raise MissingAncestors(event.event_id, prev=unshown)
@@ -254,12 +269,12 @@ class Placer:
         working: WorkingHead,
         event: Event,
         opinions: Opinions,
-        given: StateSnapshot | None = None,
+        given: GivenState | None = None,
         place: int | None = None,
     ) -> NewEvent:
         """Check an event on the head that it will be appended to.
 
-        ``given`` is the state before it according to another server, if prev_events are missing. ``place`` is its place
+        ``given`` is what other servers say of the state before it, if prev_events are missing. ``place`` is its place
         in the room's history if it is from the past; None for a new event. Raises ``MissingAncestors``, and ``Unasked``
         if the room's policy server has to be asked first.
         """

@@ -311,9 +311,13 @@ class RemoteServer:
 
     async def _event_auth(self, request: Request) -> Response:
         room = self._room()
+        if request.path_params["event_id"] not in room.events:
+            return _not_found()
         return JSONResponse({"auth_chain": self._shown(room.auth_chain([request.path_params["event_id"]]))})
 
     async def _state_ids(self, request: Request) -> Response:
+        if request.query_params["event_id"] not in self._room().events:
+            return _not_found()
         state = self._room().state_before(request.query_params["event_id"])
         chain = self._room().auth_chain(state.values())
         return JSONResponse(
@@ -321,6 +325,8 @@ class RemoteServer:
         )
 
     async def _state(self, request: Request) -> Response:
+        if request.query_params["event_id"] not in self._room().events:
+            return _not_found()
         state = self._room().state_before(request.query_params["event_id"])
         chain = self._room().auth_chain(state.values())
         return JSONResponse({"pdus": self._shown(state.values()), "auth_chain": self._shown(chain)})
@@ -328,7 +334,7 @@ class RemoteServer:
     async def _event(self, request: Request) -> Response:
         event = self._room().events.get(request.path_params["event_id"])
         if event is None or event.event_id in self.hidden:
-            return JSONResponse({"errcode": "M_NOT_FOUND", "error": "?"}, 404)
+            return _not_found()
         return JSONResponse({"origin": self.name, "origin_server_ts": 1, "pdus": [event.pdu]})
 
     async def _backfill(self, request: Request) -> Response:
@@ -366,3 +372,7 @@ class _Probe:
         event = room.event(user_id, "m.room.member", {"membership": membership}, user_id)
         room.events, room.extremities, room._state_before, room._state_after = kept
         return {k: v for k, v in event.pdu.items() if k not in ("hashes", "signatures", "event_id")}
+
+
+def _not_found() -> Response:
+    return JSONResponse({"errcode": "M_NOT_FOUND", "error": "?"}, 404)

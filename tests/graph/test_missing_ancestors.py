@@ -14,7 +14,7 @@ from sqlalchemy import Connection, update
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from homeserver.graph import unhelpful_servers
+from homeserver.graph import past_states, unhelpful_servers
 from homeserver.graph import waiting_events as graph_waiting_events
 from homeserver.graph.placement import Placer
 from homeserver.graph.state import RoomHeads, StateReader
@@ -221,12 +221,20 @@ def as_state(attack: Attack, tip: str) -> list[Event]:
     ]
 
 
+@pytest.fixture
+def nobody_else_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no server but the attacker's had answered for long. What others answer is for test_past_states."""
+    monkeypatch.setattr(past_states, "independent_servers", lambda *_: [])
+
+
+NOBODY_ELSE_KNOWS = pytest.mark.usefixtures("nobody_else_knows")
 WAYS = (
     beside_ours, from_nowhere, in_a_row, by_a_chain_of_its_own, by_an_event_that_is_shown_alone, as_state,
 )  # fmt: skip
 
 
 @ATTACKED
+@NOBODY_ELSE_KNOWS
 @pytest.mark.parametrize("lie", [rolled_back, without_rules, made_up, made_by_old_power])
 def test_nobody_moves_the_state_by_hiding_what_came_before(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, version: str, lie: Callable[[Attack], State]
@@ -250,6 +258,7 @@ def test_nobody_moves_the_state_by_hiding_what_came_before(
 
 
 @ATTACKED
+@NOBODY_ELSE_KNOWS
 def test_nor_by_lying_about_what_comes_late(servers: Servers, version: str) -> None:
     """A ban has not come here yet. An event that follows it does, with a state from before the ban."""
 
@@ -269,6 +278,7 @@ def test_nor_by_lying_about_what_comes_late(servers: Servers, version: str) -> N
 
 
 @ATTACKED
+@NOBODY_ELSE_KNOWS
 @pytest.mark.parametrize("first", ["the event that leads to the ban", "the ban"])
 @pytest.mark.parametrize("is_shown", [True, False], ids=["with its past", "without its past"])
 def test_nor_if_it_comes_late_piece_by_piece(servers: Servers, version: str, first: str, is_shown: bool) -> None:
@@ -322,6 +332,7 @@ def test_nor_if_it_comes_late_piece_by_piece(servers: Servers, version: str, fir
 
 
 @ATTACKED
+@NOBODY_ELSE_KNOWS
 @pytest.mark.parametrize("lie", [rolled_back, without_rules, made_up, made_by_old_power])
 def test_nor_by_sending_late_what_an_event_here_follows(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, version: str, lie: Callable[[Attack], State]
@@ -355,6 +366,7 @@ def test_nor_by_sending_late_what_an_event_here_follows(
 
 
 @ATTACKED
+@NOBODY_ELSE_KNOWS
 @pytest.mark.parametrize("lie", [without_rules, made_up, made_by_old_power])
 def test_nor_by_what_is_given_of_the_past(servers: Servers, version: str, lie: Callable[[Attack], State]) -> None:
     """An event from before our time is judged by the state that is given with it; then the attacker builds on it."""
