@@ -20,7 +20,7 @@ from unittest import mock
 from sqlalchemy import Connection, select, update
 
 from homeserver.errors import RemoteError
-from homeserver.graph import judgement
+from homeserver.graph import judgement, past_states
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.under_way import INVITATION, UnderWay
 from homeserver.membership import remote_joins
@@ -44,6 +44,7 @@ def one_server_is_believed() -> Iterator[None]:
         stack.enter_context(mock.patch.object(Ancestors, "unshown", unshown))
         stack.enter_context(mock.patch.object(judgement, "_resolve_checked", resolve))
         stack.enter_context(mock.patch.object(judgement, "_completed", lambda given, _: given))
+        stack.enter_context(mock.patch.object(past_states, "independent_servers", return_value=[]))
         yield
 
 

@@ -13,7 +13,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.simulation.simulation import Outcome, template
+from tests.simulation.simulation import Outcome
+from tests.simulation.workspace import begin_run, children, template
 
 Run = Callable[[int], Outcome]
 
@@ -39,17 +40,21 @@ def run_all(seeds: Iterable[int], run: Run, jobs: int) -> Iterator[Outcome]:
             under_way.unregister(pipe)
             os.close(pipe)
             os.waitpid(pid, 0)
+            children.discard(pid)
             del answers[pipe]
             yield pickle.loads(b"".join(chunks)) if chunks else Outcome(seed, "?", "", {"the_process_lives": ["no"]})
 
 
 def _fork(seed: int, run: Run) -> tuple[int, int]:
     reader, writer = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
+        children.add(pid)
         os.close(writer)
         return pid, reader
     try:
+        begin_run(parent)
         os.close(reader)
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(pickle.dumps(run(seed)))

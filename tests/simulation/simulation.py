@@ -6,7 +6,6 @@ The seed decides everything. ``simulate`` is a function of its arguments.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import gc
 import logging
@@ -16,13 +15,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from homeserver.protocol.room_versions import ROOM_VERSIONS
-from homeserver.storage import migrate
 from tests.simulation.actors import Actor, Disasters, accept_at_once, look, start_again
 from tests.simulation.checks import CHECKS, extremities_of, find, owed_by
 from tests.simulation.clients import Refused, Unanswered
@@ -32,6 +29,7 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.network import Network
 from tests.simulation.trace import Trace
 from tests.simulation.virtual_loop import VirtualLoop
+from tests.simulation.workspace import template, workspace
 from tests.simulation.world import World
 
 VERSIONS = tuple(str(number) for number in range(1, 13))
@@ -80,7 +78,7 @@ def simulate(seed: int, version: str | None = None, *, mutation: str | None = No
     """
     version = version or version_of(seed)
     loop = VirtualLoop(random.Random(f"threads {seed}"))
-    directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=_memory()))
+    directory = Path(tempfile.mkdtemp(prefix=f"{seed}-", dir=workspace()))
     trace = Trace()
     outcome = Outcome(seed, version, "")
     began = time.process_time()
@@ -106,21 +104,6 @@ def simulate(seed: int, version: str | None = None, *, mutation: str | None = No
 def _note_error(log: Log, context: dict[str, Any]) -> None:
     if (error := context.get("exception")) is not None:
         log.errors.append(f"{context['message']}: {error!r}")
-
-
-@cache
-def _memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-@cache
-def template() -> Path:
-    """A migrated database, for all runs of this process."""
-    directory = Path(tempfile.mkdtemp(prefix="simulation-template-", dir=_memory()))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)  # not in the forked processes: they end at once
-    file = directory / "template.db"
-    migrate.upgrade(f"sqlite:///{file}")
-    return file
 
 
 async def _run(outcome: Outcome, trace: Trace, directory: Path, log: Log, strict: bool) -> None:
