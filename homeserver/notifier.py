@@ -95,7 +95,8 @@ class _Waiters:
     """
 
     def __init__(self) -> None:
-        self._futures: dict[str, set[asyncio.Future[None]]] = {}
+        self._futures: dict[str, set[asyncio.Future[bool]]] = {}
+        """By user. The result is whether something woke the request, not its time that ran out."""
         self._rooms: OrderedDict[str, Collection[str]] = OrderedDict()
         """The rooms that are registered for a user; the users whose requests ended longest ago come first."""
         self._users: dict[str, set[str]] = {}
@@ -105,14 +106,14 @@ class _Waiters:
     def __bool__(self) -> bool:
         return bool(self._futures)
 
-    def add(self, user_id: str, rooms: Collection[str], future: asyncio.Future[None]) -> None:
+    def add(self, user_id: str, rooms: Collection[str], future: asyncio.Future[bool]) -> None:
         """Register a request. ``rooms`` are the rooms of its user; the caller must not change the collection
         afterwards.
         """
         self._register(user_id, rooms)
         self._futures.setdefault(user_id, set()).add(future)
 
-    def discard(self, user_id: str, future: asyncio.Future[None]) -> None:
+    def discard(self, user_id: str, future: asyncio.Future[bool]) -> None:
         """A request has ended."""
         futures = self._futures.get(user_id)
         if futures is not None:
@@ -142,8 +143,7 @@ class _Waiters:
     def wake_user(self, user_id: str) -> None:
         """Wake all requests of a user."""
         for future in self._futures.pop(user_id, ()):
-            if not future.done():
-                future.set_result(None)
+            _end_wait(future, True)
 
     def wake_all(self) -> None:
         """Wake all requests of everybody."""
@@ -289,15 +289,14 @@ class Notifier:
         """
         if self._closed or timeout_s <= 0:
             return False
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(timeout_s, _end_wait, future, False)
         self._waiters.add(user_id, rooms, future)
         try:
-            async with asyncio.timeout(timeout_s):
-                await future
-            return not self._closed
-        except TimeoutError:
-            return False
+            return await future and not self._closed
         finally:
+            timer.cancel()
             self._waiters.discard(user_id, future)
 
     def wake_user(self, user_id: str) -> None:
@@ -320,6 +319,11 @@ class Notifier:
         self._waiters.wake_all()
         for reader in self._readers:
             reader.set()
+
+
+def _end_wait(future: asyncio.Future[bool], woken: bool) -> None:
+    if not future.done():
+        future.set_result(woken)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

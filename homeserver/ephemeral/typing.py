@@ -127,6 +127,8 @@ class Typing:
         self.position = clock.now_ms()
         """When the typing users of any room last changed: milliseconds since the epoch, or slightly more after many
         changes."""
+        self._token = Point(self.position, process, 0).as_number()
+        """The token for a user in whose rooms nobody is typing."""
         self._floor = self.position
         """Changes up to here may have been forgotten."""
         self._rooms: OrderedDict[str, _RoomTyping] = OrderedDict()
@@ -282,6 +284,7 @@ class Typing:
 
     def _changed(self, room_id: str, room: _RoomTyping) -> None:
         self.position = max(self.position + 1, self._clock.now_ms())
+        self._token = Point(self.position, self._process, 0).as_number()
         room.changed = self.position
         room.rendered = room.digest = None
         self._rooms.move_to_end(room_id)
@@ -362,11 +365,14 @@ class Typing:
 
     def token(self, joined: Collection[str]) -> int:
         """The part of a token for a client that knows everything about typing in the rooms that its user is in."""
-        return Point(self.position, self._process, self._digest(joined)).as_number()
+        return self._token | self._digest(joined) if self._active else self._token
 
     def to_tell(self, token: int, joined: Collection[str]) -> Collection[str]:
         """The rooms whose typing users a client with this token has to be told, even if nobody is typing there any
-        more."""
+        more.
+
+        There are none if the token is equal to the current one.
+        """
         point = Point.of_number(token)
         if point.process == self._process and self._floor <= point.ms <= self.position:
             return () if point.ms == self.position else self._changed_since(point.ms, joined)

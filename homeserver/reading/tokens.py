@@ -12,7 +12,7 @@ Clients may hold tokens of older formats: ``s<position>``, and ``t<depth>_<posit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from homeserver.errors import InvalidParam
 from homeserver.storage.places import HIGHEST, LOWEST, place_of
@@ -25,26 +25,22 @@ POSITION_MAX = 2**38
 """No counter gets this far. The place of this position is ``places.HIGHEST``."""
 
 
-@dataclass(frozen=True, slots=True)
-class SyncToken:
+class SyncToken(NamedTuple):
     """How much a client knows: a position in each kind of stream."""
 
     events: int
     ephemeral: int
     user: int
 
-    @classmethod
-    def at(cls, position: int, ephemeral: int = 0) -> SyncToken:
-        """The token for everything up to a position, while one counter numbers everything that is stored."""
-        return cls(position, ephemeral, position)
-
     @property
     def position(self) -> int:
         """The position up to which the client knows everything that is stored."""
         return min(self.events, self.user)
 
-    def __str__(self) -> str:
-        return f"s1_{self.events}_{self.ephemeral}_{self.user}"
+
+def sync_token(position: int, ephemeral: int) -> str:
+    """The token for everything up to a position, while one counter numbers everything that is stored."""
+    return f"s1_{position}_{ephemeral}_{position}"
 
 
 def parse_sync_token(text: str) -> SyncToken:
@@ -52,7 +48,7 @@ def parse_sync_token(text: str) -> SyncToken:
     if match := _SYNC.match(text):
         token = SyncToken(int(match[1]), int(match[2]), int(match[3]))
     elif match := _SYNC_OLD.match(text):
-        token = SyncToken.at(int(match[1]))
+        token = SyncToken(int(match[1]), 0, int(match[1]))
     else:
         raise InvalidParam("The token is not one that /sync has given out")
     if token.events > POSITION_MAX:

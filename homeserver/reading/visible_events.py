@@ -69,6 +69,10 @@ class VisibleEvents:
         if not stored:
             return []
         user_id = viewer.user_id
+        head = self._heads.cached(stored[0].event.room_id)
+        if head is not None and user_id in head.joined and _are_messages_at(head.snapshot.group, stored):
+            # Whoever is in the room sees what is said there, whatever its history visibility.
+            return [SeenEvent(event, "join") for event in stored]
         entries = await self._entries_at(stored, user_id)
         named = await self._named(stored, entries, user_id)
         seen: list[SeenEvent] = []
@@ -138,6 +142,14 @@ class VisibleEvents:
         if replaced:
             found.update((e.event_id, e.event) for e in (await self._events.by_nid(replaced)).values())
         return found
+
+
+def _are_messages_at(group: int | None, stored: Sequence[StoredEvent]) -> bool:
+    """Whether the state at all of these events is that of a state group, and none of them is a state event."""
+    for event in stored:
+        if event.state_group != group or event.event.is_state:
+            return False
+    return True
 
 
 def _visibility(event_id: str, event: Event | None) -> str | None:

@@ -149,12 +149,16 @@ class Composer:
     def _add_typing(self, request: SyncRequest, joined: Collection[str], update: Update) -> None:
         """Add who is typing now. Nothing is awaited after this, so the token says exactly what the client was told."""
         update.typing = self._typing.token(joined)
+        fresh = {room.room_id for room in update.joined if room.is_fresh}
         if request.since is None:
             told: Collection[str] = self._typing.active(joined)
-        else:
+        elif request.typing_since != update.typing:
             told = self._typing.to_tell(request.typing_since, joined)
+        elif fresh:
+            told = ()
+        else:
+            return  # nearly always
         by_id = {room.room_id: room for room in update.joined}
-        fresh = {room.room_id for room in update.joined if room.is_fresh}
         for room_id in dict.fromkeys([*told, *self._typing.active(fresh)]):
             if not request.filter.room.allows_room(room_id) or not _allows_ephemeral(request, "m.typing", room_id):
                 continue

@@ -10,7 +10,7 @@ from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.protocol.filters import select_fields
 from homeserver.reading.client_events import ClientEvents
-from homeserver.reading.tokens import SyncToken, history_token
+from homeserver.reading.tokens import history_token, sync_token
 from homeserver.reading.visible_events import SeenEvent
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.sync.updates import RoomUpdate, SyncRequest, Update
@@ -43,7 +43,7 @@ class SyncRendering:
     def render(self, request: SyncRequest, update: Update) -> bytes:
         """The response body. Call ``prepare`` first."""
         now = self._clock.now_ms()
-        parts = [b'{"next_batch":"%b",' % str(SyncToken.at(update.next_batch, update.typing)).encode()]
+        parts = [b'{"next_batch":"%b",' % sync_token(update.next_batch, update.typing).encode()]
         sections: list[bytes] = []
         for name, rooms in ((b"join", update.joined), (b"leave", update.left)):
             if rooms:
