@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from homeserver.config import Config, ListenerConfig, Service
@@ -259,26 +259,6 @@ def _stop_on_signals(app: Starlette, servers: list[_Server]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _answering_when_cancelled(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an application; a request that uvicorn cancels, because the time for a stop is over, is answered by 503.
-
-    Nothing else cancels requests. Uvicorn would log the cancellation as an error of the application, with a traceback.
-    """
-    begun = False
-
-    async def watched(message: Message) -> None:
-        nonlocal begun
-        begun = True
-        await send(message)
-
-    try:
-        await app(scope, receive, watched)
-    except asyncio.CancelledError:
-        logger.info("a request was given up because the server stops", method=scope["method"], path=scope["path"])
-        if not begun:
-            await json_response(STOPS, 503, CORS_HEADERS)(scope, receive, send)
-
-
 class OnlyServing:
     """An ASGI application that lets through the paths that a listener serves; others get 404 M_UNRECOGNIZED."""
 
@@ -297,13 +277,26 @@ class OnlyServing:
         ):
             await json_response(Unrecognized().body(), Unrecognized.status, CORS_HEADERS)(scope, receive, send)
         else:
-            await _answering_when_cancelled(self._app, scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            except asyncio.CancelledError:
+                await _say_that_the_server_stops(scope, receive, send)
 
     def _is_closed(self, path: str) -> bool:
         for prefix, service in SERVICE_PREFIXES:
             if path.startswith(prefix):
                 return service not in self._serves
         return False
+
+
+async def _say_that_the_server_stops(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that uvicorn has cancelled, because the time for a stop is over; nothing else cancels requests.
+
+    Uvicorn would log the cancellation as an error of the application, with a traceback.
+    """
+    logger.info("a request was given up because the server stops", method=scope["method"], path=scope["path"])
+    with contextlib.suppress(RuntimeError):  # uvicorn's, if the answer has begun already
+        await json_response(STOPS, 503, CORS_HEADERS)(scope, receive, send)
 
 
 def _bind(listener: ListenerConfig) -> socket.socket:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from homeserver.accounts.access_tokens import AccessTokens, Requester
 from homeserver.errors import Forbidden, MissingToken
-from homeserver.web import get_service
+from homeserver.web import get_service, query_str
 
 _BEARER = b"bearer "
 
@@ -31,7 +31,7 @@ def access_token_of(request: Request) -> str:
             return str(token, "latin-1")
         raise MissingToken("The Authorization header has no bearer token")
     # NOTSPEC: v1.20 removed this, but all the other versions that this server offers have it.
-    if b"access_token=" in request.scope["query_string"] and (query := request.query_params.get("access_token")):
+    if b"access_token=" in request.scope["query_string"] and (query := query_str(request, "access_token")):
         return query
     raise MissingToken()
 

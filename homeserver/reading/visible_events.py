@@ -146,10 +146,8 @@ class VisibleEvents:
 
 def _are_messages_at(group: int | None, stored: Sequence[StoredEvent]) -> bool:
     """Whether the state at all of these events is that of a state group, and none of them is a state event."""
-    for event in stored:
-        if event.state_group != group or event.event.is_state:
-            return False
-    return True
+    others = [event for event in stored if event.state_group != group or event.event.is_state]
+    return not others
 
 
 def _visibility(event_id: str, event: Event | None) -> str | None:

@@ -97,6 +97,8 @@ class RecentChanges:
     def in_rooms(self, room_ids: Collection[str], after: int) -> dict[str, list[Change]]:
         """The changes after a position in those of the rooms that have any, oldest first."""
         found: dict[str, list[Change]] = {}
+        if after >= self.position:
+            return found
         if self.position - after > len(room_ids):
             return {i: self._in_room(i, after) for i in room_ids if self.last_in_room(i) > after}
         for change in reversed(self._changes):

@@ -6,7 +6,6 @@ https://spec.matrix.org/v1.19/client-server-api/#syncing
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
 
 from homeserver.clock import Clock
 from homeserver.errors import UnknownPos
@@ -70,7 +69,8 @@ class Sync:
             update = await self._wait_for_news(request, timeout_ms, known, check_requester)
         if request.is_lazy:
             self._remember_members(request, update)
-        await self._rendering.prepare(update)
+        if update.joined or update.left:
+            await self._rendering.prepare(update)
         return self._rendering.render(request, update)
 
     def _remember_members(self, request: SyncRequest, update: Update) -> None:
@@ -90,7 +90,7 @@ class Sync:
             remaining_s = deadline - self._clock.monotonic()
             if remaining_s <= 0:
                 return update
-            request = replace(request, since=update.next_batch, typing_since=update.typing)
+            request = request.after(update)
             if woken:
                 woken = False
                 await check_requester()
@@ -114,7 +114,7 @@ class Sync:
             update = await self._read_news(request, window, known)
             if update.says_something:
                 return update, ()
-            request = replace(request, since=update.next_batch, typing_since=update.typing)
+            request = request.after(update)
 
     async def _read_news(self, request: SyncRequest, window: Window | None, known: Mapping[str, Members]) -> Update:
         if window is not None:

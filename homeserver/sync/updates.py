@@ -29,6 +29,18 @@ class SyncRequest:
     state_after: bool = False
     """Whether to send the state at the end of the timelines instead of at their start."""
 
+    def after(self, update: Update) -> SyncRequest:
+        """The same request of a client that knows this update as well."""
+        return SyncRequest(
+            self.user_id,
+            self.device_id,
+            update.next_batch,
+            update.typing,
+            self.filter,
+            self.full_state,
+            self.state_after,
+        )
+
     @property
     def timeline_limit(self) -> int:
         """How many events a timeline may have."""

@@ -5,7 +5,7 @@ https://spec.matrix.org/v1.19/client-server-api/#web-browser-clients
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -27,7 +27,7 @@ from homeserver.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.web.responses import error_response, json_response
+from homeserver.web.responses import PlainResponse, error_response, json_response
 from homeserver.web.routes import RouteIndex
 
 logger = structlog.get_logger(__name__)
@@ -65,27 +65,39 @@ class FrontDoor:
         self._app = app
         self._index = index
         self._long_way: ASGIApp | None = None
-        self._short_way = Edge(_run_plain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application, in place of FastAPI's own stack."""
         if scope["type"] == "http":
             endpoint = self._index.plain_endpoint(scope)
             if endpoint is not None:
-                scope[_ENDPOINT] = endpoint
-                await self._short_way(scope, receive, send)
+                await _short_way(endpoint, scope, receive, send)
                 return
         if self._long_way is None:
             self._long_way = self._app.build_middleware_stack()
         await self._long_way(scope, receive, send)
 
 
-_ENDPOINT = "homeserver.endpoint"
+async def _short_way(
+    endpoint: Callable[[Request], Awaitable[Response]], scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Call a plain endpoint, and send its response as ``Edge`` does, without wrapping ``send``."""
+    try:
+        _check_query(scope)
+        response = await endpoint(Request(scope, receive, send))
+    except ClientDisconnect:
+        return
+    except Exception as error:
+        response = answer_to(error, scope)
+    if isinstance(response, PlainResponse):
+        await response.send(send, CORS_HEADERS, with_body=scope["method"] != "HEAD")
+    else:
+        await Edge(response)(scope, receive, send)
 
 
-async def _run_plain(scope: Scope, receive: Receive, send: Send) -> None:
-    response: Response = await scope[_ENDPOINT](Request(scope, receive, send))
-    await response(scope, receive, send)
+def _check_query(scope: Scope) -> None:
+    if b"%00" in scope["query_string"]:
+        raise InvalidParam("The query has a NUL in it")
 
 
 class Edge:
@@ -117,8 +129,7 @@ class Edge:
             await send(message)
 
         try:
-            if b"%00" in scope["query_string"]:
-                raise InvalidParam("The query has a NUL in it")
+            _check_query(scope)
             await self._app(scope, receive, send_with_cors)
         except ClientDisconnect:
             return

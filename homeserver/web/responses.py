@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Send
 
 from homeserver.errors import LimitExceeded, MatrixError, RemoteError, RemoteFailed
 
@@ -15,7 +16,7 @@ JSON_CONTENT_TYPE = "application/json"
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
-class _PlainResponse(Response):
+class PlainResponse(Response):
     """A response with exactly the given headers, without Starlette's work for cookies and charsets."""
 
     def __init__(self, body: bytes, status: int, content_type: bytes, headers: RawHeaders) -> None:
@@ -28,17 +29,23 @@ class _PlainResponse(Response):
             *headers,
         ]
 
+    async def send(self, send: Send, more_headers: RawHeaders, *, with_body: bool) -> None:
+        """Send the whole response; for a HEAD request without the body."""
+        headers = [*self.raw_headers, *more_headers]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body if with_body else b""})
+
 
 def json_response(value: Any, status: int = 200, headers: RawHeaders = ()) -> Response:
     """Answer with a JSON value. It must not contain bytes; wrap encoded JSON in ``orjson.Fragment``."""
-    return _PlainResponse(orjson.dumps(value), status, b"application/json", headers)
+    return PlainResponse(orjson.dumps(value), status, b"application/json", headers)
 
 
 def bytes_response(
     body: bytes, status: int = 200, content_type: str = JSON_CONTENT_TYPE, headers: RawHeaders = ()
 ) -> Response:
     """Answer with bytes as they are; they are JSON unless ``content_type`` says otherwise."""
-    return _PlainResponse(body, status, content_type.encode("latin-1"), headers)
+    return PlainResponse(body, status, content_type.encode("latin-1"), headers)
 
 
 def error_response(error: MatrixError | RemoteError) -> Response:

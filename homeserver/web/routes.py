@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -67,6 +67,8 @@ class RouteIndex:
         self._aliases = aliases or {}
         self._built_from = -1
         self._root = _Node()
+        self._fixed: dict[bytes, dict[str, _Endpoint]] = {}
+        """By path and method: the plain routes without parameters."""
         self._mounted: Router | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,6 +100,11 @@ class RouteIndex:
         """The endpoint of a request if it is a plain Starlette one, with ``path_params`` set; otherwise None."""
         if self._built_from != len(self._router.routes):
             self._build()
+        fixed = self._fixed.get(scope.get("raw_path") or b"")
+        if fixed is not None and (known := fixed.get(scope["method"])) is not None:
+            scope["route"] = known.route
+            scope["path_params"] = {}
+            return known.endpoint  # type: ignore[no-any-return]
         try:
             search = _Search(path_segments(scope), scope["method"])
         except InvalidParam:
@@ -125,8 +132,18 @@ class RouteIndex:
             for segment in parents:
                 node = node.literals.setdefault(segment, _Node())
             node.literals[last] = _descend(self._root, prefix)
+        self._fixed = dict(_fixed_paths(self._root, ()))
         self._mounted = Router(mounted, redirect_slashes=False) if mounted else None
         self._built_from = len(routes)
+
+
+def _fixed_paths(node: _Node, segments: tuple[str, ...]) -> Iterator[tuple[bytes, dict[str, _Endpoint]]]:
+    """The plain routes without parameters at a node and below it, by path and method."""
+    plain = {method: endpoint for method, endpoint in node.endpoints.items() if endpoint.is_plain}
+    if plain:
+        yield "/".join(segments).encode(), plain
+    for segment, child in node.literals.items():
+        yield from _fixed_paths(child, (*segments, segment))
 
 
 def _descend(node: _Node, prefix: str) -> _Node:
@@ -146,12 +163,16 @@ def path_segments(scope: Scope) -> list[str]:
         return path.split("/")
     try:
         # A path should be ASCII, but some clients send UTF-8 without percent-encoding.
-        segments = [unquote_to_bytes(segment.encode("latin-1")).decode() for segment in path.split("/")]
+        segments = [s if "%" not in s and s.isascii() else _decoded(s) for s in path.split("/")]
     except UnicodeDecodeError:
         raise InvalidParam("The path is not UTF-8") from None
     if "\0" in "".join(segments):
         raise InvalidParam("The path has a NUL in it")
     return segments
+
+
+def _decoded(segment: str) -> str:
+    return unquote_to_bytes(segment.encode("latin-1")).decode()
 
 
 class _Search:
