@@ -255,7 +255,7 @@ class Sender:
             signer=self._signer,
             event_id_localpart=new_event_id_localpart(version),
         )
-        create = (await working.state_events([CREATE])).get(CREATE)
+        create = auth.get(CREATE) or (await working.state_events([CREATE])).get(CREATE)
         try:
             authorize(event, auth, create=create)
             if not head.is_exact:

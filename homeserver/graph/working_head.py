@@ -5,6 +5,7 @@ See ``append``, which runs the jobs and writes their results.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -190,13 +191,13 @@ class WorkingHead:
     async def run(self, job: Job) -> list[Event]:
         """Run a job and add its events; restores everything if the job fails."""
         mark = self._draft
-        names = set(self._unstored)
+        names_before = len(self._unstored)
         try:
             for event in await job(self):
                 await self.take_in(event)
         except BaseException:
             self._draft = mark
-            self._unstored = {name: self._unstored[name] for name in names}
+            self._unstored = dict(itertools.islice(self._unstored.items(), names_before))
             raise
         return [written.new.event for written in self._draft.written[len(mark.written) :]]
 
@@ -217,7 +218,8 @@ class WorkingHead:
             after = new.before.changed({event.key: event.event_id})
         written = WrittenEvent(new, after, replaces, await self._redaction_applies(new))
         self._unstored[event.event_id] = event
-        self._draft = replace(self._draft, written=(*self._draft.written, written))
+        draft = self._draft
+        self._draft = _Draft(draft.head, (*draft.written, written), draft.changes, draft.applied_redactions)
         if new.before is None or new.backfilled or new.verdict != Verdict.ACCEPTED:
             return
         assert after is not None
@@ -225,7 +227,7 @@ class WorkingHead:
         changes_before = len(self._draft.changes)
         head = await self._follow(head, event, mine)
         written.users = self._users_concerned(event, self._draft.changes[changes_before:])
-        self._draft = replace(self._draft, head=head)
+        self._draft.head = head
 
     async def _follow(self, head: RoomHead, event: Event, mine: Extremity | None) -> RoomHead:
         """The head with an accepted event in the graph.
@@ -324,6 +326,8 @@ class WorkingHead:
     def _users_concerned(self, event: Event, changes: Iterable[CurrentChange]) -> tuple[str, ...]:
         """Our users whose membership an event sets, or changes by its effect on the current state."""
         keys = {change.key for change in changes}
+        if not keys and event.state_key is None:
+            return ()
         if event.type == "m.room.member" and event.state_key is not None:
             keys.add(event.key)
         return tuple(sorted({key[1] for key in keys if key[0] == "m.room.member" and self._is_local(key[1])}))

@@ -79,10 +79,10 @@ class RouteIndex:
         if self._built_from != len(self._router.routes):
             self._build()
         search = _Search(path_segments(scope), scope["method"])
-        found = search.below(self._root, 0)
+        found = search.find(self._root)
         if found is None and scope["method"] == "HEAD":
             search.method = "GET"
-            found = search.below(self._root, 0)
+            found = search.find(self._root)
         if found is None:
             if search.other_methods:
                 raise HTTPException(405, headers={"Allow": ", ".join(sorted(search.other_methods | {"OPTIONS"}))})
@@ -109,7 +109,7 @@ class RouteIndex:
             search = _Search(path_segments(scope), scope["method"])
         except InvalidParam:
             return None
-        found = search.below(self._root, 0)
+        found = search.find(self._root)
         if found is None or not found.is_plain:
             return None
         scope["route"] = found.route
@@ -188,18 +188,35 @@ class _Search:
         self.other_methods: set[str] = set()
         """The methods that routes with this path have."""
 
-    def below(self, node: _Node, index: int) -> _Endpoint | None:
-        """The endpoint for the segments from ``index`` on."""
+    def find(self, root: _Node) -> _Endpoint | None:
+        """The endpoint for the path."""
+        node = root
+        for segment in self.segments:  # nearly always, the first way that offers itself leads to the end
+            following = node.literals.get(segment)
+            if following is None:
+                following = node.parameter
+                if following is None or not segment:
+                    break
+                self.values.append(segment)
+            node = following
+        else:
+            if (found := node.endpoints.get(self.method)) is not None:
+                return found
+        self.values.clear()
+        return self._below(root, 0)
+
+    def _below(self, node: _Node, index: int) -> _Endpoint | None:
+        """The endpoint for the segments from ``index`` on; tries one way after the other."""
         if index == len(self.segments):
             return self._by_method(node.endpoints)
         segment = self.segments[index]
         child = node.literals.get(segment)
-        if child is not None and (found := self.below(child, index + 1)) is not None:
+        if child is not None and (found := self._below(child, index + 1)) is not None:
             return found
         child = node.parameter
         if child is not None and (segment or (node.parameter_may_be_empty and index == len(self.segments) - 1)):
             self.values.append(segment)
-            if (found := self.below(child, index + 1)) is not None:
+            if (found := self._below(child, index + 1)) is not None:
                 return found
             self.values.pop()
         if node.tails and (found := self._by_method(node.tails)) is not None:
