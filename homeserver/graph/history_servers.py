@@ -35,6 +35,11 @@ class Candidates:
         given_up = sum(is_given_up(silence) for silence in self.silences.values())
         return given_up >= min(self.count, GIVEN_UP_SERVERS_MIN)
 
+    def witnesses(self, server_name: str) -> list[str] | None:
+        """The servers that can confirm what this one says; None if there is no other that answers at all."""
+        given_up = sum(is_given_up(silence) for name, silence in self.silences.items() if name != server_name)
+        return None if self.count - given_up <= 1 else [name for name in self.to_ask if name != server_name]
+
 
 class HistoryServers:
     """Chooses servers, and remembers which of them do not answer."""

@@ -51,6 +51,10 @@ SLOW_PAUSE_SECONDS_MIN = 15.0
 """The pause after such a failure, for all gaps; for the same gap it doubles with each failure."""
 SLOW_PAUSE_SECONDS_MAX = 600.0
 SLOW_REMEMBERED_MAX = 10_000
+LOOSE_EVENTS_CHECKED_MAX = 5
+"""About how many events of one answer that nothing leads to other servers are asked."""
+WITNESSES_MAX = 3
+"""How many servers are asked about one such event."""
 RETRY_MS_MIN = 10_000
 """The pause before a missing event is requested again; it doubles each time that no server has it."""
 RETRY_MS_MAX = 6 * 3600 * 1000
@@ -217,12 +221,14 @@ class Backfiller:
             return Filled.UNANSWERED
         await self._servers.answered(candidates, server_name)
         given = await self._incoming.parse(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
-        if not await self._take_in(server_name, head, given, gaps):
+        if not await self._take_in(server_name, candidates, head, given, gaps):
             return Filled.NOTHING
         await self._note_fruitless(head, [gap for gap in gaps if _is_left_out(gap, given)], 1)
         return Filled.NEWS
 
-    async def _take_in(self, server_name: str, head: RoomHead, given: _Given, gaps: Sequence[Gap]) -> bool:
+    async def _take_in(
+        self, server_name: str, candidates: Candidates, head: RoomHead, given: _Given, gaps: Sequence[Gap]
+    ) -> bool:
         """Place the events that a server returned, if they fill gaps. Returns whether any did."""
         outcomes = await self._incoming.verify_each(list(given.values()))
         intact = {outcome.event_id: outcome for outcome in outcomes if isinstance(outcome, Event)}
@@ -232,10 +238,51 @@ class Backfiller:
         rows = [
             GivenEvent(event.event_id, event.prev_events, event.depth, event.event_id in intact) for event in ordered
         ]
-        places = await self._database.write(history_lanes.place_history, head.room_nid, rows, gaps)
+        loose = await self._database.read(history_lanes.loose_events, head.room_nid, rows, gaps)
+        believed = await self._believed(server_name, candidates, head, loose) if loose else set()
+        places = await self._database.write(history_lanes.place_history, head.room_nid, rows, gaps, believed)
         wanted = [intact[event_id] for event_id in places]
         results = await self._placer.place(server_name, head.room_id, wanted, places=places)
         return any(isinstance(result, StoredEvent) for result in results.values())
+
+    async def _believed(
+        self, server_name: str, candidates: Candidates, head: RoomHead, loose: Sequence[GivenEvent]
+    ) -> set[str]:
+        """Those of the events without a link to what is here that another server of the room has, too.
+
+        Servers leave out of their answers what they have rejected, so nothing leads to the events before that. But a
+        server could also slip in a branch of its own making that nobody has ever seen. So somebody else has to show
+        such an event; if there is nobody else, the word of the one server counts. What comes before a believed event
+        needs no such proof. ``loose`` has descendants first.
+        """
+        witnesses = candidates.witnesses(server_name)
+        if witnesses is None:
+            return {event.event_id for event in loose}
+        believed: set[str] = set()
+        linked: set[str] = set()
+        questions = 0
+        for event in loose:
+            if event.event_id not in linked:
+                if questions == LOOSE_EVENTS_CHECKED_MAX:
+                    break
+                questions += 1
+                if not await self._is_shown(head, event.event_id, witnesses):
+                    logger.info("history without a link left out", room_id=head.room_id, event_id=event.event_id)
+                    continue
+                believed.add(event.event_id)
+            linked.update(event.prev_events)
+        return believed
+
+    async def _is_shown(self, head: RoomHead, event_id: str, servers: Sequence[str]) -> bool:
+        for server_name in servers[:WITNESSES_MAX]:
+            try:
+                async with asyncio.timeout(SERVER_SECONDS_MAX):
+                    pdu = await self._client.get_event(server_name, event_id)
+            except (RemoteError, TimeoutError):
+                continue
+            if event_id in await self._incoming.parse([pdu], head.version, head.room_id, is_history=True):
+                return True
+        return False
 
     async def _note_fruitless(self, head: RoomHead, gaps: Sequence[Gap], servers: int) -> None:
         now = self._clock.now_ms()

@@ -163,15 +163,39 @@ class GivenEvent:
     """False for an event that is not to be stored, but shows which events come before it."""
 
 
-def place_history(
+def loose_events(
     connection: Connection, room_nid: int, given: Sequence[GivenEvent], asked: Sequence[Gap]
+) -> list[GivenEvent]:
+    """The events in an answer to /backfill that nothing which is here, and nothing else in the answer, leads to.
+
+    Only those whose depth allows that they are ancestors of the requested events. ``given`` has ancestors first, the
+    result has them last.
+    """
+    event_ids = [event.event_id for event in given]
+    linked = {*places_naming(connection, room_nid, event_ids), *_placed(connection, room_nid, event_ids)}
+    deepest = max((gap.depth for gap in asked), default=0)
+    loose: list[GivenEvent] = []
+    for event in reversed(given):
+        if event.event_id in linked:
+            linked.update(event.prev_events)
+        elif event.depth < deepest:
+            loose.append(event)
+    return loose
+
+
+def place_history(
+    connection: Connection,
+    room_nid: int,
+    given: Sequence[GivenEvent],
+    asked: Sequence[Gap],
+    believed: Collection[str] = (),
 ) -> dict[str, int]:
     """Reserve places for those events in an answer to /backfill that fill gaps, and for their ancestors in it.
 
     ``given`` has ancestors first. An event goes into the lane of the event that names it as missing or follows it in
-    the answer: the lowest of those, so that it precedes all of them. Servers leave out events that they have rejected.
-    So an event that no other leads to counts as an ancestor of the requested events if its depth allows that. An event
-    that is in the graph, or cannot be such an ancestor, gets no place.
+    the answer: the lowest of those, so that it precedes all of them. ``believed`` are IDs of events that no other leads
+    to, and that count as ancestors of the requested events nevertheless, if their depth allows that. An event that is
+    in the graph, or is not known to be such an ancestor, gets no place.
     """
     event_ids = [event.event_id for event in given]
     named = places_naming(connection, room_nid, event_ids)
@@ -184,7 +208,7 @@ def place_history(
         known = [inherited[event.event_id]] if event.event_id in inherited else []
         if event.event_id in named:
             known.append(lane_of(named[event.event_id]))
-        if not known:
+        if not known and event.event_id in believed:
             known = [lane_of(gap.place) for gap in asked if event.depth < gap.depth]
         if not known:
             continue

@@ -71,6 +71,21 @@ def junk(room: RoomFactory, number: int, sender: str = EVE, prev: Event | None =
     )
 
 
+def backdated(room: RoomFactory, number: int, prev: Event, depth: int) -> Event:
+    """A message that claims to have come long ago, after this event."""
+    keys = (*LEVELS, ("m.room.member", EVE))
+    return compose_event(
+        EventDraft("m.room.message", EVE, {"body": f"junk {number}"}),
+        room.version,
+        room_id=room.room_id,
+        prev_events=[(prev.event_id, "")],
+        auth_events=[(room.state[key].event_id, "") for key in keys if key in room.state],
+        depth=depth,
+        origin_server_ts=prev.origin_server_ts + 1,
+        signer=server_key(REMOTE),
+    )
+
+
 async def send_junk(at: Scene, count: int) -> list[str]:
     """Messages that follow what their server shows once and never again. Returns the IDs of those that are let in."""
     before = [event.event_id for event in at.room.state.values()]
@@ -380,6 +395,33 @@ def test_history_behind_an_event_that_no_server_gives_away(servers: Servers) -> 
         times = asked(at)
         assert texts(await bob.pages(at.room.room_id)) == found
         assert asked(at) == times
+
+    play(servers, story, said=30)
+
+
+def test_one_server_alone_cannot_add_a_branch_to_the_past(servers: Servers) -> None:
+    """Eve's server slips old-looking events into its answers, one with and one without a link to the history."""
+
+    async def story(at: Scene, bob: Reader) -> None:
+        carol = f"@carol:{OTHER}"
+        other = at.servers.remote(OTHER, at.room)
+        await at.send(at.room.join(carol))
+        old = next(event for event in at.room.events.values() if event.content.get("body") == "before 5")
+        gone = next(event for event in at.room.events.values() if event.content.get("body") == "before 20")
+        lies = [backdated(at.room, 1, old, 10), backdated(at.room, 2, old, 11)]
+        lies.append(backdated(at.room, 3, lies[1], 12))
+
+        async def backfill(request: Request) -> Response:
+            answer = orjson.loads((await at.remote._backfill(request)).body)
+            return JSONResponse({**answer, "pdus": [*answer["pdus"], *(event.pdu for event in lies)]})
+
+        at.remote.replaced["backfill"] = backfill
+        at.remote.hidden = other.hidden = {gone.event_id}
+        found = texts(await bob.pages(at.room.room_id))
+        assert [text for text in found if text.startswith("before")] == [
+            f"before {number}" for number in range(29, -1, -1) if number != 20
+        ]
+        assert not [text for text in found if text.startswith("junk")]
 
     play(servers, story, said=30)
 
