@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import structlog
 
-from homeserver.errors import HomeserverError
+from homeserver.errors import HomeserverError, NotAuthorized
 from homeserver.graph.ancestors import Ancestors
 from homeserver.graph.append import RoomWriters
 from homeserver.graph.events import Events
@@ -111,10 +111,12 @@ class Placer:
     ) -> dict[str, Outcome]:
         """Check and append events, ancestors first; missing ones are fetched if this server ``may_ask``.
 
-        All events that can be appended as they are share a transaction. ``places`` are the places in the room's
-        history, by event ID, of events from the past; None if the events are new. ``is_last_resort``: use a state that
-        was given though some of it could not be verified for a long time. ``believed`` are events that have waited for
-        a while: if no other server knows the state before them, what their senders say is used.
+        All events that can be appended as they are share a transaction. Those that are not accepted are stored only
+        if the origin is in the room; for others, a rejected event's outcome is ``NotAuthorized``. ``places`` are the
+        places in the room's history, by event ID, of events from the past; None if the events are new.
+        ``is_last_resort``: use a state that was given though some of it could not be verified for a long time.
+        ``believed`` are events that have waited for a while: if no other server knows the state before them, what
+        their senders say is used.
         """
         outcomes: dict[str, Outcome] = {}
         help_ = _Help(origin, may_ask, places, is_last_resort, believed, frozenset(e.event_id for e in events))
@@ -250,7 +252,14 @@ class Placer:
             runs += 1
             if await self.is_placed(working, event, ask_database=runs > 1):
                 return ()
-            return (await self.compose(working, event, help_.opinions, given, place),)
+            new = await self.compose(working, event, help_.opinions, given, place)
+            if new.verdict != Verdict.ACCEPTED and place is None and help_.origin not in working.head.joined_servers:
+                # Anybody who knows the room's ID can make such events, without end. Where one of them is needed, as
+                # an event of a member's server follows it, that server gives it.
+                if new.verdict & Verdict.REJECTED:
+                    raise NotAuthorized(new.reason or "the event is not allowed")
+                return ()
+            return (new,)
 
         stored = await self._writers.submit(event.room_id, job)
         return stored[0] if stored else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +20,7 @@ from homeserver.protocol.events import Event
 from homeserver.storage import event_graph
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
+from homeserver.storage.tables import events
 from tests.factories.rooms import RoomFactory, ServerKey
 from tests.fakes.servers import OurServer, RemoteServer, Servers
 
@@ -572,5 +574,42 @@ def test_an_event_without_a_past_is_refused(servers: Servers, version: str) -> N
             assert "prev_events" in (await at.send(orphan))[orphan.event_id]["error"]
             assert await at.verdict(orphan) is None
         assert before == (await at.state(), await at.extremities())
+
+    play(servers, story, version)
+
+
+@VERSIONS
+def test_servers_that_are_not_in_the_room_fill_no_database(servers: Servers, version: str) -> None:
+    """They know the room's ID, and perhaps events of it, and sign what they like. A server in the room may be next."""
+
+    async def count(at: Scene) -> int:
+        return await at.ours.get(Database).read(
+            lambda c: c.execute(select(func.count()).select_from(events)).scalar_one()
+        )
+
+    async def story(at: Scene) -> None:
+        stranger = at.servers.remote("stranger.test:8448", at.room)
+        user, former = f"@eve:{stranger.name}", f"@former:{stranger.name}"
+        await at.send(at.room.join(former), at.room.leave(former))
+        before = await count(at)
+        tip = at.room.extremities[-1]
+        rejected = [at.room.send(user, f"rejected {n}", prev_events=[tip]) for n in range(5)]
+        results = await stranger.transaction(OURS, rejected)
+        assert all("error" in results[event.event_id] for event in rejected)
+        # Auth events, too, that are worth nothing.
+        cited = [at.room.state_event(user, "m.room.topic", {"n": n}, prev_events=[tip]) for n in range(5)]
+        citing = at.room.send(user, "citing", prev_events=[tip], auth_events=[at.room.create_event, *cited])
+        assert citing.event_id in await stranger.transaction(OURS, [citing])
+        # The user who was in the room says that it never left.
+        join = at.room.state_before(tip)["m.room.member", former]
+        evading = [at.room.send(former, f"soft-failed {n}", prev_events=[join]) for n in range(5)]
+        results = await stranger.transaction(OURS, evading)
+        assert set(results) == {event.event_id for event in evading}
+        assert await count(at) == before
+        # What others follow is taken in from them.
+        after = at.room.send(ALICE, "after", prev_events=[evading[0]])
+        assert await at.send(after) == {after.event_id: {}}
+        assert await at.verdict(after) == Verdict.ACCEPTED
+        assert await at.verdict(evading[0]) == Verdict.SOFT_FAILED
 
     play(servers, story, version)
