@@ -217,7 +217,8 @@ class Ancestors:
             answer = await self._client.get_state_ids(server_name, head.room_id, event_id)
             state_ids: list[str] = answer["pdu_ids"]
             wanted = {*state_ids, *answer["auth_chain_ids"]}
-            missing = wanted - (await self._database.read(event_graph.nids_of, head.room_nid, list(wanted))).keys()
+            unsure = list(wanted.difference(head.state.values()))  # most of an earlier state still stands
+            missing = set(unsure) - (await self._database.read(event_graph.nids_of, head.room_nid, unsure)).keys()
             given: set[str] = set()
             if len(missing) > SINGLE_EVENTS_MAX:
                 whole = await self._client.get_state(server_name, head.room_id, event_id)
@@ -253,11 +254,13 @@ class Ancestors:
         Raises ``IncompleteAnswer`` if an event is missing that is not dispensable, or if the events are not a valid
         state.
         """
-        found = await self._events.by_id(head.room_id, state_ids)
-        lacking = set(state_ids) - found.keys() - set(dispensable)
+        standing = {event_id: key for key, event_id in head.state.items()}
+        state: dict[StateKey, str] = {standing[event_id]: event_id for event_id in state_ids if event_id in standing}
+        others = set(state_ids).difference(state.values())
+        found = await self._events.by_id(head.room_id, others)
+        lacking = others - found.keys() - set(dispensable)
         if lacking:
             raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
-        state: dict[StateKey, str] = {}
         for event_id, stored in found.items():
             event = stored.original
             if not event.is_state:

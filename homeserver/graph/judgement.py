@@ -19,6 +19,9 @@ from homeserver.protocol.events import CREATE, Event
 from homeserver.protocol.room_versions import StateResolution
 from homeserver.storage.event_graph import Verdict
 
+DIFFERENCE_MAX = 50
+"""A state that differs by more entries from the one that it is based on may be stored by its difference to another."""
+
 
 class MissingAncestors(HomeserverError):
     """An event cannot be judged because other events are missing."""
@@ -155,6 +158,21 @@ class Judge:
         # An event that follows a known event follows everything that the known event follows.
         absent = {key: i for known in snapshots for key, i in known.state.items() if key not in before.state}
         return await _resolve_checked(working, [*snapshots, before.changed(absent) if absent else before])
+
+    async def based_on_nearer(self, state: StateSnapshot, state_group: int | None) -> StateSnapshot:
+        """A state that is not stored yet, to be stored as its difference to another group if that is smaller.
+
+        The state of an event from long ago would otherwise be stored by all in which it differs from that of now.
+        """
+        steps = 0
+        base: StateSnapshot | None = state
+        while base is not None and base.group is None:
+            steps += len(base.delta or ())
+            base = base.base
+        if state_group is None or steps <= DIFFERENCE_MAX:
+            return state
+        nearer = (await self._states.snapshot(state_group)).towards(state.state)
+        return nearer if len(nearer.delta or ()) < steps else state
 
     async def _state_after(self, working: WorkingHead, event_id: str, *, is_past: bool) -> StateSnapshot | None:
         if working.knows(event_id):

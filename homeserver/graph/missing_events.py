@@ -55,6 +55,7 @@ LOOSE_EVENTS_CHECKED_MAX = 5
 """About how many events of one answer that nothing leads to other servers are asked."""
 WITNESSES_MAX = 3
 """How many servers are asked about one such event."""
+WITNESS_SECONDS_MAX = 5.0
 RETRY_MS_MIN = 10_000
 """The pause before a missing event is requested again; it doubles each time that no server has it."""
 RETRY_MS_MAX = 6 * 3600 * 1000
@@ -258,6 +259,7 @@ class Backfiller:
         witnesses = candidates.witnesses(server_name)
         if witnesses is None:
             return {event.event_id for event in loose}
+        del witnesses[WITNESSES_MAX:]
         believed: set[str] = set()
         linked: set[str] = set()
         questions = 0
@@ -273,12 +275,15 @@ class Backfiller:
             linked.update(event.prev_events)
         return believed
 
-    async def _is_shown(self, head: RoomHead, event_id: str, servers: Sequence[str]) -> bool:
-        for server_name in servers[:WITNESSES_MAX]:
+    async def _is_shown(self, head: RoomHead, event_id: str, servers: list[str]) -> bool:
+        for server_name in list(servers):
             try:
-                async with asyncio.timeout(SERVER_SECONDS_MAX):
+                async with asyncio.timeout(WITNESS_SECONDS_MAX):
                     pdu = await self._client.get_event(server_name, event_id)
+            except RemoteRefused:
+                continue
             except (RemoteError, TimeoutError):
+                servers.remove(server_name)  # for the rest of this answer
                 continue
             if event_id in await self._incoming.parse([pdu], head.version, head.room_id, is_history=True):
                 return True

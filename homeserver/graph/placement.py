@@ -24,7 +24,7 @@ from homeserver.graph.policy_servers import Opinions, PolicyServers, Unasked
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.events import Event
-from homeserver.storage import federation_queries
+from homeserver.storage import federation_queries, history_lanes
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
 
@@ -289,6 +289,9 @@ class Placer:
         """
         is_past = place is not None
         before = await self._judge.state_before(working, event, given, is_past=is_past)
+        if place is not None and before.group is None:
+            above = await self._database.read(history_lanes.group_above, working.head.room_nid, place)
+            before = await self._judge.based_on_nearer(before, above)
         ruling = await self._judge.judge(working, event, before, is_past=is_past, has_gap=given is not None)
         if ruling.verdict == Verdict.ACCEPTED and not is_past:
             # 7. "Is validated by the Policy Server, if the room is using a Policy Server, otherwise it is soft failed."

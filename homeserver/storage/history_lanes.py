@@ -152,6 +152,17 @@ def still_missing(connection: Connection, room_nid: int, event_ids: Iterable[str
     return found
 
 
+def group_above(connection: Connection, room_nid: int, place: int) -> int | None:
+    """The state group of the event that comes right after a place in a room's history."""
+    statement = (
+        select(events.c.state_group)
+        .where(events.c.room_nid == room_nid, events.c.place > place, events.c.state_group.is_not(None))
+        .order_by(events.c.place)
+        .limit(1)
+    )
+    return connection.execute(statement).scalar_one_or_none()
+
+
 @dataclass(frozen=True, slots=True)
 class GivenEvent:
     """An event in an answer to /backfill."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from sqlalchemy import Connection, func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from homeserver.graph.missing_events import SLOW_PAUSE_SECONDS_MIN, SLOW_SECONDS_MIN, SlowServers
+from homeserver.graph.state import StateReader
 from homeserver.protocol.events import Event
+from homeserver.storage.database import Database
 from homeserver.storage.event_graph import Verdict
+from homeserver.storage.integrity import find_problems
+from homeserver.storage.tables import state_group_entries, state_groups
 from tests.factories.rooms import ServerKey
 from tests.fakes.clock import FakeClock
 from tests.fakes.servers import Servers
@@ -17,8 +24,8 @@ from tests.graph.test_receive import ALICE, EVE, OTHER, OURS, REMOTE, Scene, pla
 VERSIONS = pytest.mark.parametrize("version", ["1", "6", "11", "12"])
 
 
-async def rejoin_after(at: Scene, count: int) -> list[Event]:
-    """Events that happen while our bob is away; then he comes back."""
+async def rejoin_after(at: Scene, count: int, happen: Callable[[], None] = lambda: None) -> list[Event]:
+    """Events that happen while our bob is away; then he comes back. Returns the last ones, ``count`` messages."""
     from homeserver.membership.membership import Memberships
     from tests.fakes.servers import eventually
 
@@ -28,6 +35,7 @@ async def rejoin_after(at: Scene, count: int) -> list[Event]:
         return [pdu for pdu in at.remote.got() if pdu["content"].get("membership") == "leave"]
 
     at.remote.take_in((await eventually(left))[0])
+    happen()
     events = [at.room.send(ALICE, f"missed {number}") for number in range(count)]
     await at.ours.join(at.bob, at.room.room_id, REMOTE)
     return events
@@ -57,8 +65,6 @@ def test_all_of_history_comes_step_by_step(servers: Servers, version: str) -> No
 @VERSIONS
 def test_the_state_of_old_events_is_that_of_their_time(servers: Servers, version: str) -> None:
     async def story(at: Scene) -> None:
-        from homeserver.graph.state import StateReader
-
         early = at.room.send(ALICE, "early")
         topic = at.room.state_event(ALICE, "m.room.topic", {"topic": "x"})
         late = at.room.send(ALICE, "late")
@@ -158,3 +164,39 @@ def test_pauses_of_slow_servers_grow_by_gap_and_end() -> None:
         assert not slow.is_to_be_asked("slow.org", ["$a"])
         clock.advance(1)
         assert slow.is_to_be_asked("slow.org", ["$a"])
+
+
+def test_an_old_state_is_stored_by_what_differs_from_the_next_one(servers: Servers) -> None:
+    """In a room that has grown, it would else be stored by all who have come since, once for each page."""
+
+    async def story(at: Scene) -> None:
+        def come_and_talk(count: int) -> None:
+            for number in range(count):
+                at.room.join(f"@user{number}:{REMOTE}")
+                at.room.send(ALICE, f"welcome, {number}")
+
+        def largest(connection: Connection) -> int:
+            group = state_group_entries.c.state_group
+            sizes = (
+                select(func.count().label("size"))
+                .join_from(state_group_entries, state_groups, state_groups.c.state_group == group)
+                .where(state_groups.c.parent.is_not(None))
+                .group_by(group)
+                .subquery()
+            )
+            return connection.execute(select(func.max(sizes.c.size))).scalar_one() or 0
+
+        await rejoin_after(at, 1, lambda: come_and_talk(250))
+        before = await at.ours.get(Database).read(largest)
+        while await at.ours.backfill(at.room.room_id):
+            pass
+        first = next(e for e in at.room.events.values() if e.content.get("body") == "welcome, 0")
+        assert await at.verdict(first) == Verdict.ACCEPTED
+        assert await at.ours.get(Database).read(largest) <= max(before, 120)
+        assert await at.ours.get(Database).read(find_problems) == []
+        stored = await at.ours.wait_for(first.event_id)
+        assert stored.state_group is not None
+        state = (await at.ours.get(StateReader).snapshot(stored.state_group)).state
+        assert dict(state) == {key: event.event_id for key, event in at.room.state_after(first).items()}
+
+    play(servers, story)
