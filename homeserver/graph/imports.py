@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
 from contextlib import AbstractAsyncContextManager
 
 from homeserver.clock import Clock
@@ -20,11 +20,14 @@ from homeserver.storage.appends import NewRoom, StaleHead
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
 from homeserver.storage.graph_writes import GraphWriter
-from homeserver.storage.invitations import Takeover
-from homeserver.storage.room_imports import Differences, Importing, Switch, Switched, WantedState
+from homeserver.storage.room_imports import Differences, Importing, Piece, Switch, Switched, WantedState
 
-EVENTS_PER_PIECE = 128
-"""How many events one transaction of an import stores: other writers wait no longer than that."""
+PIECE_S = 0.03
+"""About how long one transaction of an import may take: other writers wait no longer than that."""
+EVENTS_PER_PIECE = 192
+"""How many events the first transaction of an import stores. The next ones store more or fewer, by the time it took."""
+EVENTS_PER_PIECE_MIN = 128
+EVENTS_PER_PIECE_MAX = 512
 ROWS_PER_PIECE = 800
 """How many rows of a state one transaction of an import stores."""
 IMPORT_ATTEMPTS_MAX = 5
@@ -53,37 +56,24 @@ class ImportWrites:
         importing = await write(room_imports.begin, new_room, IMPORT, owner)
         if importing is None:
             return None
-        nids: dict[str, int] = {}
-        state_keys: dict[StateKey, int] = {}
-        for part in parts(room.order, EVENTS_PER_PIECE):
-            events = [known[event_id] for event_id in part]
-            appended = await write(room_imports.store_outliers, self._graph, importing, events)
-            nids.update(appended.nids)
-            state_keys.update(appended.state_keys)
-        if join.key not in state_keys:
+        nids, state_keys = await self._store_pieces(importing, join, room)
+        if importing.was_known and join.key not in state_keys:
             state_keys.update(await write(room_state.intern_state_keys, [join.key]))
-        group = await self._store_group(importing, join, room, state_keys, nids)
-        members = [event_id for key, event_id in room.state.items() if key[0] == "m.room.member" and key != join.key]
-        for some in parts(members, ROWS_PER_PIECE):
-            takeover = Takeover(importing.room_nid, [known[event_id] for event_id in some], known, nids)
-            await write(room_imports.take_over_invitations, importing, takeover)
         wanted = WantedState(room.state, known, state_keys, nids, besides=join.key)
+        generation, differences = None, Differences()
         if importing.was_known:
             generation, differences = await self._database.read(
                 room_imports.find_differences, importing.room_nid, wanted
             )
-        else:
-            generation = await self._store_current(importing, wanted)
-            differences = Differences()
+        elif importing.has_leftovers:
+            await self._remove_leftovers(importing, wanted)
         local = [key[1] for key in room.state if key[0] == "m.room.member" and self._is_local(key[1])]
         replaces = room.state.get(join.key)
         new = Switch(
             join=join,
             replaces=replaces,
-            state_group=group,
-            join_key_nid=state_keys[join.key],
-            generation=generation,
             differences=differences,
+            generation=generation,
             local_members=[
                 (known[event_id], nids[event_id])
                 for user_id in local
@@ -94,33 +84,34 @@ class ImportWrites:
         )
         return await write(room_imports.switch, self._graph, importing, new)
 
-    async def _store_group(
-        self,
-        importing: Importing,
-        join: Event,
-        room: GivenRoom,
-        state_keys: Mapping[StateKey, int],
-        nids: Mapping[str, int],
-    ) -> int:
-        """Store the state group after the join, without the join itself; returns its number."""
-        group = await self._database.write(room_imports.add_group, importing)
-        keys = [key for key in room.state if key != join.key]
-        for part in parts(keys, ROWS_PER_PIECE):
-            entries = [(state_keys[key], nids[room.state[key]]) for key in part]
-            await self._database.write(room_imports.store_entries, importing, group, entries)
-        return group
+    async def _store_pieces(
+        self, importing: Importing, join: Event, room: GivenRoom
+    ) -> tuple[dict[str, int], dict[StateKey, int]]:
+        """Store all events but the join; returns the numeric IDs of events and state keys."""
+        loop = asyncio.get_running_loop()
+        in_state = frozenset(event_id for key, event_id in room.state.items() if key != join.key)
+        nids: dict[str, int] = {}
+        state_keys: dict[StateKey, int] = {}
+        size, start = EVENTS_PER_PIECE, 0
+        while start < len(room.order):
+            events = [room.events[event_id] for event_id in room.order[start : start + size]]
+            piece = Piece(events, in_state, room.events, nids)
+            began = loop.time()
+            appended = await self._database.write(room_imports.store_piece, self._graph, importing, piece)
+            nids.update(appended.nids)
+            state_keys.update(appended.state_keys)
+            start += size
+            size = _next_size(size, loop.time() - began)
+        return nids, state_keys
 
-    async def _store_current(self, importing: Importing, wanted: WantedState) -> int:
-        """Store the current state of a room that no user of ours sees yet; returns the room's generation."""
+    async def _remove_leftovers(self, importing: Importing, wanted: WantedState) -> None:
+        """Remove what an interrupted import has left of the current state and is not part of this one."""
         write = self._database.write
-        generation, left = await self._database.read(room_imports.find_leftovers, importing.room_nid, wanted)
+        left = await self._database.read(room_imports.find_leftovers, importing.room_nid, wanted)
         for keys in parts(left.removed, ROWS_PER_PIECE):
             await write(room_imports.remove_leftovers, importing, keys, ())
         for users in parts(left.removed_members, ROWS_PER_PIECE):
             await write(room_imports.remove_leftovers, importing, (), users)
-        for some in parts(list(wanted.state), ROWS_PER_PIECE):
-            await write(room_imports.store_current, importing, wanted, some)
-        return generation
 
     def _is_local(self, user_id: str) -> bool:
         return user_id.endswith(f":{self._server_name}")
@@ -183,3 +174,9 @@ class RoomImports:
 
         imported: StoredEvent | None = await self._writers.alone(join.room_id, action)
         return imported
+
+
+def _next_size(size: int, seconds: float) -> int:
+    """How many events the next transaction should store, after one with ``size`` events took so long."""
+    fitting = int(size * PIECE_S / seconds) if seconds > 0 else EVENTS_PER_PIECE_MAX
+    return max(min(size, EVENTS_PER_PIECE_MIN), min(fitting, 2 * size, EVENTS_PER_PIECE_MAX))

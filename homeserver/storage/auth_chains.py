@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, func, select, text
+from sqlalchemy import Connection, TextClause, bindparam, func, select, text
 
 from homeserver.storage.database import in_slices
-from homeserver.storage.prepared import prepared_insert
+from homeserver.storage.prepared import PreparedSelect, prepared_insert
 from homeserver.storage.tables import auth_chain_links, auth_chain_positions
 
 Reach = dict[int, int]
@@ -26,6 +26,16 @@ _Links = dict[int, list[tuple[int, int, int]]]
 
 _RANGES_MAX = 200
 """The most ranges in one statement."""
+_POSITIONS = PreparedSelect(
+    select(auth_chain_positions.c.event_nid, auth_chain_positions.c.chain, auth_chain_positions.c.sequence).where(
+        auth_chain_positions.c.event_nid.in_(bindparam("wanted", expanding=True))
+    )
+)
+_TIPS = PreparedSelect(
+    select(auth_chain_positions.c.chain, func.max(auth_chain_positions.c.sequence))
+    .where(auth_chain_positions.c.chain.in_(bindparam("wanted", expanding=True)))
+    .group_by(auth_chain_positions.c.chain)
+)
 _INSERT_POSITIONS = prepared_insert(auth_chain_positions)
 _INSERT_LINKS = prepared_insert(auth_chain_links)
 
@@ -41,9 +51,12 @@ def assign_positions(
     for nid, auths in new:
         reached: Reach = {}
         for auth in auths:
-            if (place := positions.get(auth)) is not None:
-                reached[place[0]] = max(place[1], reached.get(place[0], 0))
-        extended = next((chain for chain in sorted(reached) if tips[chain] == reached[chain]), None)
+            if (place := positions.get(auth)) is not None and place[1] > reached.get(place[0], 0):
+                reached[place[0]] = place[1]
+        extended = None
+        for chain, sequence in reached.items():
+            if tips[chain] == sequence and (extended is None or chain < extended):
+                extended = chain
         if extended is None:
             chain, sequence = next(new_chains), 1
         else:
@@ -51,38 +64,26 @@ def assign_positions(
         positions[nid] = (chain, sequence)
         tips[chain] = sequence
         rows.append({"event_nid": nid, "chain": chain, "sequence": sequence})
-        links.extend(
-            {
-                "origin_chain": chain,
-                "origin_sequence": sequence,
-                "target_chain": target,
-                "target_sequence": target_sequence,
-            }
-            for target, target_sequence in reached.items()
-        )
+        for target, target_sequence in reached.items():
+            links.append(
+                {
+                    "origin_chain": chain,
+                    "origin_sequence": sequence,
+                    "target_chain": target,
+                    "target_sequence": target_sequence,
+                }
+            )
     _INSERT_POSITIONS.run(connection, rows)
     _INSERT_LINKS.run(connection, links)
 
 
 def positions_of(connection: Connection, nids: Iterable[int]) -> dict[int, tuple[int, int]]:
     """``(chain, sequence)`` of events."""
-    found: dict[int, tuple[int, int]] = {}
-    table = auth_chain_positions.c
-    for part in in_slices(list(nids)):
-        rows = connection.execute(select(table.event_nid, table.chain, table.sequence).where(table.event_nid.in_(part)))
-        found.update((row[0], (row[1], row[2])) for row in rows)
-    return found
+    return {row[0]: (row[1], row[2]) for row in _POSITIONS.rows(connection, wanted=nids)}
 
 
 def _tips(connection: Connection, chains: Iterable[int]) -> dict[int, int]:
-    found: dict[int, int] = {}
-    table = auth_chain_positions.c
-    for part in in_slices(list(chains)):
-        rows = connection.execute(
-            select(table.chain, func.max(table.sequence)).where(table.chain.in_(part)).group_by(table.chain)
-        )
-        found.update((row[0], row[1]) for row in rows)
-    return found
+    return {row[0]: row[1] for row in _TIPS.rows(connection, wanted=chains)}
 
 
 def reach_of(connection: Connection, nids: Iterable[int]) -> Reach:

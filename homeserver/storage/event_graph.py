@@ -14,6 +14,7 @@ from homeserver.protocol.events import Event
 from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.database import in_slices
+from homeserver.storage.prepared import PreparedSelect
 from homeserver.storage.tables import (
     backward_extremities,
     client_transactions,
@@ -115,24 +116,30 @@ _COLUMNS = (
 IN_GRAPH = events.c.claimed_version == literal_column("''")
 """The condition for events of a room's graph, outliers included, as opposed to out-of-band ones."""
 _STORED = select(*_COLUMNS).join_from(events, rooms, rooms.c.room_nid == events.c.room_nid)
-_BY_NID = _STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
-_BY_ID = _STORED.where(
-    rooms.c.room_id == bindparam("room_id"), events.c.event_id.in_(bindparam("wanted", expanding=True)), IN_GRAPH
+_BY_NID = PreparedSelect(_STORED.where(events.c.event_nid.in_(bindparam("wanted", expanding=True))))
+_BY_ID = PreparedSelect(
+    _STORED.where(
+        rooms.c.room_id == bindparam("room_id"), events.c.event_id.in_(bindparam("wanted", expanding=True)), IN_GRAPH
+    )
 )
 _IN_ANY_ROOM = _STORED.where(events.c.event_id == bindparam("event_id"), IN_GRAPH).limit(SAME_ID_MAX)
-_TXNS = select(
-    client_transactions.c.event_nid,
-    client_transactions.c.user_id,
-    client_transactions.c.device_id,
-    client_transactions.c.txn_id,
-).where(client_transactions.c.event_nid.in_(bindparam("wanted", expanding=True)))
-_redaction_events = events.alias("redaction_events")
-_VERDICTS = select(events.c.event_id, events.c.event_nid, events.c.verdict, events.c.room_nid).where(
-    events.c.event_id.in_(bindparam("wanted", expanding=True)),
-    events.c.room_nid.in_(bindparam("room_nids", expanding=True)),
-    IN_GRAPH,
+_TXNS = PreparedSelect(
+    select(
+        client_transactions.c.event_nid,
+        client_transactions.c.user_id,
+        client_transactions.c.device_id,
+        client_transactions.c.txn_id,
+    ).where(client_transactions.c.event_nid.in_(bindparam("wanted", expanding=True)))
 )
-_REDACTIONS = (
+_redaction_events = events.alias("redaction_events")
+_VERDICTS = PreparedSelect(
+    select(events.c.event_id, events.c.event_nid, events.c.verdict, events.c.room_nid).where(
+        events.c.event_id.in_(bindparam("wanted", expanding=True)),
+        events.c.room_nid.in_(bindparam("room_nids", expanding=True)),
+        IN_GRAPH,
+    )
+)
+_REDACTIONS = PreparedSelect(
     select(
         redactions.c.room_nid, redactions.c.redacted_event_id, _redaction_events.c.event_id, _redaction_events.c.json
     )
@@ -146,22 +153,28 @@ _REDACTIONS = (
     .order_by(redactions.c.redaction_nid.desc())
 )
 
+_EXTREMITIES = PreparedSelect(
+    select(
+        forward_extremities.c.room_nid,
+        events.c.event_id,
+        events.c.event_nid,
+        events.c.depth,
+        events.c.state_group,
+    )
+    .join_from(forward_extremities, events, events.c.event_nid == forward_extremities.c.event_nid)
+    .where(forward_extremities.c.room_nid.in_(bindparam("wanted", expanding=True)))
+    .order_by(events.c.event_nid)
+)
+
 
 def events_by_nid(connection: Connection, nids: Iterable[int]) -> list[StoredEvent]:
     """The events with these numeric IDs, in no particular order."""
-    found: list[StoredEvent] = []
-    for part in in_slices(list(nids)):
-        found.extend(from_rows(connection, connection.execute(_BY_NID, {"wanted": list(part)}).all()))
-    return found
+    return from_rows(connection, _BY_NID.rows(connection, wanted=nids))
 
 
 def events_by_id(connection: Connection, room_id: str, event_ids: Iterable[str]) -> list[StoredEvent]:
     """The events of a room with these IDs, as far as they are stored. Events of other rooms are left out."""
-    found: list[StoredEvent] = []
-    for part in in_slices(list(event_ids)):
-        rows = connection.execute(_BY_ID, {"room_id": room_id, "wanted": list(part)}).all()
-        found.extend(from_rows(connection, rows))
-    return found
+    return from_rows(connection, _BY_ID.rows(connection, room_id=room_id, wanted=event_ids))
 
 
 def events_in_any_room(connection: Connection, event_id: str) -> list[StoredEvent]:
@@ -173,18 +186,14 @@ def from_rows(connection: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
     """Stored events of rows with the columns of ``stored_events_select``."""
     if not rows:
         return []
-    txns = {
-        row[0]: (row[1], row[2], row[3])
-        for part in in_slices([row[0] for row in rows if row[4] is not None and row[4] > 0])
-        for row in connection.execute(_TXNS, {"wanted": list(part)})
-    }
+    live = [row[0] for row in rows if row[4] is not None and row[4] > 0]
+    txns = {row[0]: (row[1], row[2], row[3]) for row in (_TXNS.rows(connection, wanted=live) if live else ())}
     rooms_of = {row[2]: (ROOM_VERSIONS[row[9]], row[8]) for row in rows}
     redacted_by: dict[tuple[int, str], Event] = {}
-    for ids in in_slices([row[1] for row in rows]):
-        wanted = {"wanted": list(ids), "room_nids": list(rooms_of)}
-        for room_nid, target, redaction_id, json in connection.execute(_REDACTIONS, wanted):
-            version, room_id = rooms_of[room_nid]
-            redacted_by[room_nid, target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
+    found = _REDACTIONS.rows(connection, wanted=[row[1] for row in rows], room_nids=rooms_of)
+    for room_nid, target, redaction_id, json in found:
+        version, room_id = rooms_of[room_nid]
+        redacted_by[room_nid, target] = Event(orjson.loads(json), version, redaction_id, room_id, bytes(json))
     idle = _idle_redactions(connection, rows)
     return [
         StoredEvent(
@@ -249,12 +258,10 @@ def known_events(connection: Connection, wanted: Mapping[int, Collection[str]]) 
     found: dict[int, KnownEvents] = {room_nid: {} for room_nid in wanted}
     wanted = {room_nid: frozenset(event_ids) for room_nid, event_ids in wanted.items()}  # looked up for each row
     all_ids = {event_id for event_ids in wanted.values() for event_id in event_ids}
-    for part in in_slices(list(all_ids)):
-        rows = connection.execute(_VERDICTS, {"wanted": list(part), "room_nids": list(wanted)})
-        for event_id, nid, verdict, room_nid in rows:
-            # The ID wanted in one room may belong to an event of another one.
-            if event_id in wanted[room_nid]:
-                found[room_nid][event_id] = (nid, Verdict(verdict))
+    for event_id, nid, verdict, room_nid in _VERDICTS.rows(connection, wanted=all_ids, room_nids=wanted):
+        # The ID wanted in one room may belong to an event of another one.
+        if event_id in wanted[room_nid]:
+            found[room_nid][event_id] = (nid, Verdict(verdict))
     return found
 
 
@@ -286,21 +293,8 @@ class ExtremityRow:
 def forward_extremities_of(connection: Connection, room_nids: Sequence[int]) -> dict[int, list[ExtremityRow]]:
     """The forward extremities of rooms, by room."""
     found: dict[int, list[ExtremityRow]] = {room_nid: [] for room_nid in room_nids}
-    for part in in_slices(room_nids):
-        statement = (
-            select(
-                forward_extremities.c.room_nid,
-                events.c.event_id,
-                events.c.event_nid,
-                events.c.depth,
-                events.c.state_group,
-            )
-            .join_from(forward_extremities, events, events.c.event_nid == forward_extremities.c.event_nid)
-            .where(forward_extremities.c.room_nid.in_(part))
-            .order_by(events.c.event_nid)
-        )
-        for room_nid, event_id, event_nid, depth, group in connection.execute(statement):
-            found[room_nid].append(ExtremityRow(event_id, event_nid, depth, group))
+    for room_nid, event_id, event_nid, depth, group in _EXTREMITIES.rows(connection, wanted=room_nids):
+        found[room_nid].append(ExtremityRow(event_id, event_nid, depth, group))
     # One alone is followed by nothing. So rooms without branches, which are most, cost no further query.
     several = [row.event_nid for rows in found.values() if len(rows) > 1 for row in rows]
     late = _followed_by_accepted(connection, several)

@@ -32,7 +32,7 @@ from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import KnownEvents, Verdict, known_events
 from homeserver.storage.graph_rows import GraphRows, write_rows
 from homeserver.storage.places import place_of
-from homeserver.storage.prepared import prepared, prepared_insert
+from homeserver.storage.prepared import PreparedSelect, prepared, prepared_insert
 from homeserver.storage.room_upgrades import hand_over
 from homeserver.storage.tables import (
     client_transactions,
@@ -47,14 +47,16 @@ SORT_NAME_CHARACTERS_MAX = 250
 bytes.)
 """
 _OUTLIER = int(Verdict.OUTLIER)
+_REJECTED = int(Verdict.REJECTED)
 
 
 _CLAIM = prepared_insert(client_transactions, or_ignore=True)
 _RELEASE = prepared(delete(client_transactions).where(client_transactions.c.event_nid == bindparam("b_event_nid")))
-_GENERATIONS = select(rooms.c.room_nid, rooms.c.generation).where(
+_generations = select(rooms.c.room_nid, rooms.c.generation).where(
     rooms.c.room_nid.in_(bindparam("wanted", expanding=True))
 )
-_LOCKED_GENERATIONS = _GENERATIONS.order_by(rooms.c.room_nid).with_for_update()
+_GENERATIONS = PreparedSelect(_generations)
+_LOCKED_GENERATIONS = PreparedSelect(_generations.order_by(rooms.c.room_nid).with_for_update())
 _TAKE = (
     update(counters)
     .values(
@@ -165,7 +167,7 @@ class GraphWriter:
         """The appends that were composed on the current generation of their room."""
         statement = _GENERATIONS if connection.dialect.name == "sqlite" else _LOCKED_GENERATIONS
         wanted = [append.room_nid for _, append in appends]
-        current = {row[0]: row[1] for row in connection.execute(statement, {"wanted": wanted})}
+        current = {row[0]: row[1] for row in statement.rows(connection, wanted=wanted)}
         fresh: _Numbered = []
         for index, append in appends:
             if current.get(append.room_nid) == append.generation:
@@ -529,9 +531,10 @@ def _collect_event(
                 "json": event.json,
             }
         )
-    was_rejected = event.event_id not in known or known[event.event_id][1] & Verdict.REJECTED
-    if event.is_state and was_rejected and not write.verdict & Verdict.REJECTED:
-        rows.auth.append((nid, [nids[auth] for auth in event.auth_events if auth in nids]))
+    if event.is_state and not int(write.verdict) & _REJECTED:
+        before = known.get(event.event_id)
+        if before is None or int(before[1]) & _REJECTED:
+            rows.auth.append((nid, [nids[auth] for auth in event.auth_events if auth in nids]))
     if write.reason:
         rows.reasons.append({"event_nid": nid, "reason": write.reason})
     if event.redacts is not None and write.verdict == Verdict.ACCEPTED:

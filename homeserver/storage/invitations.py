@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
 
 from homeserver.protocol.events import Event
 from homeserver.protocol.json_types import JsonObject
-from homeserver.storage.prepared import prepared_upsert
+from homeserver.storage.prepared import PreparedSelect, prepared_upsert
 from homeserver.storage.tables import invitations
 
 PENDING, ACCEPTED, REJECTED, REVOKED = "pending", "accepted", "rejected", "revoked"
@@ -49,6 +49,14 @@ class Takeover:
 
 
 _PUT = prepared_upsert(invitations, "room_nid", "user_id")
+_PENDING = PreparedSelect(
+    select(invitations.c.user_id).where(
+        invitations.c.room_nid == bindparam("room_nid"),
+        invitations.c.user_id.in_(bindparam("wanted", expanding=True)),
+        invitations.c.status == PENDING,
+    )
+)
+"""Which of some users have a pending invitation to a room."""
 _END = (
     update(invitations)
     .where(
@@ -91,11 +99,11 @@ def take_over(connection: Connection, takeover: Takeover) -> None:
     """Store the status of invitations in a room whose state comes from another server."""
     room_nid = takeover.room_nid
     rows: list[dict[str, Any]] = []
-    others: list[Step] = []
+    others: dict[str, Event] = {}
     for member in takeover.members:
         invitation, answer = _invitation_before(member, takeover.known)
         if invitation is None:
-            others.append(Step(room_nid, member.state_key or "", member))
+            others[member.state_key or ""] = member
             continue
         row = _begun(room_nid, invitation, takeover.nids[invitation.event_id])
         if answer is not None:
@@ -103,8 +111,8 @@ def take_over(connection: Connection, takeover: Takeover) -> None:
             row["reason"] = _reason(answer.content) or row["reason"]
         rows.append(row)
     _PUT.run(connection, rows)
-    pending = _pending_in(connection, room_nid) if others else set()
-    follow(connection, (step for step in others if step.user_id in pending))
+    pending = _PENDING.rows(connection, room_nid=room_nid, wanted=others)
+    follow(connection, (Step(room_nid, user_id, others[user_id]) for (user_id,) in pending))
 
 
 def _invitation_before(member: Event, known: Mapping[str, Event]) -> tuple[Event | None, Event | None]:
@@ -114,12 +122,20 @@ def _invitation_before(member: Event, known: Mapping[str, Event]) -> tuple[Event
     for _ in range(STEPS_BACK_MAX):
         if current.membership == "invite":
             return current, answer
-        cited = [known[name] for name in current.auth_events if name in known]
-        before = next((e for e in cited if e.type == "m.room.member" and e.state_key == member.state_key), None)
+        before = _cited_membership(current, known)
         if before is None:
             break
         answer, current = current, before
     return None, None
+
+
+def _cited_membership(member: Event, known: Mapping[str, Event]) -> Event | None:
+    """The membership event of the same user among the auth events of a membership event."""
+    for event_id in member.auth_events:
+        cited = known.get(event_id)
+        if cited is not None and cited.state_key == member.state_key and cited.type == "m.room.member":
+            return cited
+    return None
 
 
 def forget_reason(connection: Connection, room_nid: int, user_id: str, content: JsonObject) -> None:
@@ -134,11 +150,6 @@ def forget_reason(connection: Connection, room_nid: int, user_id: str, content: 
             )
             .values(reason=None)
         )
-
-
-def _pending_in(connection: Connection, room_nid: int) -> set[str]:
-    statement = select(invitations.c.user_id).where(invitations.c.room_nid == room_nid, invitations.c.status == PENDING)
-    return set(connection.execute(statement).scalars())
 
 
 def _begun(room_nid: int, event: Event, event_nid: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Statements that write frequent rows: compiled once, and run with little overhead.
+"""Frequent statements: compiled once, and run with little overhead.
 
 Each time that SQLAlchemy runs a statement, it looks for its compiled form and processes the parameters of every row;
 when a room with a thousand members is joined, that takes as long as SQLite itself. Here a statement goes to the driver
@@ -7,12 +7,14 @@ as it was compiled the first time, and loops written in C process its rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import Connection, Delete, Dialect, Insert, Table, Update
+import orjson
+from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Table, Update
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
@@ -21,6 +23,9 @@ from homeserver.storage.database import insert
 Row: TypeAlias = Mapping[str, Any]
 _Statement: TypeAlias = Insert | Update | Delete
 _Processor: TypeAlias = Callable[[Any], Any]
+
+_LIST = re.compile(r" IN \(__\[POSTCOMPILE_(\w+)\]\)")
+"""How SQLAlchemy renders ``column.in_(bindparam(name, expanding=True))`` before it knows the values."""
 
 
 class Prepared:
@@ -97,3 +102,76 @@ def prepared_upsert(table: Table, *keys: str) -> Prepared:
         return cast(Insert, statement.on_conflict_do_update(index_elements=list(keys), set_=changed))
 
     return Prepared(build)
+
+
+class PreparedSelect:
+    """A ``SELECT`` with parameters, for questions that are asked all the time.
+
+    ``column.in_(bindparam(name, expanding=True))`` may be part of its conditions (``not_in`` may not). Such a list is
+    one parameter of the driver, however many values it has: SQLAlchemy would write a statement with as many
+    placeholders, which takes longer than the answer.
+    """
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _CompiledSelect] = {}
+
+    def rows(self, connection: Connection, **parameters: Any) -> Sequence[Any]:
+        """The rows that the database finds; ``parameters`` has a value, or any number of them, for each parameter."""
+        compiled = self._compiled.get(connection.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[connection.dialect.name] = _CompiledSelect(self._statement, connection.dialect)
+        values = compiled.parameters(parameters)
+        return compiled.restored(connection.exec_driver_sql(compiled.sql, values).all()) if values is not None else []
+
+
+class _CompiledSelect:
+    """A ``SELECT`` in the form for a driver."""
+
+    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        self._names = list(compiled.positiontup or ()) if compiled.positional else list(compiled.params)
+        self._is_positional = compiled.positional
+        self._constants = {name: value for name, value in compiled.params.items() if value is not None}
+        self._processors = {
+            name: processor
+            for name in self._names
+            if (processor := _bind_processor(compiled.binds[name].type, dialect)) is not None
+        }
+        self._lists = frozenset(_LIST.findall(compiled.string))
+
+        def one_parameter(match: re.Match[str]) -> str:
+            if dialect.name == "sqlite":
+                return " IN (SELECT value FROM json_each(?))"
+            array = dialect.type_compiler_instance.process(compiled.binds[match[1]].type)
+            return f" = ANY(%({match[1]})s::{array}[])"
+
+        self.sql = _LIST.sub(one_parameter, compiled.string)
+        self._lists_are_json = dialect.name == "sqlite"
+        self._restorers = [
+            (index, restorer)
+            for index, column in enumerate(statement.selected_columns)
+            if (restorer := column.type.dialect_impl(dialect).result_processor(dialect, None)) is not None
+        ]
+
+    def parameters(self, given: Mapping[str, Any]) -> Any:
+        """Values in the form for the driver; None if one of the lists is empty, so that there can be no rows."""
+        values: dict[str, Any] = {**self._constants, **given}
+        for name, process in self._processors.items():
+            values[name] = map(process, values[name]) if name in self._lists else process(values[name])
+        for name in self._lists:
+            elements = list(values[name])
+            if not elements:
+                return None
+            values[name] = orjson.dumps(elements).decode() if self._lists_are_json else elements
+        return tuple(values[name] for name in self._names) if self._is_positional else values
+
+    def restored(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Rows of the driver with the values that were stored."""
+        if not rows or not self._restorers:
+            return rows
+        columns: list[Any] = list(zip(*rows, strict=True))
+        for index, restore in self._restorers:
+            columns[index] = map(restore, columns[index])
+        return list(zip(*columns, strict=True))

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, literal, select
 
 from homeserver.protocol.events import StateKey
-from homeserver.storage.database import in_slices
-from homeserver.storage.prepared import prepared_insert
+from homeserver.storage.prepared import PreparedSelect, prepared_insert
 from homeserver.storage.tables import (
     current_state,
     events,
@@ -72,18 +71,58 @@ _lineages = (
 _LINEAGES = _lineages.union(  # UNION drops the common ancestors of several groups
     select(_parent.c.state_group, _parent.c.parent).where(_parent.c.state_group == _lineages.c.parent)
 )
-_ENTRIES_OF_LINEAGES = select(
-    _LINEAGES.c.state_group,
-    _LINEAGES.c.parent,
-    state_group_entries.c.state_key_nid,
-    state_group_entries.c.event_nid,
-).select_from(
-    _LINEAGES.outerjoin(
-        state_group_entries,
-        and_(
-            state_group_entries.c.state_group == _LINEAGES.c.state_group,
-            state_group_entries.c.state_key_nid.in_(bindparam("keys", expanding=True)),
-        ),
+_ENTRIES_OF_LINEAGES = PreparedSelect(
+    select(
+        _LINEAGES.c.state_group,
+        _LINEAGES.c.parent,
+        state_group_entries.c.state_key_nid,
+        state_group_entries.c.event_nid,
+    ).select_from(
+        _LINEAGES.outerjoin(
+            state_group_entries,
+            and_(
+                state_group_entries.c.state_group == _LINEAGES.c.state_group,
+                state_group_entries.c.state_key_nid.in_(bindparam("keys", expanding=True)),
+            ),
+        )
+    )
+)
+_EVENT_IDS = PreparedSelect(
+    select(events.c.event_nid, events.c.event_id).where(events.c.event_nid.in_(bindparam("wanted", expanding=True)))
+)
+_KEY_NAMES = PreparedSelect(
+    select(state_keys.c.state_key_nid, state_keys.c.type, state_keys.c.state_key).where(
+        state_keys.c.state_key_nid.in_(bindparam("wanted", expanding=True))
+    )
+)
+_NIDS_OF_KEYS = PreparedSelect(
+    select(state_keys.c.state_key, state_keys.c.state_key_nid).where(
+        state_keys.c.type == bindparam("type"), state_keys.c.state_key.in_(bindparam("wanted", expanding=True))
+    )
+)
+_ORDINALS = PreparedSelect(
+    select(state_groups.c.state_group, state_groups.c.ordinal).where(
+        state_groups.c.state_group.in_(bindparam("wanted", expanding=True))
+    )
+)
+_CURRENT_STATES = PreparedSelect(
+    select(current_state.c.room_nid, state_keys.c.type, state_keys.c.state_key, events.c.event_id)
+    .select_from(
+        current_state.join(state_keys, state_keys.c.state_key_nid == current_state.c.state_key_nid).join(
+            events, events.c.event_nid == current_state.c.event_nid
+        )
+    )
+    .where(current_state.c.room_nid.in_(bindparam("wanted", expanding=True)))
+)
+_MEMBERS = PreparedSelect(
+    select(room_members.c.room_nid, room_members.c.user_id, room_members.c.membership).where(
+        room_members.c.room_nid.in_(bindparam("wanted", expanding=True)),
+        room_members.c.membership.in_(bindparam("memberships", expanding=True)),
+    )
+)
+_ROOMS = PreparedSelect(
+    select(rooms.c.room_id, rooms.c.room_nid, rooms.c.version, rooms.c.generation, rooms.c.state_group).where(
+        rooms.c.room_id.in_(bindparam("wanted", expanding=True))
     )
 )
 _INSERT_GROUPS = prepared_insert(state_groups)
@@ -127,12 +166,7 @@ def _ordinals(connection: Connection, group_ids: Iterable[int | None]) -> dict[i
     wanted = [group for group in group_ids if group is not None]
     if not wanted:
         return {}
-    statement = select(state_groups.c.state_group, state_groups.c.ordinal)
-    found: dict[int, int] = {}
-    for part in in_slices(wanted):
-        rows = connection.execute(statement.where(state_groups.c.state_group.in_(part)))
-        found.update((row[0], row[1]) for row in rows)
-    return found
+    return {row[0]: row[1] for row in _ORDINALS.rows(connection, wanted=wanted)}
 
 
 def _delta_since(
@@ -217,18 +251,17 @@ def read_keys_of_groups(
     """A few entries of several states, by state group. States of one room mostly build on the same groups."""
     nids = state_key_nids(connection, keys)
     found: dict[int, dict[int, int]] = {group: {} for group in state_groups}
-    for part in in_slices(state_groups):
-        parents: dict[int, int | None] = {}
-        entries: dict[tuple[int, int], int | None] = {}
-        parameters = {"wanted": list(part), "keys": list(nids.values())}
-        for group, parent, key, event in connection.execute(_ENTRIES_OF_LINEAGES, parameters):
-            parents[group] = parent
-            if key is not None:
-                entries[group, key] = event
-        for key in nids.values():
-            for group in part:
-                if (event := _entry_of(group, key, parents, entries)) is not None:
-                    found[group][key] = event
+    parents: dict[int, int | None] = {}
+    entries: dict[tuple[int, int], int | None] = {}
+    rows = _ENTRIES_OF_LINEAGES.rows(connection, wanted=state_groups, keys=nids.values())
+    for group, parent, key, event in rows:
+        parents[group] = parent
+        if key is not None:
+            entries[group, key] = event
+    for key in nids.values():
+        for group in state_groups:
+            if (event := _entry_of(group, key, parents, entries)) is not None:
+                found[group][key] = event
     event_ids = event_ids_of(connection, {event for state in found.values() for event in state.values()})
     return {
         group: {name: event_ids[state[nid]] for name, nid in nids.items() if nid in state}
@@ -261,37 +294,19 @@ def name_state(connection: Connection, state: Mapping[int, int]) -> dict[StateKe
 
 def event_ids_of(connection: Connection, nids: Iterable[int]) -> dict[int, str]:
     """The event IDs of numeric IDs."""
-    found: dict[int, str] = {}
-    for part in in_slices(list(nids)):
-        rows = connection.execute(select(events.c.event_nid, events.c.event_id).where(events.c.event_nid.in_(part)))
-        found.update((row[0], row[1]) for row in rows)
-    return found
+    return {row[0]: row[1] for row in _EVENT_IDS.rows(connection, wanted=nids)}
 
 
 def _state_key_names(connection: Connection, nids: Iterable[int]) -> dict[int, StateKey]:
-    found: dict[int, StateKey] = {}
-    for part in in_slices(list(nids)):
-        rows = connection.execute(
-            select(state_keys.c.state_key_nid, state_keys.c.type, state_keys.c.state_key).where(
-                state_keys.c.state_key_nid.in_(part)
-            )
-        )
-        found.update((row[0], (row[1], row[2])) for row in rows)
-    return found
+    return {row[0]: (row[1], row[2]) for row in _KEY_NAMES.rows(connection, wanted=nids)}
 
 
 def state_key_nids(connection: Connection, keys: Iterable[StateKey]) -> dict[StateKey, int]:
     """The numeric IDs of those state keys that have one."""
     found: dict[StateKey, int] = {}
-    for part in _grouped_by_type(keys):
-        event_type, names = part
-        for names_part in in_slices(names):
-            rows = connection.execute(
-                select(state_keys.c.state_key, state_keys.c.state_key_nid).where(
-                    and_(state_keys.c.type == event_type, state_keys.c.state_key.in_(names_part))
-                )
-            )
-            found.update(((event_type, row[0]), row[1]) for row in rows)
+    for event_type, names in _grouped_by_type(keys):
+        rows = _NIDS_OF_KEYS.rows(connection, type=event_type, wanted=names)
+        found.update(((event_type, row[0]), row[1]) for row in rows)
     return found
 
 
@@ -330,18 +345,8 @@ def read_current_state(connection: Connection, room_nid: int) -> dict[StateKey, 
 def read_current_state_of_many(connection: Connection, room_nids: Sequence[int]) -> dict[int, dict[StateKey, str]]:
     """The current states of several rooms."""
     found: dict[int, dict[StateKey, str]] = {room_nid: {} for room_nid in room_nids}
-    for part in in_slices(room_nids):
-        statement = (
-            select(current_state.c.room_nid, state_keys.c.type, state_keys.c.state_key, events.c.event_id)
-            .select_from(
-                current_state.join(state_keys, state_keys.c.state_key_nid == current_state.c.state_key_nid).join(
-                    events, events.c.event_nid == current_state.c.event_nid
-                )
-            )
-            .where(current_state.c.room_nid.in_(part))
-        )
-        for room_nid, event_type, state_key, event_id in connection.execute(statement):
-            found[room_nid][event_type, state_key] = event_id
+    for room_nid, event_type, state_key, event_id in _CURRENT_STATES.rows(connection, wanted=room_nids):
+        found[room_nid][event_type, state_key] = event_id
     return found
 
 
@@ -350,33 +355,16 @@ def members_of_many(
 ) -> dict[int, list[tuple[str, str]]]:
     """``(user_id, membership)`` of the members of several rooms, by room."""
     found: dict[int, list[tuple[str, str]]] = {room_nid: [] for room_nid in room_nids}
-    for part in in_slices(room_nids):
-        statement = select(room_members.c.room_nid, room_members.c.user_id, room_members.c.membership).where(
-            room_members.c.room_nid.in_(part), room_members.c.membership.in_(memberships)
-        )
-        for room_nid, user_id, membership in connection.execute(statement):
-            found[room_nid].append((user_id, membership))
+    for room_nid, user_id, membership in _MEMBERS.rows(connection, wanted=room_nids, memberships=memberships):
+        found[room_nid].append((user_id, membership))
     return found
 
 
 def room_row(connection: Connection, room_id: str) -> tuple[int, str, int, int | None] | None:
     """``(room_nid, version, generation, state_group)`` of a room; None if it is unknown."""
-    row = connection.execute(
-        select(rooms.c.room_nid, rooms.c.version, rooms.c.generation, rooms.c.state_group).where(
-            rooms.c.room_id == room_id
-        )
-    ).first()
-    return cast("tuple[int, str, int, int | None] | None", tuple(row) if row else None)
+    return room_rows(connection, [room_id]).get(room_id)
 
 
 def room_rows(connection: Connection, room_ids: Sequence[str]) -> dict[str, tuple[int, str, int, int | None]]:
     """``room_row`` of several rooms, by room ID."""
-    found: dict[str, tuple[int, str, int, int | None]] = {}
-    for part in in_slices(room_ids):
-        rows = connection.execute(
-            select(rooms.c.room_id, rooms.c.room_nid, rooms.c.version, rooms.c.generation, rooms.c.state_group).where(
-                rooms.c.room_id.in_(part)
-            )
-        )
-        found.update((row[0], (row[1], row[2], row[3], row[4])) for row in rows)
-    return found
+    return {row[0]: (row[1], row[2], row[3], row[4]) for row in _ROOMS.rows(connection, wanted=room_ids)}

@@ -5,10 +5,19 @@ A row is a lease: the process that does the work prolongs it. An expired row was
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from homeserver.storage.database import insert, upsert
+from homeserver.storage.prepared import PreparedSelect
 from homeserver.storage.tables import under_way
+
+_OF_OWNER = PreparedSelect(
+    select(under_way.c.owner).where(
+        under_way.c.kind == bindparam("kind"),
+        under_way.c.room_id == bindparam("room_id"),
+        under_way.c.owner == bindparam("owner"),
+    )
+)
 
 
 def begin(
@@ -79,6 +88,4 @@ def is_owner(connection: Connection, kind: str, room_id: str, owner: str) -> boo
     """Whether this owner still has the lease for the work in a room: it may have expired, and another owner have taken
     it.
     """
-    table = under_way.c
-    statement = select(table.owner).where(table.kind == kind, table.room_id == room_id, table.owner == owner)
-    return connection.execute(statement.limit(1)).first() is not None
+    return bool(_OF_OWNER.rows(connection, kind=kind, room_id=room_id, owner=owner))

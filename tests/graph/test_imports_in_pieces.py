@@ -27,6 +27,7 @@ MEMBERS = [f"@member{number}:other.org" for number in range(8)]
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imports, "EVENTS_PER_PIECE", 2)
+    monkeypatch.setattr(imports, "_next_size", lambda *_: 2)
     monkeypatch.setattr(imports, "ROWS_PER_PIECE", 2)
 
 
@@ -79,6 +80,18 @@ def test_others_write_between_the_pieces(server: CoreServer) -> None:
     asyncio.run(story())
 
 
+NEXT_SIZE = imports._next_size
+
+
+def test_pieces_are_as_large_as_time_allows() -> None:
+    size = 192
+    assert NEXT_SIZE(size, imports.PIECE_S) == size
+    assert NEXT_SIZE(size, imports.PIECE_S / 1.5) == 288
+    assert NEXT_SIZE(size, imports.PIECE_S / 100) == 2 * size
+    assert NEXT_SIZE(size, 0) == 2 * size
+    assert NEXT_SIZE(size, 1) == imports.EVENTS_PER_PIECE_MIN
+
+
 class Crash(Exception):
     """The process dies here."""
 
@@ -86,12 +99,10 @@ class Crash(Exception):
 @pytest.mark.parametrize(
     ("piece", "count"),
     [
-        ("store_outliers", 1),
-        ("store_entries", 0),
+        ("store_piece", 0),
+        ("store_piece", 1),
         ("store_entries", 1),
-        ("take_over_invitations", 1),
-        ("store_current", 0),
-        ("store_current", 1),
+        ("put_current", 1),
         ("switch", 0),
     ],
 )

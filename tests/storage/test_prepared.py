@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import and_, bindparam, delete, select, update
+from sqlalchemy import and_, bindparam, delete, event, select, update
 from sqlalchemy.exc import IntegrityError
 
+from homeserver.storage import auth_chains, event_graph, room_state
 from homeserver.storage.database import Database
-from homeserver.storage.prepared import prepared, prepared_insert, prepared_upsert
+from homeserver.storage.prepared import PreparedSelect, prepared, prepared_insert, prepared_upsert
 from homeserver.storage.tables import room_members, state_keys, user_rooms
 
 ODD = "\0 \ufdd0 😀 %s :name ? é"
@@ -76,3 +77,54 @@ def test_updates_with_values_of_their_own(database: Database) -> None:
         assert forget.run(connection, [{"b_user_id": "@c:x"}, {"b_user_id": "@nobody:x"}]) == 1
         found = connection.execute(select(user_rooms.c.user_id, user_rooms.c.membership, user_rooms.c.position)).all()
     assert sorted(tuple(row) for row in found) == [("@a:x", "leave", 7), ("@b:x", "leave", 8)]
+
+
+def test_selects_take_lists_of_any_length_as_one_parameter(database: Database) -> None:
+    table = room_members.c
+    by_user = PreparedSelect(
+        select(table.user_id, table.display_name)
+        .where(
+            table.user_id.in_(bindparam("wanted", expanding=True)),
+            table.room_nid.in_(bindparam("room_nids", expanding=True)),
+            table.membership == bindparam("membership"),
+            table.event_nid == 1,
+        )
+        .order_by(table.user_id)
+    )
+    names = [f"@{number:04}:x" for number in range(2000)]
+    with database.begin() as connection:
+        rows = [member(name, display_name=ODD) for name in names]
+        prepared_insert(room_members).run(connection, [*rows, member(ODD, membership="leave")])
+        found = by_user.rows(connection, wanted=names, room_nids=[1, 2**60], membership="join")
+        assert [tuple(row) for row in found] == [(name, ODD) for name in names]
+        few = by_user.rows(
+            connection, wanted=(name for name in ["@0001:x", ODD, '"', "0"]), room_nids={1}, membership="join"
+        )
+        assert [tuple(row) for row in few] == [("@0001:x", ODD)]
+        assert by_user.rows(connection, wanted=[], room_nids=[1], membership="join") == []
+        assert list(by_user.rows(connection, wanted=names, room_nids=[2], membership="join")) == []
+
+
+def test_selects_use_the_index(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    plans: list[str] = []
+
+    def explain(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if not statement.startswith("EXPLAIN"):
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            plans.append("; ".join(row[3] for row in rows))
+
+    with database.begin() as connection:
+        event.listen(connection, "before_cursor_execute", explain)
+        event_graph.known_events(connection, {1: ["$a"], 2: ["$b"]})
+        event_graph._BY_ID.rows(connection, room_id="!a", wanted=["$a"])
+        event_graph._BY_NID.rows(connection, wanted=[1, 2])
+        event_graph._REDACTIONS.rows(connection, wanted=["$a"], room_nids=[1])
+        event_graph.forward_extremities_of(connection, [1, 2])
+        room_state.state_key_nids(connection, [("m.room.member", "@a:x")])
+        room_state.read_current_state_of_many(connection, [1, 2])
+        auth_chains.positions_of(connection, [1])
+    database.close()
+    assert len(plans) == 8
+    for plan in plans:
+        assert "SCAN" not in plan.replace("SCAN json_each", ""), plan
