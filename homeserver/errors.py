@@ -10,6 +10,7 @@ The tree:
     ├── NotAuthorized               an event that breaks an authorization rule (checks 4 to 6)
     ├── RemoteError                 a request to another server failed
     │   ├── RemoteUnreachable       no connection, no answer in time, or an answer that is not Matrix
+    │   │   └── NoPlace             it was not asked: too many other requests run
     │   ├── RemoteRefused           it answered with an error; carries status and errcode
     │   └── IncompleteAnswer        it answered, but parts are missing or contradict each other
     └── MatrixError                 an error answer to a request: an HTTP status and an errcode
@@ -59,6 +60,13 @@ class RemoteError(HomeserverError):
 
 class RemoteUnreachable(RemoteError):
     """No connection, no answer in time, or an answer that is not Matrix."""
+
+
+class NoPlace(RemoteUnreachable):
+    """The server was not asked, because this server makes too many other requests of the kind: no fault of its own."""
+
+    def __init__(self, destination: str) -> None:
+        super().__init__(destination, "too many requests to other servers are under way")
 
 
 class IncompleteAnswer(RemoteError):

@@ -72,14 +72,14 @@ class Profiles:
 
     async def profile(self, user_id: str) -> JsonObject:
         """All fields of any user. Raises ``InvalidParam``, ``NotFound``, ``Forbidden``, ``RemoteError``."""
-        if self._is_ours(user_id):
+        if self.is_ours(user_id):
             return await self.local_profile(user_id)
         return await self._remote_profile(user_id, None)
 
     async def field(self, user_id: str, key: str) -> JsonObject:
         """One field of any user, as an object with that one key. Raises as ``profile`` does."""
         check_key(key)
-        if self._is_ours(user_id):
+        if self.is_ours(user_id):
             profile = await self.local_profile(user_id)
         else:
             profile = await self._remote_profile(user_id, key)
@@ -124,7 +124,8 @@ class Profiles:
         if outcome == "changed" and self._on_change is not None and IN_MEMBER_EVENTS & (values.keys() | removed):
             await self._on_change(user_id)
 
-    def _is_ours(self, user_id: str) -> bool:
+    def is_ours(self, user_id: str) -> bool:
+        """Whether a user is of this server. Raises ``InvalidParam`` if it is no user ID."""
         if not is_valid_user_id(user_id):
             raise InvalidParam("Not a user ID")
         return server_of(user_id) == self._server_name

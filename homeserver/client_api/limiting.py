@@ -5,15 +5,55 @@ https://spec.matrix.org/v1.19/client-server-api/#rate-limiting
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Depends
 from starlette.requests import Request
 
 from homeserver.accounts.access_tokens import Requester
-from homeserver.client_api.authentication import Authenticated
+from homeserver.client_api.authentication import Authenticated, authenticate
+from homeserver.errors import Forbidden, MissingToken
+from homeserver.limits.fair_budget import FairBudget
 from homeserver.limits.rate_limits import Limit, RateLimits
 from homeserver.web import ClientAddresses, get_service
+
+LOOK_UPS_AT_ONCE_MAX = 100
+"""How many requests of clients wait for look-ups at other servers at the same time."""
+LOOK_UPS_PER_USER_MAX = 8
+"""How many of them may be of one user; the others of that user wait."""
+LOOK_UPS_WAITING_PER_USER_MAX = 50
+LOOK_UP_WAIT_SECONDS_MAX = 20.0
+
+
+class LookUps(FairBudget):
+    """Look-ups at other servers, in turn by user: servers that hang make only the one wait who asks them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            LOOK_UPS_AT_ONCE_MAX,
+            per_subject=LOOK_UPS_PER_USER_MAX,
+            waiting_per_subject_max=LOOK_UPS_WAITING_PER_USER_MAX,
+            text="You look up too much at other servers",
+        )
+
+
+@contextlib.asynccontextmanager
+async def turn_to_ask_others(request: Request) -> AsyncIterator[None]:
+    """For requests that need no access token for what this server knows, but do to ask another server.
+
+    Otherwise strangers could make this server ask any host they like. Raises ``Forbidden``, ``UnknownToken``, and
+    ``LimitExceeded`` when too many requests of that user wait.
+    """
+    try:
+        requester = await authenticate(request)
+    except MissingToken:
+        # "In all other cases, homeservers MAY deny profile look-up by responding with 403 and an error code of
+        # M_FORBIDDEN."
+        raise Forbidden("Only users of this server may look up what is on other servers") from None
+    async with get_service(request, LookUps).share(requester.user_id, seconds=LOOK_UP_WAIT_SECONDS_MAX):
+        yield
 
 
 def address_of(request: Request) -> str:

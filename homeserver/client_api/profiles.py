@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from homeserver.accounts.profiles import Profiles
 from homeserver.client_api.authentication import Authenticated, require_self
-from homeserver.client_api.limiting import per_account, per_address
+from homeserver.client_api.limiting import per_account, per_address, turn_to_ask_others
 from homeserver.errors import MissingParam
 from homeserver.limits.rate_limits import Limit
 from homeserver.web import json_response, read_json_object, service
@@ -24,15 +24,25 @@ BODY_BYTES_MAX = 128 * 1024
 
 
 @router.get("/profile/{user_id}", dependencies=[per_address(Limit.LOOKUPS)])
-async def get_user_profile(user_id: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
+async def get_user_profile(
+    user_id: str, request: Request, profiles: Annotated[Profiles, service(Profiles)]
+) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuserid"""
-    return json_response(await profiles.profile(user_id))
+    if profiles.is_ours(user_id):
+        return json_response(await profiles.profile(user_id))
+    async with turn_to_ask_others(request):
+        return json_response(await profiles.profile(user_id))
 
 
 @router.get("/profile/{user_id}/{key_name}", dependencies=[per_address(Limit.LOOKUPS)])
-async def get_profile_field(user_id: str, key_name: str, profiles: Annotated[Profiles, service(Profiles)]) -> Response:
+async def get_profile_field(
+    user_id: str, key_name: str, request: Request, profiles: Annotated[Profiles, service(Profiles)]
+) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3profileuseridkeyname"""
-    return json_response(await profiles.field(user_id, key_name))
+    if profiles.is_ours(user_id):
+        return json_response(await profiles.field(user_id, key_name))
+    async with turn_to_ask_others(request):
+        return json_response(await profiles.field(user_id, key_name))
 
 
 @router.put("/profile/{user_id}/{key_name}", dependencies=[per_account(Limit.PROFILE_CHANGES)])

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from homeserver.client_api.authentication import Authenticated
-from homeserver.client_api.limiting import per_account, per_address
+from homeserver.client_api.limiting import per_account, per_address, turn_to_ask_others
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.limits.rate_limits import Limit
@@ -25,9 +25,13 @@ AliasesService = Annotated[RoomAliases, service(RoomAliases)]
 
 
 @router.get("/directory/room/{room_alias}", dependencies=[per_address(Limit.LOOKUPS)])
-async def get_room_id_by_alias(room_alias: str, aliases: AliasesService) -> Response:
+async def get_room_id_by_alias(room_alias: str, request: Request, aliases: AliasesService) -> Response:
     """https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3directoryroomroomalias"""
-    target = await aliases.resolve(room_alias)
+    if aliases.is_ours(room_alias):
+        target = await aliases.resolve_local(room_alias)
+    else:
+        async with turn_to_ask_others(request):
+            target = await aliases.resolve(room_alias)
     return json_response({"room_id": target.room_id, "servers": target.servers})
 
 

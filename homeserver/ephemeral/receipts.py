@@ -8,11 +8,12 @@ https://spec.matrix.org/v1.19/client-server-api/#receipts
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
-from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
+from homeserver.ephemeral.local_updates import is_user_of, rooms_of_edus
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.federation.outbound_edus import Receipt
 from homeserver.graph.events import Events
@@ -20,7 +21,9 @@ from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.notifier import Change, Notifier, Stream
 from homeserver.protocol.events import Event
+from homeserver.protocol.identifiers import is_hash_event_id, is_valid_event_id
 from homeserver.protocol.json_types import JsonObject
+from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
 from homeserver.storage import receipts as store
 from homeserver.storage.database import Database
 from homeserver.storage.receipts import NewReceipt, StoredReceipt
@@ -34,13 +37,24 @@ RELATION_HOPS_MAX = 3
 """How many relations are followed from an event to its thread: "a maximum of 3 hops is recommended"."""
 RECENT_BYTES_MAX = 4 * 2**20
 """How much memory the recent receipts may use, which are kept for the requests that they wake."""
-RECEIPTS_PER_EDU_MAX = 1_000
-EVENT_IDS_PER_RECEIPT_MAX = 100
+ENTRIES_PER_TRANSACTION_MAX = 5_000
+"""How many rooms, users and event IDs the receipts of one transaction may name, all together; the rest is left out."""
+EVENT_IDS_PER_RECEIPT_MAX = 20
 IDENTIFIER_CHARACTERS_MAX = 255
 
 
 def _weigh(receipt: StoredReceipt) -> int:
     return 250 + 2 * sum(map(len, (receipt.room_id, receipt.user_id, receipt.event_id, receipt.thread_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A receipt as another server gives it."""
+
+    room_id: str
+    user_id: str
+    event_ids: list[str]
+    data: JsonObject
 
 
 class ReceiptDelivery(Protocol):
@@ -94,7 +108,7 @@ class Receipts:
             return
         now = self._clock.now_ms()
         new = NewReceipt(head.room_nid, receipt_type, user_id, thread_id or UNTHREADED, event_id, now)
-        stored = await self._store(head, [new])
+        stored = await self._store([(head, new)])
         if stored and receipt_type == READ:
             await self._delivery.send_receipt(Receipt(room_id, user_id, event_id, now, thread_id))
 
@@ -132,59 +146,51 @@ class Receipts:
 
     # -- from other servers --------------------------------------------------------------------------------------------
 
-    async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Store the receipts of an m.receipt EDU; invalid ones are dropped.
+    async def receive(self, origin: str, *edus: JsonObject) -> None:
+        """Store the receipts of the m.receipt EDUs of a transaction; invalid ones are dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#receipts
         """
-        content = edu.get("content")
-        if not self.enabled or not isinstance(content, dict):
+        if not self.enabled:
             return
-        budget = RECEIPTS_PER_EDU_MAX
-        for room_id, by_type in content.items():
-            by_user = by_type.get(READ) if isinstance(by_type, dict) else None
-            if budget <= 0 or not isinstance(by_user, dict):
-                continue
-            head = await room_of_edu(self._heads, room_id, origin)
-            if head is None:
-                continue
-            received = [
-                (user_id, receipt)
-                for user_id, receipt in list(by_user.items())[:budget]
-                if is_user_of(user_id, origin) and user_id in head.joined and isinstance(receipt, dict)
-            ]
-            budget -= len(received)
-            await self._take_in(head, received)
+        named = _named(edus, origin)
+        heads = await rooms_of_edus(self._heads, [receipt.room_id for receipt in named], origin)
+        by_room: dict[str, list[_Named]] = {}
+        for receipt in named:
+            head = heads.get(receipt.room_id)
+            if head is not None and receipt.user_id in head.joined:
+                by_room.setdefault(receipt.room_id, []).append(receipt)
+        new = [(heads[i], each) for i, some in by_room.items() for each in await self._placed(heads[i], some)]
+        if new:
+            await self._store(new)
 
-    async def _take_in(self, head: RoomHead, received: Sequence[tuple[str, JsonObject]]) -> None:
-        candidates = {user_id: _event_ids(receipt) for user_id, receipt in received}
-        known = await self._events.by_id(head.room_id, {event_id for ids in candidates.values() for event_id in ids})
+    async def _placed(self, head: RoomHead, received: Sequence[_Named]) -> list[NewReceipt]:
+        """Receipts of one room, each for the latest of the events that it names."""
+        known = await self._events.by_id(head.room_id, {event_id for r in received for event_id in r.event_ids})
         now = self._clock.now_ms()
         new: list[NewReceipt] = []
-        for user_id, receipt in received:
-            in_room = [known[i] for i in candidates[user_id] if i in known]
+        for receipt in received:
+            in_room = [known[i] for i in receipt.event_ids if i in known]
             placed = [stored for stored in in_room if stored.stream_position is not None]
             if placed:
                 event_id = max(placed, key=lambda stored: stored.stream_position or 0).event_id
-            elif unknown := [event_id for event_id in candidates[user_id] if event_id not in known]:
+            elif unknown := [event_id for event_id in receipt.event_ids if event_id not in known]:
                 event_id = unknown[-1]  # a receipt for an event that has not arrived yet
             else:
                 continue
-            data = receipt.get("data")
-            thread_id, ts = _data(data if isinstance(data, dict) else {}, now)
+            thread_id, ts = _data(receipt.data, head.version, now)
             if thread_id is not None:
-                new.append(NewReceipt(head.room_nid, READ, user_id, thread_id, event_id, ts))
-        if new:
-            await self._store(head, new)
+                new.append(NewReceipt(head.room_nid, READ, receipt.user_id, thread_id, event_id, ts))
+        return new
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
-    async def _store(self, head: RoomHead, new: Sequence[NewReceipt]) -> list[StoredReceipt]:
+    async def _store(self, new: Sequence[tuple[RoomHead, NewReceipt]]) -> list[StoredReceipt]:
         """Store receipts, wake the /sync requests that they concern, and return those that changed something."""
-        positions = await self._database.write_batched(store.store, new)
+        positions = await self._database.write_batched(store.store, [receipt for _, receipt in new])
         stored = [
             StoredReceipt(head.room_id, r.receipt_type, r.user_id, r.thread_id, r.event_id, r.ts, position)
-            for r, position in zip(new, positions, strict=True)
+            for (head, r), position in zip(new, positions, strict=True)
             if position is not None
         ]
         changes: list[Change] = []
@@ -192,7 +198,7 @@ class Receipts:
             self._recent.put(receipt.position, receipt)
             is_private = receipt.receipt_type == READ_PRIVATE
             users = (receipt.user_id,) if is_private else ()
-            changes.append(Change(receipt.position, Stream.RECEIPTS, head.room_id, users, wakes_room=not is_private))
+            changes.append(Change(receipt.position, Stream.RECEIPTS, receipt.room_id, users, wakes_room=not is_private))
         self._notifier.publish(changes)
         return stored
 
@@ -236,6 +242,30 @@ def _relation(event: Event | None) -> tuple[str, str] | None:
     return rel_type, target
 
 
+def _named(edus: Iterable[JsonObject], origin: str) -> list[_Named]:
+    """The receipts that EDUs hold, up to ``ENTRIES_PER_TRANSACTION_MAX``. What is invalid counts, too."""
+    named: list[_Named] = []
+    budget = ENTRIES_PER_TRANSACTION_MAX
+    contents = [content for edu in edus if isinstance(content := edu.get("content"), dict)]
+    for room_id, by_type in (entry for content in contents for entry in content.items()):
+        budget -= 1
+        by_user = by_type.get(READ) if isinstance(by_type, dict) else None
+        for user_id, receipt in by_user.items() if isinstance(by_user, dict) else ():
+            budget -= 1
+            if budget <= 0:
+                return named
+            if not isinstance(receipt, dict) or not is_user_of(user_id, origin):
+                continue
+            event_ids = _event_ids(receipt)
+            budget -= len(event_ids)
+            data = receipt.get("data")
+            if event_ids:
+                named.append(_Named(room_id, user_id, event_ids, data if isinstance(data, dict) else {}))
+        if budget <= 0:
+            break
+    return named
+
+
 def _event_ids(receipt: JsonObject) -> list[str]:
     event_ids = receipt.get("event_ids")
     if not isinstance(event_ids, list):
@@ -247,12 +277,19 @@ def _event_ids(receipt: JsonObject) -> list[str]:
     ]
 
 
-def _data(data: JsonObject, now_ms: int) -> tuple[str | None, int]:
+def _data(data: JsonObject, version: RoomVersion, now_ms: int) -> tuple[str | None, int]:
     """The thread ID and time of a receipt. The thread ID is None if the receipt is invalid."""
-    thread_id = data.get("thread_id", UNTHREADED)
-    if not isinstance(thread_id, str) or len(thread_id) > IDENTIFIER_CHARACTERS_MAX:
-        return None, now_ms
     ts = data.get("ts")
     if type(ts) is not int or not 0 <= ts <= now_ms:
         ts = now_ms
-    return thread_id, ts
+    if "thread_id" not in data:
+        return UNTHREADED, ts
+    thread_id = data["thread_id"]
+    is_usable = isinstance(thread_id, str) and (thread_id == MAIN_THREAD or _may_be_event_id(thread_id, version))
+    return (thread_id if is_usable else None), ts
+
+
+def _may_be_event_id(text: str, version: RoomVersion) -> bool:
+    if version.event_id_format is EventIdFormat.IN_EVENT:
+        return is_valid_event_id(text)
+    return is_hash_event_id(text)

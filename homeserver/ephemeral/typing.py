@@ -24,7 +24,7 @@ import structlog
 
 from homeserver.caches import register
 from homeserver.clock import Clock
-from homeserver.ephemeral.local_updates import is_user_of, room_of_edu
+from homeserver.ephemeral.local_updates import is_user_of, rooms_of_edus
 from homeserver.ephemeral.typing_tokens import DIGEST_MAX, Point
 from homeserver.errors import Forbidden
 from homeserver.graph.outdated_heads import refuses_by_newest_state
@@ -172,21 +172,20 @@ class Typing:
         # A timeout of zero means that the user has stopped.
         self._take_in(head.room_id, user_id, min(timeout_ms, TIMEOUT_MS_MAX) if typing and timeout_ms > 0 else 0)
 
-    async def receive(self, origin: str, edu: JsonObject) -> None:
-        """Handle an m.typing EDU; an invalid one is dropped.
+    async def receive(self, origin: str, *edus: JsonObject) -> None:
+        """Handle the m.typing EDUs of a transaction; invalid ones are dropped.
 
         https://spec.matrix.org/v1.19/server-server-api/#typing-notifications
         """
-        content = edu.get("content")
-        if not isinstance(content, dict):
-            return
-        user_id, typing = content.get("user_id"), content.get("typing")
-        if not isinstance(typing, bool) or not is_user_of(user_id, origin):
-            return
-        head = await room_of_edu(self._heads, content.get("room_id"), origin)
-        if head is None or not self._is_in(head, user_id):
-            return
-        self._take_in(head.room_id, user_id, REMOTE_TIMEOUT_MS if typing else 0)
+        contents = [content for edu in edus if isinstance(content := edu.get("content"), dict)]
+        heads = await rooms_of_edus(self._heads, [content.get("room_id") for content in contents], origin)
+        for content in contents:
+            room_id, user_id, typing = content.get("room_id"), content.get("user_id"), content.get("typing")
+            head = heads.get(room_id) if isinstance(room_id, str) else None
+            if head is None or not isinstance(typing, bool) or not is_user_of(user_id, origin):
+                continue
+            if self._is_in(head, user_id):
+                self._take_in(head.room_id, user_id, REMOTE_TIMEOUT_MS if typing else 0)
 
     def _is_in(self, head: RoomHead, user_id: str) -> bool:
         # The user may have left while the head was being read; then ``departed`` was called too early.

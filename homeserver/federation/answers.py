@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from homeserver.errors import RemoteUnreachable
 from homeserver.federation.large_answers import Elements, ListBound, parse_element, read_large_json
 from homeserver.outbound.http import Timeouts
+from homeserver.outbound.places import Purpose
 from homeserver.outbound.spools import MEMORY_BYTES_MAX, Spool, SpoolFull, Spools
 
 _KIB = 1024
@@ -33,20 +34,32 @@ class Limits:
     bytes_max: int
     timeouts: Timeouts
     lists: Mapping[str, ListBound] = field(default_factory=dict)
+    purpose: Purpose = Purpose.EVENTS
+    """Whose places the request takes."""
 
 
 SMALL: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
 """A few values, or one event."""
-KEYS: Final = Limits(256 * _KIB, Timeouts(connect=10, read=10, total=20))
+TRANSACTION: Final = replace(SMALL, purpose=Purpose.DELIVERY)
+HANDSHAKE: Final = replace(SMALL, purpose=Purpose.MEMBERSHIP)
+"""A template for a membership event."""
+LOOK_UP: Final = Limits(1 * _MIB, Timeouts(connect=5, read=10, total=15), purpose=Purpose.LOOK_UPS)
+"""A profile, or what an alias points to: a user waits for it."""
+KEYS: Final = Limits(256 * _KIB, Timeouts(connect=10, read=10, total=20), purpose=Purpose.AUTHENTICATION)
 """The keys of one server; an incoming request waits for them to be authenticated."""
-INVITE: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
-KNOCK: Final = Limits(1 * _MIB, Timeouts(connect=10, read=30, total=60))
+KEYS_OF_NOTARY: Final = replace(KEYS, bytes_max=1 * _MIB)
+"""All that a notary knows of the keys of one server."""
+INVITE: Final = HANDSHAKE
+KNOCK: Final = HANDSHAKE
 """The stripped state of a room."""
-SIGNATURE: Final = Limits(64 * _KIB, Timeouts(connect=5, read=10, total=10))
+SIGNATURE: Final = Limits(64 * _KIB, Timeouts(connect=5, read=10, total=10), purpose=Purpose.POLICY)
 """One signature; the sending or showing of an event waits for it."""
 _LONG: Final = Timeouts(connect=10, read=180, total=600)
 JOIN: Final = Limits(
-    256 * _MIB, _LONG, {"state": ListBound(STATE_EVENTS_MAX), "auth_chain": ListBound(STATE_EVENTS_MAX)}
+    256 * _MIB,
+    _LONG,
+    {"state": ListBound(STATE_EVENTS_MAX), "auth_chain": ListBound(STATE_EVENTS_MAX)},
+    Purpose.MEMBERSHIP,
 )
 STATE: Final = Limits(
     256 * _MIB, _LONG, {"pdus": ListBound(STATE_EVENTS_MAX), "auth_chain": ListBound(STATE_EVENTS_MAX)}

@@ -12,6 +12,7 @@ https://spec.matrix.org/v1.19/server-server-api/
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
@@ -22,14 +23,18 @@ from homeserver.clock import Clock
 from homeserver.errors import RemoteRefused, RemoteUnreachable
 from homeserver.federation.answers import (
     AUTH_CHAIN,
+    HANDSHAKE,
     INVITE,
     JOIN,
     KEYS,
+    KEYS_OF_NOTARY,
     KNOCK,
+    LOOK_UP,
     SIGNATURE,
     SMALL,
     STATE,
     STATE_IDS,
+    TRANSACTION,
     AnswerReader,
     Limits,
     event_ids_of,
@@ -41,6 +46,8 @@ from homeserver.federation.permitted_servers import PermittedServers
 from homeserver.federation.request_authentication import sign_request
 from homeserver.federation.server_discovery import ServerDiscovery
 from homeserver.outbound.http import Answer, OutboundHttp
+from homeserver.outbound.places import Purpose
+from homeserver.outbound.spools import Spool
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.json_types import JsonObject
 from homeserver.signing import SigningKeys
@@ -101,7 +108,8 @@ class FederationClient:
             self._clock.now_ms(),
             b",".join(pdus),
         )
-        answer = await self._request("PUT", destination, _path(_V1, "send", transaction_id), content=content)
+        path = _path(_V1, "send", transaction_id)
+        answer = await self._request("PUT", destination, path, content=content, limits=TRANSACTION)
         results = answer.get("pdus")
         return {"pdus": results if isinstance(results, dict) else {}}
 
@@ -114,7 +122,8 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_joinroomiduserid
         """
         query = [("ver", version) for version in versions]
-        answer = await self._request("GET", destination, _path(_V1, "make_join", room_id, user_id, query=query))
+        path = _path(_V1, "make_join", room_id, user_id, query=query)
+        answer = await self._request("GET", destination, path, limits=HANDSHAKE)
         return _template(destination, answer)
 
     async def send_join(
@@ -135,7 +144,8 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_knockroomiduserid
         """
         query = [("ver", version) for version in versions]
-        answer = await self._request("GET", destination, _path(_V1, "make_knock", room_id, user_id, query=query))
+        path = _path(_V1, "make_knock", room_id, user_id, query=query)
+        answer = await self._request("GET", destination, path, limits=HANDSHAKE)
         return _template(destination, answer)
 
     async def send_knock(self, destination: str, room_id: str, event_id: str, event: JsonObject) -> JsonObject:
@@ -153,7 +163,8 @@ class FederationClient:
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid
         """
-        answer = await self._request("GET", destination, _path(_V1, "make_leave", room_id, user_id))
+        path = _path(_V1, "make_leave", room_id, user_id)
+        answer = await self._request("GET", destination, path, limits=HANDSHAKE)
         return _template(destination, answer)
 
     async def send_leave(self, destination: str, room_id: str, event_id: str, event: JsonObject) -> None:
@@ -161,7 +172,7 @@ class FederationClient:
 
         https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_leaveroomideventid
         """
-        await self._put_v2_or_v1(destination, "send_leave", room_id, event_id, event, SMALL)
+        await self._put_v2_or_v1(destination, "send_leave", room_id, event_id, event, HANDSHAKE)
 
     async def send_invite(
         self,
@@ -314,7 +325,7 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1queryprofile
         """
         query = [("user_id", user_id)] + ([("field", field)] if field is not None else [])
-        return await self._request("GET", destination, _path(_V1, "query", "profile", query=query))
+        return await self._request("GET", destination, _path(_V1, "query", "profile", query=query), limits=LOOK_UP)
 
     async def query_directory(self, destination: str, room_alias: str) -> JsonObject:
         """The room that an alias points to: ``{"room_id", "servers"}``.
@@ -322,7 +333,7 @@ class FederationClient:
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1querydirectory
         """
         path = _path(_V1, "query", "directory", query=[("room_alias", room_alias)])
-        answer = await self._request("GET", destination, path)
+        answer = await self._request("GET", destination, path, limits=LOOK_UP)
         if not isinstance(answer.get("room_id"), str):
             raise RemoteUnreachable(destination, "the answer names no room")
         _require_list_of(destination, answer, "servers", str)
@@ -333,20 +344,26 @@ class FederationClient:
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1version
         """
-        answer = await self._request("GET", destination, _path(_V1, "version"), is_signed=False)
+        answer = await self._request("GET", destination, _path(_V1, "version"), is_signed=False, limits=LOOK_UP)
         server = answer.get("server")
         return server if isinstance(server, dict) else {}
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
-    async def get_server_keys(self, destination: str) -> JsonObject:
-        """The keys that a server publishes, not checked yet.
+    async def get_server_keys(self, destination: str, purpose: Purpose = Purpose.AUTHENTICATION) -> JsonObject:
+        """The keys that a server publishes, not checked yet; ``purpose`` says whose places the request takes.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixkeyv2server
         """
-        return await self._request("GET", destination, "/_matrix/key/v2/server", is_signed=False, limits=KEYS)
+        limits = replace(KEYS, purpose=purpose)
+        return await self._request("GET", destination, "/_matrix/key/v2/server", is_signed=False, limits=limits)
 
-    async def query_server_keys(self, notary: str, wanted: Mapping[str, Mapping[str, int]]) -> list[JsonObject]:
+    async def query_server_keys(
+        self,
+        notary: str,
+        wanted: Mapping[str, Mapping[str, int]],
+        purpose: Purpose = Purpose.AUTHENTICATION,
+    ) -> list[JsonObject]:
         """What a notary knows of the keys of servers. ``wanted`` maps server name to key ID to the time until which it
         must be valid.
 
@@ -358,7 +375,8 @@ class FederationClient:
         }
         content = encode_canonical_json({"server_keys": criteria})
         path = "/_matrix/key/v2/query"
-        answer = await self._request("POST", notary, path, content=content, is_signed=False, limits=SMALL)
+        limits = replace(KEYS_OF_NOTARY, purpose=purpose)
+        answer = await self._request("POST", notary, path, content=content, is_signed=False, limits=limits)
         return list(_require_objects(notary, answer, "server_keys"))
 
     # -- all of them ---------------------------------------------------------------------------------------------------
@@ -384,6 +402,31 @@ class FederationClient:
             raise RemoteRefused(
                 destination, 403, "M_FORBIDDEN", "The administrator does not let us speak to this server"
             )
+        spool = self._reader.spool(limits) if limits.lists else None
+        async with self._http.places.hold(limits.purpose, destination):
+            answer = await self._exchange(method, destination, path, content, limits, spool, is_signed=is_signed)
+        if not 200 <= answer.status < 300:
+            _refuse(destination, answer)
+        if spool is not None:
+            value = await self._reader.read(destination, spool, limits, is_pair=is_pair)
+        else:
+            value = _parse(destination, answer.body)
+            value = second_of_pair(value) if is_pair else value
+        if not isinstance(value, dict):
+            raise RemoteUnreachable(destination, "the answer is not a JSON object")
+        return value
+
+    async def _exchange(
+        self,
+        method: str,
+        destination: str,
+        path: str,
+        content: bytes | None,
+        limits: Limits,
+        spool: Spool | None,
+        *,
+        is_signed: bool,
+    ) -> Answer:
         place = await self._discovery.resolve(destination)
         try:
             url = httpx.URL(f"https://{place.host_header}{path}")
@@ -395,7 +438,6 @@ class FederationClient:
         if is_signed:
             uri = url.raw_path.decode("ascii")
             headers["Authorization"] = sign_request(self._signing_keys.current, method, uri, destination, content)
-        spool = self._reader.spool(limits) if limits.lists else None
         try:
             answer = await self._http.request(
                 method,
@@ -408,17 +450,10 @@ class FederationClient:
                 spool=spool,
             )
         except RemoteUnreachable as error:
+            self._http.places.did_not_answer(destination)
             raise RemoteUnreachable(destination, error.message) from error
-        if not 200 <= answer.status < 300:
-            _refuse(destination, answer)
-        if spool is not None:
-            value = await self._reader.read(destination, spool, limits, is_pair=is_pair)
-        else:
-            value = _parse(destination, answer.body)
-            value = second_of_pair(value) if is_pair else value
-        if not isinstance(value, dict):
-            raise RemoteUnreachable(destination, "the answer is not a JSON object")
-        return value
+        self._http.places.answered(destination)
+        return answer
 
 
 def _path(prefix: str, *segments: str, query: Sequence[tuple[str, str]] = ()) -> str:

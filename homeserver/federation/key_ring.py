@@ -12,6 +12,7 @@ https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ import structlog
 
 from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
-from homeserver.errors import InvalidEvent, InvalidSignature, RemoteError
+from homeserver.errors import InvalidEvent, InvalidSignature, NoPlace, RemoteError
 from homeserver.federation.caching import SingleFlight
 from homeserver.federation.server_keys import VALIDITY_MS_MAX, ServerKeys, is_key_id, parse_server_keys
+from homeserver.outbound.places import Purpose
 from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import unpadded_base64
@@ -54,8 +56,8 @@ KEYS_BYTES_MAX = 16 * 2**20
 """The memory for keys of other servers; all of them are in the database too."""
 KEY_BYTES = 400
 """The approximate size of one key."""
-FETCHES_MAX = 50
-"""How many servers are asked for their keys at the same time."""
+FETCHES_AT_ONCE_MAX = 24
+"""How many servers one call asks for their keys at the same time; ``outbound.places`` bounds those of all calls."""
 KEY_IDS_PER_SERVER_MAX = 50
 """How many key IDs of one server one call may ask for."""
 RETRY_MS_MIN = 2_000
@@ -79,10 +81,10 @@ EVENTS_PER_JOB = 64
 class KeySource(Protocol):
     """Requests keys from servers; the federation client implements it."""
 
-    async def get_server_keys(self, destination: str) -> JsonObject:
+    async def get_server_keys(self, destination: str, purpose: Purpose) -> JsonObject:
         """The answer to ``GET /_matrix/key/v2/server``. Raises ``RemoteError``."""
 
-    async def query_server_keys(self, notary: str, wanted: Wanted) -> list[JsonObject]:
+    async def query_server_keys(self, notary: str, wanted: Wanted, purpose: Purpose) -> list[JsonObject]:
         """The answer to ``POST /_matrix/key/v2/query``. Raises ``RemoteError``."""
 
 
@@ -126,8 +128,7 @@ class KeyRing:
         self._clock = clock
         self._notaries = [name for name in trusted_key_servers if name != signing_keys.server_name]
         self._known: WeightedCache[str, _Known] = WeightedCache("keys of servers", KEYS_BYTES_MAX, _weigh_keys)
-        self._flights: SingleFlight[str, None] = SingleFlight()
-        self._fetches = asyncio.Semaphore(FETCHES_MAX)
+        self._flights: SingleFlight[tuple[str, Purpose], None] = SingleFlight()
         self._threads: ThreadPoolExecutor | None = None
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class KeyRing:
             signers_of_part = [_signers_of(event) for event in part]
             signers += signers_of_part
             self._add_wanted(wanted, part, signers_of_part)
-        keys = await self.keys_for(wanted)
+        keys = await self.keys_for(wanted, Purpose.EVENT_KEYS)
         if len(events) < THREADED_EVENTS_MIN:
             return _verify(events, signers, keys)
         # PyNaCl releases the GIL while it computes, so threads share the work.
@@ -173,7 +174,7 @@ class KeyRing:
             if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
                 await asyncio.sleep(0)
             self._add_wanted(wanted, [event], [_signers_of(event)])
-        await self.keys_for(wanted)
+        await self.keys_for(wanted, Purpose.EVENT_KEYS)
 
     def _add_wanted(
         self, wanted: dict[str, dict[str, int]], events: Sequence[Event], signers: Sequence[_Signers]
@@ -191,9 +192,11 @@ class KeyRing:
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
-    async def keys_for(self, wanted: Wanted) -> dict[str, Mapping[str, VerifyKeyData]]:
+    async def keys_for(
+        self, wanted: Wanted, purpose: Purpose = Purpose.AUTHENTICATION
+    ) -> dict[str, Mapping[str, VerifyKeyData]]:
         """All known keys of the servers, after fetching the wanted ones that are missing. Keys that cannot be found are
-        left out.
+        left out. ``purpose`` says whose places the fetches take.
 
         The result includes old keys, which are valid until they expired: compare ``valid_until_ts`` with the time in
         question.
@@ -212,9 +215,13 @@ class KeyRing:
             if found is not None and not found.satisfies(needed := _askable(wanted[server]))
         }
         if unsatisfied:
-            await asyncio.gather(
-                *(self._fetch(server, known[server], needed) for server, needed in unsatisfied.items())
-            )
+            turns = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
+
+            async def fetch(server: str, needed: Mapping[str, int]) -> None:
+                async with turns:
+                    await self._fetch(server, known[server], needed, purpose)
+
+            await asyncio.gather(*(fetch(server, needed) for server, needed in unsatisfied.items()))
         keys: dict[str, Mapping[str, VerifyKeyData]] = {
             server: found.keys for server, found in known.items() if found is not None
         }
@@ -235,21 +242,30 @@ class KeyRing:
         return loaded
 
     async def _fetch(
-        self, server: str, known: _Known | None, wanted: Mapping[str, int], *, at_once: bool = False
+        self,
+        server: str,
+        known: _Known | None,
+        wanted: Mapping[str, int],
+        purpose: Purpose,
+        *,
+        at_once: bool = False,
     ) -> None:
         if known is not None and (at_once or self._clock.now_ms() >= known.fetch_after_ts):
-            await self._flights.run(server, lambda: self._fetch_now(server, known, wanted))
+            # By purpose too: an incoming request must not wait for a fetch that waits behind those of strangers.
+            key = (server, purpose)
+            with contextlib.suppress(NoPlace):  # no fault of the server, so no reason to ask it later
+                await self._flights.run(key, lambda: self._fetch_now(server, known, wanted, purpose))
 
-    async def _fetch_now(self, server: str, known: _Known, wanted: Mapping[str, int]) -> None:
+    async def _fetch_now(self, server: str, known: _Known, wanted: Mapping[str, int], purpose: Purpose) -> None:
         """Ask the server itself, then the notaries, until all wanted keys are known; store the keys, and whether it
-        helped.
+        helped. Raises ``NoPlace``.
         """
-        is_new = await self._ask_origin(server, known)
+        is_new = await self._ask_origin(server, known, purpose)
         # Ask for a notary's own keys only at the notary itself: two notaries that ask each other would wait for ever.
         for notary in self._notaries if server not in self._notaries else ():
             if is_new and known.satisfies(wanted):
                 break
-            is_new |= await self._ask_notary(notary, server, known, wanted)
+            is_new |= await self._ask_notary(notary, server, known, wanted, purpose)
         if is_new and known.satisfies(wanted):
             known.failures_in_row = 0
             known.fetch_after_ts = 0
@@ -257,28 +273,32 @@ class KeyRing:
         known.fetch_after_ts = self._clock.now_ms() + min(RETRY_MS_MIN << min(known.failures_in_row, 20), RETRY_MS_MAX)
         known.failures_in_row += 1
 
-    async def _ask_origin(self, server: str, known: _Known) -> bool:
+    async def _ask_origin(self, server: str, known: _Known, purpose: Purpose) -> bool:
         try:
-            async with self._fetches:
-                response = await self._source.get_server_keys(server)
+            response = await self._source.get_server_keys(server, purpose)
             keys = parse_server_keys(response, server, self._clock.now_ms())
+        except NoPlace:
+            raise
         except (RemoteError, InvalidSignature) as error:
             logger.info("server_keys_not_fetched", server=server, reason=str(error))
             return False
         await self._remember(keys, known, {**keys.old_verify_keys, **keys.verify_keys})
         return True
 
-    async def _ask_notary(self, notary: str, server: str, known: _Known, wanted: Mapping[str, int]) -> bool:
+    async def _ask_notary(
+        self, notary: str, server: str, known: _Known, wanted: Mapping[str, int], purpose: Purpose
+    ) -> bool:
         """https://spec.matrix.org/v1.19/server-server-api/#querying-keys-through-another-server"""
         try:
-            async with self._fetches:
-                responses = await self._source.query_server_keys(notary, {server: wanted})
+            responses = await self._source.query_server_keys(notary, {server: wanted}, purpose)
             found = [
                 parse_server_keys(response, server, self._clock.now_ms())
                 for response in responses
                 if isinstance(response, dict) and response.get("server_name") == server
-                if await self._check_notary_signature(notary, response)
+                if await self._check_notary_signature(notary, response, purpose)
             ]
+        except NoPlace:
+            raise
         except (RemoteError, InvalidSignature) as error:
             logger.info("server_keys_not_fetched", server=server, notary=notary, reason=str(error))
             return False
@@ -290,10 +310,10 @@ class KeyRing:
             await self._remember(keys, known, news)
         return bool(found)
 
-    async def _check_notary_signature(self, notary: str, response: JsonObject) -> bool:
+    async def _check_notary_signature(self, notary: str, response: JsonObject, purpose: Purpose) -> bool:
         now = self._clock.now_ms()
         signatures = signatures_of(response, notary)
-        keys = (await self.keys_for({notary: dict.fromkeys(signatures, now)})).get(notary, {})
+        keys = (await self.keys_for({notary: dict.fromkeys(signatures, now)}, purpose)).get(notary, {})
         for key_id in signatures:
             data = keys.get(key_id)
             if data is not None and (data.valid_until_ts is None or data.valid_until_ts >= now):
@@ -333,7 +353,7 @@ class KeyRing:
         if lacks or _is_stale(stored[0], wanted, now):
             known = (await self._load([server]))[server]
             may_be_at_once = lacks and known.failures_in_row < NOTARY_FETCHES_AT_ONCE
-            await self._fetch(server, known, _askable(wanted), at_once=may_be_at_once)
+            await self._fetch(server, known, _askable(wanted), Purpose.NOTARY, at_once=may_be_at_once)
             # "If the server fails to respond to this request, intermediate notary servers should continue to return
             # the last response they received from the server".
             stored = await self._database.read(store.load_responses, server)

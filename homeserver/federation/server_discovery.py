@@ -8,18 +8,16 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from homeserver.clock import Clock
 from homeserver.errors import RemoteUnreachable
 from homeserver.federation.caching import LruDict, SingleFlight
 from homeserver.federation.well_known import WellKnown
 from homeserver.outbound.connections import Destination
+from homeserver.outbound.dns import NameServers
 from homeserver.outbound.http import OutboundHttp
 from homeserver.protocol.identifiers import ServerName, parse_server_name
-
-if TYPE_CHECKING:
-    from dns.asyncresolver import Resolver
 
 PORT_DEFAULT = 8448
 SRV_SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
@@ -163,7 +161,7 @@ class DnsSrvLookup:
 
     def __init__(self, seconds_max: float = SRV_SECONDS_MAX) -> None:
         self._seconds_max = seconds_max
-        self._resolver: Resolver | None = None
+        self._name_servers = NameServers()
 
     async def __call__(self, name: str) -> SrvAnswer:
         """The records of an absolute name; none if DNS has none, fails, or takes too long."""
@@ -172,7 +170,8 @@ class DnsSrvLookup:
         from dns.rdtypes.IN.SRV import SRV
 
         try:
-            answer = await self._create_or_get_resolver().resolve(
+            resolver = await self._name_servers.resolver()
+            answer = await resolver.resolve(
                 name, "SRV", lifetime=self._seconds_max, raise_on_no_answer=False, search=False
             )
         except (dns.exception.DNSException, OSError, ValueError):
@@ -184,10 +183,3 @@ class DnsSrvLookup:
         )
         ttl = answer.rrset.ttl if answer.rrset is not None else 0
         return SrvAnswer(records, ttl * 1000)
-
-    def _create_or_get_resolver(self) -> Resolver:
-        if self._resolver is None:
-            from dns.asyncresolver import Resolver
-
-            self._resolver = Resolver()
-        return self._resolver

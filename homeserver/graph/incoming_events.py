@@ -26,6 +26,7 @@ from homeserver.errors import (
 from homeserver.federation.caching import LruDict
 from homeserver.graph.given_events import GivenEvents
 from homeserver.graph.internal_errors import as_outcome
+from homeserver.outbound.places import Purpose
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import has_intact_content
@@ -97,7 +98,9 @@ class EventVerifier(Protocol):
     async def fetch_keys_of(self, events: Iterable[Event]) -> None:
         """Fetch the keys that ``verify_events`` will need for these events."""
 
-    async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
+    async def keys_for(
+        self, wanted: Mapping[str, Mapping[str, int]], purpose: Purpose
+    ) -> Mapping[str, Mapping[str, VerifyKeyData]]:
         """Fetch keys: server name to key ID to the time until which the key must be valid."""
 
 
@@ -236,7 +239,7 @@ class IncomingEvents:
     async def check_signature_of(self, event: Event, server_name: str) -> None:
         """Check that a server has signed an event, besides the required signatures. Raises ``InvalidSignature``."""
         wanted = dict.fromkeys(event_signatures(event, server_name), event.origin_server_ts)
-        keys = await self._verifier.keys_for({server_name: wanted})
+        keys = await self._verifier.keys_for({server_name: wanted}, Purpose.EVENT_KEYS)
         verify_event_signature(event, server_name, keys.get(server_name, {}))
 
 

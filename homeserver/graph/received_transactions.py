@@ -35,8 +35,10 @@ REMEMBER_MS = 24 * 3600 * 1000
 WRITE_INTERVAL_S = 1.0
 HOUSEKEEPING_INTERVAL_MS = 3600 * 1000
 
-EduHandler: TypeAlias = Callable[[str, JsonObject], Awaitable[None]]
-"""Handles an EDU of a server: ``(origin, edu)``."""
+EduHandler: TypeAlias = Callable[..., Awaitable[None]]
+"""Handles the EDUs of one type in a transaction of a server, and bounds what it does for all of them together:
+``(origin, *edus)``.
+"""
 
 
 class ReceivedTransactions:
@@ -108,14 +110,13 @@ class ReceivedTransactions:
             if isinstance(edu_type, str) and edu_type in self._edu_handlers:
                 by_type.setdefault(edu_type, []).append(edu)
 
-        async def take_in(handler: EduHandler, edus: Sequence[JsonObject]) -> None:
-            for edu in edus:
-                try:
-                    await handler(origin, edu)
-                except Exception:
-                    logger.exception("internal error while handling an EDU", origin=origin, edu_type=edu["edu_type"])
+        async def take_in(edu_type: str, some: Sequence[JsonObject]) -> None:
+            try:
+                await self._edu_handlers[edu_type](origin, *some)
+            except Exception:
+                logger.exception("internal error while handling EDUs", origin=origin, edu_type=edu_type)
 
-        await asyncio.gather(*(take_in(self._edu_handlers[edu_type], some) for edu_type, some in by_type.items()))
+        await asyncio.gather(*(take_in(edu_type, some) for edu_type, some in by_type.items()))
 
     async def _run(self) -> None:
         while True:

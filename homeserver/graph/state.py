@@ -210,6 +210,13 @@ class RoomHeads:
         """The head of a room if it is cached."""
         return self._heads.get(room_id)
 
+    async def known(self, room_ids: Sequence[str]) -> list[str]:
+        """Those among the rooms that this server is or was in, by one look-up for all of them."""
+        missing = [room_id for room_id in room_ids if self._heads.peek(room_id) is None]
+        rows = await self._database.read(room_state.room_rows, missing) if missing else {}
+        inside = {room_id for room_id, row in rows.items() if row[3] is not None}
+        return [room_id for room_id in room_ids if room_id in inside or self._heads.peek(room_id) is not None]
+
     async def of_many(self, room_ids: Sequence[str]) -> dict[str, RoomHead]:
         """The heads of several rooms; those that this server was never in are left out."""
         found: dict[str, RoomHead] = {}

@@ -8,20 +8,18 @@ the check.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import socket
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import httpx
+
+from homeserver.outbound.dns import DnsLookup
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Lookup: TypeAlias = Callable[[str], Awaitable[list[str]]]
 """Gives the addresses of a host name; raises ``OSError`` when there are none."""
 
-LOOKUP_THREADS = 4
 ADDRESSES_PER_NAME_MAX = 8
 """How many addresses of one name are tried."""
 
@@ -73,8 +71,8 @@ class AddressResolver:
 
     def __init__(self, *, allow_private: bool = False, lookup: Lookup | None = None) -> None:
         self._allow_private = allow_private
-        self._lookup = lookup or self._look_up_with_system
-        self._threads: ThreadPoolExecutor | None = None
+        self._dns = DnsLookup()
+        self._lookup: Lookup = lookup or self._dns
 
     async def resolve(self, host: str) -> list[str]:
         """The usable addresses of ``host`` (a name, or an IP literal without brackets), in the order to try them.
@@ -98,23 +96,9 @@ class AddressResolver:
             raise httpx.ConnectError(f"{host} has no address")
         return usable[:ADDRESSES_PER_NAME_MAX]
 
-    async def _look_up_with_system(self, host: str) -> list[str]:
-        # A separate thread pool: a slow name server must not block other users of the loop's default executor.
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _getaddrinfo, host)
-
     def close(self) -> None:
-        """Stop the threads."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = None
-
-
-def _getaddrinfo(host: str) -> list[str]:
-    # Pass bytes, because Python would apply IDNA to a string; the name is ASCII already.
-    answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        """Cancel the look-ups in progress."""
+        self._dns.close()
 
 
 def _parse_address(text: str) -> IPAddress | None:

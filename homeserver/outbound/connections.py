@@ -23,10 +23,12 @@ import httpx
 
 from homeserver.outbound.addresses import AddressResolver
 
-CONNECTIONS_PER_DESTINATION_MAX = 8
-"""How many requests to one destination run at the same time; others wait."""
-CONNECTIONS_IN_USE_MAX = 512
-"""How many requests run at the same time in all."""
+CONNECTIONS_PER_DESTINATION_MAX = 64
+"""How many requests to one destination run at the same time; others wait. ``places`` has the bounds by purpose, which
+together are fewer: nobody waits here for somebody else's purpose.
+"""
+CONNECTIONS_IN_USE_MAX = 1024
+"""How many requests run at the same time in all; the same is true of this."""
 CONNECTIONS_IDLE_MAX = 256
 """How many connections are kept open unused; beyond that, the one that was used longest ago is closed."""
 IDLE_SECONDS_MAX = 60.0

@@ -22,6 +22,7 @@ import homeserver
 from homeserver.errors import ConfigurationError, RemoteUnreachable
 from homeserver.outbound.addresses import AddressResolver, Lookup
 from homeserver.outbound.connections import ConnectionPool, Destination
+from homeserver.outbound.places import Places
 from homeserver.outbound.spools import Spool, SpoolFull
 
 USER_AGENT = f"homeserver/{homeserver.__version__}"
@@ -66,6 +67,8 @@ class OutboundHttp:
         lookup: Lookup | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self.places = Places()
+        """For requests to other servers; who makes one takes a place first."""
         self._transport = transport or ConnectionPool(
             create_ssl_context(verify=verify_certificates, ca_file=ca_file),
             AddressResolver(allow_private=allow_private_addresses, lookup=lookup),

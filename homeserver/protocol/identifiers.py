@@ -22,6 +22,7 @@ _IPV4_SHAPE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}\Z")
 _IPV6_CHARACTERS = re.compile(r"[0-9A-Fa-f:.]{2,45}\Z")
 _DNS_CHARACTERS = re.compile(r"[0-9A-Za-z.-]{1,255}\Z")
 _NEW_LOCALPART = re.compile(r"[a-z0-9._=/+-]+\Z")
+_HASH_EVENT_ID = re.compile(r"\$[A-Za-z0-9+/_-]{43}\Z")
 _OPAQUE_ID = re.compile(r"[0-9A-Za-z._~-]+\Z")
 _HASH_ROOM_ID = re.compile(r"![A-Za-z0-9_-]{43}\Z")
 
@@ -192,6 +193,11 @@ def is_valid_event_id(text: str) -> bool:
     if not isinstance(text, str) or len(text) < 2 or not text.startswith("$"):
         return False
     return _has_valid_domain(text) if ":" in text else _fits(text)
+
+
+def is_hash_event_id(text: str) -> bool:
+    """Whether the text can be an event ID of room version 3 or later: ``$`` and a hash in unpadded base64."""
+    return _HASH_EVENT_ID.match(text) is not None
 
 
 def is_opaque_id(text: str, characters_max: int = OPAQUE_ID_CHARACTERS_MAX) -> bool:

@@ -85,11 +85,9 @@ class RoomAliases:
         Raises ``InvalidParam`` if it is not an alias, ``NotFound`` if it does not exist, ``RemoteFailed`` if its server
         does not answer.
         """
-        if not is_valid_room_alias(alias):
-            raise InvalidParam("Not a valid room alias")
-        server = server_of(alias)
-        if server == self._server_name:
+        if self.is_ours(alias):
             return await self.resolve_local(alias)
+        server = server_of(alias)
         try:
             answer = await self._directory.query_directory(server, alias)
         except RemoteRefused as error:
@@ -103,6 +101,12 @@ class RoomAliases:
             raise RemoteFailed(f"{server} gave no usable answer for the alias")
         named = [name for name in servers[:SERVERS_NAMED_MAX] if isinstance(name, str)]
         return AliasTarget(room_id, named if server in named else [*named, server])
+
+    def is_ours(self, alias: str) -> bool:
+        """Whether an alias is of this server. Raises ``InvalidParam`` if it is no alias."""
+        if not is_valid_room_alias(alias):
+            raise InvalidParam("Not a valid room alias")
+        return server_of(alias) == self._server_name
 
     async def resolve_local(self, alias: str) -> AliasTarget:
         """Look up an alias of this server; raises ``NotFound``."""

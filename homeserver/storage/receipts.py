@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, and_, delete, or_, select
 
 from homeserver.storage import streams
 from homeserver.storage.database import among, in_slices, upsert
@@ -16,6 +16,9 @@ RECEIPTS_PER_READ_MAX = 20_000
 """How many receipts one read returns; the newest come first."""
 KEYS_AT_ONCE_MAX = 10
 """How many receipts one statement looks for; see ``among``."""
+THREADS_PER_USER_MAX = 100
+"""In how many threads of a room a user has receipts of one type; further ones replace those that were stored first."""
+NOT_THREADS = ("", "main")
 KEY_COLUMNS = ["room_nid", "receipt_type", "user_id", "thread_id"]
 
 _Key = tuple[int, str, str, str]
@@ -104,7 +107,22 @@ def store(connection: Connection, batches: Sequence[Sequence[NewReceipt]]) -> li
         for receipt in accepted
     }
     upsert(connection, receipts, list(rows.values()), KEY_COLUMNS)
+    for key in {key[:3] for key in rows if key[3] not in NOT_THREADS}:
+        _limit_threads(connection, key)
     return [[positions.get(id(receipt)) for receipt in batch] for batch in batches]
+
+
+def _limit_threads(connection: Connection, key: tuple[int, str, str]) -> None:
+    of_user = and_(
+        receipts.c.room_nid == key[0],
+        receipts.c.receipt_type == key[1],
+        receipts.c.user_id == key[2],
+        receipts.c.thread_id.not_in(NOT_THREADS),
+    )
+    newest_first = select(receipts.c.position).where(of_user).order_by(receipts.c.position.desc())
+    oldest_kept = connection.execute(newest_first.offset(THREADS_PER_USER_MAX - 1).limit(1)).scalar()
+    if oldest_kept is not None:
+        connection.execute(delete(receipts).where(of_user, receipts.c.position < oldest_kept))
 
 
 def _says_something_new(receipt: NewReceipt, known: tuple[str, int] | None, places: _Places) -> bool:

@@ -34,6 +34,7 @@ from homeserver.client_api import (
     whoami,
 )
 from homeserver.client_api.capabilities import Capabilities
+from homeserver.client_api.limiting import LookUps
 from homeserver.client_api.well_known import ClientDiscovery
 from homeserver.config import RateLimitsConfig
 from homeserver.limits.rate_limits import RateLimits
@@ -118,6 +119,7 @@ class AccountServer:
             self.filters,
             self.limits,
             ClientAddresses(),
+            LookUps(),
             Capabilities("11"),
             ClientDiscovery(public_base_url),
         ]

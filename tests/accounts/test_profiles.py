@@ -118,6 +118,7 @@ def test_unknown_and_closed_accounts(server: AccountServer, alice: str) -> None:
 
 
 def test_users_of_other_servers(sqlite_server: AccountServer) -> None:
+    token = sqlite_server.register()["access_token"]
     remote = sqlite_server.remote.profiles
     remote["@bob:elsewhere.org"] = {"displayname": "Bob", "m.tz": "UTC"}
     remote["@gone:elsewhere.org"] = RemoteRefused("elsewhere.org", 404, "M_NOT_FOUND", "no")
@@ -126,7 +127,7 @@ def test_users_of_other_servers(sqlite_server: AccountServer) -> None:
     remote["@far:elsewhere.org"] = RemoteUnreachable("elsewhere.org", "no route")
 
     def get(path: str) -> object:
-        return sqlite_server.request("GET", f"/profile/{path}")
+        return sqlite_server.request("GET", f"/profile/{path}", token=token)
 
     assert get("@bob:elsewhere.org").json() == {"displayname": "Bob", "m.tz": "UTC"}
     assert get("@bob:elsewhere.org/displayname").json() == {"displayname": "Bob"}
@@ -136,6 +137,13 @@ def test_users_of_other_servers(sqlite_server: AccountServer) -> None:
     assert_error(get("@odd:elsewhere.org"), 502, "M_UNKNOWN")
     assert "secret details" not in get("@odd:elsewhere.org").text
     assert_error(get("@far:elsewhere.org/displayname"), 502, "M_UNKNOWN")
+
+
+@pytest.mark.parametrize("path", ["@bob:elsewhere.org", "@bob:elsewhere.org/displayname"])
+def test_strangers_cannot_make_this_server_ask_others(sqlite_server: AccountServer, path: str) -> None:
+    sqlite_server.remote.profiles["@bob:elsewhere.org"] = {"displayname": "Bob"}
+    assert_error(sqlite_server.request("GET", f"/profile/{path}"), 403, "M_FORBIDDEN")
+    assert_error(sqlite_server.request("GET", f"/profile/{path}", token="wrong"), 401, "M_UNKNOWN_TOKEN")
 
 
 def test_names_and_avatars_for_membership_events(server: AccountServer, alice: str) -> None:

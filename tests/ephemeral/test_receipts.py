@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from homeserver.ephemeral.local_updates import ROOMS_NOT_SHARED_MAX
+from homeserver.ephemeral.receipts import ENTRIES_PER_TRANSACTION_MAX, _named
 from homeserver.errors import Forbidden, InvalidParam
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent
+from homeserver.storage.receipts import THREADS_PER_USER_MAX
 from tests.fakes.reading_server import SERVER_NAME, ReadingServer, joined, user
 
 REMOTE = "other.org"
@@ -172,6 +175,79 @@ def test_malformed_edus_are_dropped(sqlite_url: str, content: Any) -> None:
         asyncio.run(story())
     finally:
         database.close()
+
+
+def thread(number: int) -> str:
+    """What looks like the ID of a thread's root."""
+    return f"${number:043d}"
+
+
+def test_threads_that_others_invent_are_bounded(database: Database) -> None:
+    async def story() -> None:
+        server = ReadingServer(database)
+        room, (message, *_) = await room_with_messages(server)
+        await join_from_outside(server, room, MARY)
+        for start in range(0, 150, 50):
+            edus = [edu(room, MARY, [message.event_id], thread_id=thread(n)) for n in range(start, start + 50)]
+            await server.receipts.receive(REMOTE, *edus)
+        for thread_id in ("main", "", "$short", "x" * 44, "$" + "ü" * 43, 1):
+            await server.receipts.receive(REMOTE, edu(room, MARY, [message.event_id], thread_id=thread_id))
+        await server.receipts.receive(REMOTE, edu(room, MARY, [message.event_id]))
+        shown = {thread_id for *_, thread_id in receipts_in(await server.sync("alice"), room)}
+        assert shown == {None, "main", *(thread(number) for number in range(150 - THREADS_PER_USER_MAX, 150))}
+
+    asyncio.run(story())
+
+
+def test_rooms_that_are_not_shared_cost_one_look_up_together(sqlite_url: str) -> None:
+    """Nor do they cost those that are shared their place."""
+
+    async def story() -> None:
+        server = ReadingServer(database)
+        room, (message, *_) = await room_with_messages(server)
+        await join_from_outside(server, room, MARY)
+        others = [await server.create_room("bob") for _ in range(ROOMS_NOT_SHARED_MAX)]
+        reads = 0
+        read = database.read
+
+        async def counted(*args: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*args)
+
+        unknown = {f"!{number}:nowhere.org": {"m.read": {MARY: {"event_ids": ["$x"]}}} for number in range(400)}
+        content = {**unknown, **edu(room, MARY, [message.event_id])["content"]}
+        since = (await server.sync("alice"))["next_batch"]
+        database.read = counted  # type: ignore[method-assign]
+        await server.receipts.receive(REMOTE, {"content": content})
+        assert reads <= 3
+        reads = 0
+        typing = [{"content": {"room_id": i, "user_id": MARY, "typing": True}} for i in unknown]
+        await server.typing.receive(REMOTE, *typing)
+        assert reads == 1
+        reads = 0
+        private = {i: {"m.read": {MARY: {"event_ids": ["$x"]}}} for i in others}
+        await server.receipts.receive(REMOTE, {"content": private})
+        assert reads <= 2 + ROOMS_NOT_SHARED_MAX
+        database.read = read  # type: ignore[method-assign]
+        assert receipts_in(await server.sync("alice", since), room) == [(message.event_id, "m.read", MARY, None)]
+
+    database = Database(sqlite_url)
+    try:
+        asyncio.run(story())
+    finally:
+        database.close()
+
+
+def test_all_that_a_transaction_names_counts() -> None:
+    receipt = {"event_ids": ["$x"] * 100}
+    for edus in (
+        [{"content": {f"!{n}:x": {} for n in range(100_000)}}, {"content": {"!last:x": {"m.read": {MARY: receipt}}}}],
+        [{"content": {"!a:x": {"m.read": {f"@{n}:evil.org": receipt for n in range(100_000)}}}}] * 2,
+        [{"content": {f"!{n}:x": {"m.read": {MARY: receipt}}}} for n in range(100_000)],
+    ):
+        named = _named(edus, REMOTE)
+        assert sum(1 + len(each.event_ids) for each in named) <= ENTRIES_PER_TRANSACTION_MAX
 
 
 def test_server_acl_holds_for_edus(database: Database) -> None:

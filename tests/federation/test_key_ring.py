@@ -13,13 +13,14 @@ import pytest
 from homeserver.errors import InvalidSignature, RemoteUnreachable
 from homeserver.federation.key_ring import (
     ANY_KEY,
-    FETCHES_MAX,
+    FETCHES_AT_ONCE_MAX,
     RETRY_MS_MAX,
     RETRY_MS_MIN,
     THREADED_EVENTS_MIN,
     KeyRing,
 )
 from homeserver.federation.server_keys import VALIDITY_MS_MAX, parse_server_keys
+from homeserver.outbound.places import Purpose
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import unpadded_base64
 from homeserver.protocol.json_types import JsonObject
@@ -71,7 +72,7 @@ class Servers:
         }
         self.keys[server] = [ServerKey(server, version)]
 
-    async def get_server_keys(self, destination: str) -> JsonObject:
+    async def get_server_keys(self, destination: str, purpose: Purpose) -> JsonObject:
         self.asked.append(destination)
         self.is_asked.set()
         self.under_way += 1
@@ -82,7 +83,9 @@ class Servers:
             raise RemoteUnreachable(destination, "nobody there")
         return self.published(destination)
 
-    async def query_server_keys(self, notary: str, wanted: Mapping[str, Mapping[str, int]]) -> list[JsonObject]:
+    async def query_server_keys(
+        self, notary: str, wanted: Mapping[str, Mapping[str, int]], purpose: Purpose
+    ) -> list[JsonObject]:
         self.notaries_asked += [(notary, server) for server in wanted]
         if notary in self.unreachable:
             raise RemoteUnreachable(notary, "nobody there")
@@ -181,11 +184,11 @@ async def test_all_who_need_a_key_share_one_fetch(ring: KeyRing, servers: Server
 
 
 async def test_servers_are_asked_side_by_side_but_not_all_at_once(ring: KeyRing, servers: Servers) -> None:
-    wanted = {f"{number}.example": {"ed25519:1": 0} for number in range(3 * FETCHES_MAX)}
+    wanted = {f"{number}.example": {"ed25519:1": 0} for number in range(3 * FETCHES_AT_ONCE_MAX)}
     keys = await ring.keys_for(wanted)
     assert all("ed25519:1" in keys[server] for server in wanted)
     assert len(servers.asked) == len(wanted)
-    assert 1 < servers.most_under_way <= FETCHES_MAX
+    assert 1 < servers.most_under_way <= FETCHES_AT_ONCE_MAX
 
 
 async def test_an_expired_key_is_fetched_again(ring: KeyRing, servers: Servers, clock: FakeClock) -> None:
@@ -325,7 +328,7 @@ async def test_two_notaries_do_not_wait_for_each_other(make_ring: MakeRing, serv
 
 async def test_many_servers_through_one_notary(make_ring: MakeRing, servers: Servers) -> None:
     """More fetches at once than are allowed, all of which need the notary's own keys in their midst."""
-    wanted = {f"{number}.example": {"ed25519:1": 0} for number in range(2 * FETCHES_MAX)}
+    wanted = {f"{number}.example": {"ed25519:1": 0} for number in range(2 * FETCHES_AT_ONCE_MAX)}
     servers.unreachable |= set(wanted)
     async with asyncio.timeout(WAIT_S):
         keys = await make_ring("notary.example").keys_for(wanted)
