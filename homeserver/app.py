@@ -88,6 +88,8 @@ class Homeserver:
                 self.sync,
                 self.limits,
                 web.ClientAddresses(config.trusted_proxies),
+                web.BodyBudget(),
+                web.LargeAnswers(config.data_dir),
             ),
         )
 

@@ -404,6 +404,13 @@ class TooLarge(MatrixError):
     text = "The request or event is too large"
 
 
+class TooSlow(MatrixError):
+    """The body of a request did not arrive in time."""
+
+    status = 408
+    text = "The request body did not arrive in time"
+
+
 class LimitExceeded(MatrixError):
     """Too many requests; ``retry_after_ms`` says when to come back."""
 

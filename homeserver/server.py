@@ -14,8 +14,9 @@ import resource
 import signal
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import structlog
@@ -26,8 +27,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from homeserver.config import Config, ListenerConfig, Service
-from homeserver.errors import ConfigurationError, HomeserverError, MatrixError, TooLarge, Unrecognized
+from homeserver.errors import (
+    ConfigurationError,
+    HomeserverError,
+    LimitExceeded,
+    MatrixError,
+    TooLarge,
+    Unrecognized,
+)
+from homeserver.web.client_addresses import ClientAddresses
 from homeserver.web.edge import CORS_HEADERS
+from homeserver.web.large_answers import ABORT
 from homeserver.web.responses import json_response
 
 logger = structlog.get_logger(__name__)
@@ -37,8 +47,18 @@ STOPS = {"errcode": "M_UNKNOWN", "error": "The server stops"}
 """The answer to a request that did not finish within that time."""
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: a little longer than the reverse proxies in front of us keep theirs."""
-REQUEST_WAIT_SECONDS = 60
-"""How long the head of a request may take to arrive, and how long its body may pause."""
+REQUEST_WAIT_SECONDS = 30
+"""How long the head of a request may take to arrive; in such a time each, a body must make progress."""
+BODY_BYTES_PER_SECOND_MIN = 1024
+"""How fast a body must arrive, after its first ``REQUEST_WAIT_SECONDS``. (Those that take memory must be faster: see
+``web.bodies``.)
+"""
+READER_WAIT_SECONDS = 60
+"""How long a reader may leave about 50 KiB of its answer unread before its connection is closed."""
+HEADERS_MAX = 100
+"""How many headers a request may have."""
+CONNECTIONS_PER_ADDRESS_MAX = 1_000
+"""Connections of one address at one listener, unless it is a trusted proxy; further ones are closed."""
 REQUEST_HEAD_BYTES_MAX = 64 * 1024
 """The limit for a head that arrives in several pieces."""
 CONNECTIONS_MAX = 20_000
@@ -79,15 +99,17 @@ def run(build_app: Callable[[], Starlette], config: Config) -> None:
     with contextlib.ExitStack() as sockets:
         bound = [(listener, sockets.enter_context(_bind(listener))) for listener in config.listeners]
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(build_app, bound))
+            runner.run(_serve(build_app, bound, config))
 
 
-async def _serve(build_app: Callable[[], Starlette], bound: list[tuple[ListenerConfig, socket.socket]]) -> None:
+async def _serve(
+    build_app: Callable[[], Starlette], bound: list[tuple[ListenerConfig, socket.socket]], config: Config
+) -> None:
     app = build_app()
     async with app.router.lifespan_context(app):
         for listener, sock in bound:
             _listen(listener, sock)
-        servers = [(_Server(app, listener), sock) for listener, sock in bound]
+        servers = [(_Server(app, listener, config.trusted_proxies), sock) for listener, sock in bound]
         with _stop_on_signals(app, [server for server, _ in servers]):
             _settle_garbage_collector()
             async with asyncio.TaskGroup() as group:
@@ -100,8 +122,8 @@ async def _serve(build_app: Callable[[], Starlette], bound: list[tuple[ListenerC
 class _Server(uvicorn.Server):
     """A uvicorn server for one of several listeners in a process; it leaves signals to ``run``."""
 
-    def __init__(self, app: ASGIApp, listener: ListenerConfig) -> None:
-        super().__init__(_uvicorn_config(app, listener))
+    def __init__(self, app: ASGIApp, listener: ListenerConfig, trusted_proxies: tuple[str, ...]) -> None:
+        super().__init__(_uvicorn_config(app, listener, trusted_proxies))
         self._listener = listener
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -116,10 +138,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, listener: ListenerConfig, trusted_proxies: tuple[str, ...]) -> uvicorn.Config:
     return uvicorn.Config(
         OnlyServing(app, listener.serves),
-        http=BoundedHttp,
+        http=type("ListenersHttp", (BoundedHttp,), {"counts": ConnectionCounts(trusted_proxies)}),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -136,12 +158,44 @@ def _uvicorn_config(app: ASGIApp, listener: ListenerConfig) -> uvicorn.Config:
     )
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 for connections that may be hostile: bounds the size of a request's head and the time that a request
-    takes.
+class ConnectionCounts:
+    """How many connections each address has at one listener."""
 
-    Input that is not HTTP is answered with a Matrix error too.
+    def __init__(self, trusted_proxies: tuple[str, ...] = ()) -> None:
+        self._addresses = ClientAddresses(trusted_proxies)
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, peer: tuple[str, int] | None) -> str | None:
+        """Count a connection; returns what to ``leave`` with, or None if it is not counted.
+
+        Raises ``LimitExceeded`` if the address has too many.
+        """
+        if peer is None or self._addresses.is_trusted(peer[0]):
+            return None
+        address = self._addresses.of({"client": peer, "headers": ()})
+        if self._counts[address] >= CONNECTIONS_PER_ADDRESS_MAX:
+            raise LimitExceeded
+        self._counts[address] += 1
+        return address
+
+    def leave(self, address: str | None) -> None:
+        """Count a connection no longer."""
+        if address is not None:
+            self._counts[address] -= 1
+            if not self._counts[address]:
+                del self._counts[address]
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """HTTP/1.1 for connections that may be hostile.
+
+    Bounds the size of a request's head, the time that a request takes to arrive, how much of its body is in memory
+    before the application asks for it, and the time in which a reader reads nothing. Input that is not HTTP is answered
+    with a Matrix error too.
     """
+
+    counts = ConnectionCounts()
+    """Of the listener; a subclass for each listener has its own."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -150,27 +204,69 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes: int | None = None
         """How many bytes of its head have arrived, while the head is incomplete."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._body_bytes = 0
+        """How many bytes of its body have arrived since the timer was started."""
+        self._reader_deadline: asyncio.TimerHandle | None = None
+        self._address: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class
         """https://docs.python.org/3/library/asyncio-protocol.html"""
         super().connection_made(transport)
+        try:
+            self._address = self.counts.enter(self.client)
+        except LimitExceeded:
+            transport.abort()
+            return
         self._wait(KEEP_ALIVE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timer."""
+        """Cancel the timers."""
         self._stop_waiting()
+        self._stop_waiting_for_reader()
+        self.counts.leave(self._address)
+        self._address = None
+        if self.scope is not None:
+            cast(dict[str, Any], self.scope).pop(ABORT, None)  # it refers to this object, which ends here
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The reader does not keep up: it has some time to read what is buffered."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """The reader has read most of what was buffered."""
+        super().resume_writing()
+        self._stop_waiting_for_reader()
+
+    def on_response_complete(self) -> None:
+        """An answer is written, but perhaps not read."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._wait_for_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing has come for a while: close the connection."""
+        super().timeout_keep_alive_handler()
+        self._wait_for_reader()
 
     def data_received(self, data: bytes) -> None:
         """Parse the bytes; close the connection if a request takes too long or its head is too large."""
+        was_in_body = self._is_coming and self._head_bytes is None
         super().data_received(data)
         if self.transport.is_closing():
             return
         if not self._is_coming:  # nearly always: a request arrives in one piece
             self._stop_waiting()
         elif self._head_bytes is None:
-            self._stop_waiting()
-            self._wait(REQUEST_WAIT_SECONDS)
+            if was_in_body and self._deadline is not None:
+                self._body_bytes += len(data)
+            else:
+                self._stop_waiting()
+                self._body_bytes = len(data)
+                self._wait(REQUEST_WAIT_SECONDS)
+            if not self.cycle.response_complete:
+                self.flow.pause_reading()  # until the application asks for more
         else:
             self._head_bytes += len(data)
             if self._head_bytes > REQUEST_HEAD_BYTES_MAX:
@@ -181,7 +277,14 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: start the timer."""
         super().on_message_begin()
+        cast(dict[str, Any], self.scope)[ABORT] = self._abort
         self._is_coming, self._head_bytes = True, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header has arrived."""
+        super().on_header(name, value)
+        if len(self.headers) > HEADERS_MAX:
+            raise ValueError("too many headers")  # the parser gives up, and the request is refused
 
     def on_headers_complete(self) -> None:
         """The head of the request is complete."""
@@ -206,10 +309,33 @@ class BoundedHttp(HttpToolsProtocol):
             self._deadline = None
 
     def _give_up(self) -> None:
-        if self.flow.read_paused:  # this side has paused reading, so it is not the client that is slow
+        is_in_body = self._is_coming and self._head_bytes is None
+        # If this side has paused reading, it is not the client that is slow.
+        if self.flow.read_paused or (
+            is_in_body and self._body_bytes >= BODY_BYTES_PER_SECOND_MIN * REQUEST_WAIT_SECONDS
+        ):
+            self._body_bytes = 0
             self._wait(REQUEST_WAIT_SECONDS)
         elif not self.transport.is_closing():
             self.transport.close()
+            self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        if self._reader_deadline is None and self.transport.get_write_buffer_size():
+            self._reader_deadline = self.loop.call_later(READER_WAIT_SECONDS, self._abort_if_unread)
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._reader_deadline is not None:
+            self._reader_deadline.cancel()
+            self._reader_deadline = None
+
+    def _abort_if_unread(self) -> None:
+        self._reader_deadline = None
+        if self.transport.get_write_buffer_size():
+            self._abort()
+
+    def _abort(self) -> None:
+        self.transport.abort()
 
     def _refuse(self, status: int, error: MatrixError) -> None:
         body = orjson.dumps(error.body())
@@ -223,6 +349,7 @@ class BoundedHttp(HttpToolsProtocol):
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
         self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[status], lines, body))
         self.transport.close()
+        self._wait_for_reader()
 
 
 def _check_tls(listener: ListenerConfig) -> None:

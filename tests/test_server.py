@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trustme
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from homeserver import server as server_module
-from homeserver.server import BoundedHttp
+from homeserver.server import BoundedHttp, ConnectionCounts
 from tests.waiting import WAIT_S
 
 SERVER = """
@@ -247,7 +249,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     while (message := await receive())["type"] == "http.request":
         body += message["body"]
         if not message["more_body"]:
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+            )
             await send({"type": "http.response.body", "body": body})
             return
 
@@ -265,8 +269,10 @@ async def tell_slowly(pieces: list[bytes], pause_s: float) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(pause_s)
-        async with asyncio.timeout(WAIT_S):
-            answer = await reader.read()
+        answer = b""
+        with contextlib.suppress(ConnectionError):  # it may be closed while there is still something to write
+            async with asyncio.timeout(WAIT_S):
+                answer = await reader.read()
         writer.close()
     return answer
 
@@ -292,3 +298,115 @@ def test_who_does_not_go_on_is_not_waited_for(
     monkeypatch.setattr(server_module, "REQUEST_WAIT_SECONDS", wait_s)
     answer = asyncio.run(tell_slowly(pieces, 0.02))
     assert answer.startswith(b"HTTP/1.1 200") if is_answered else answer == b""
+
+
+async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+    """Writes as much as the connection takes."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100000000")]})
+    for number in range(100):
+        await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": number < 99})
+
+
+@contextlib.asynccontextmanager
+async def listening(app: ASGIApp, **attributes: Any) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
+    config = uvicorn.Config(app, http=BoundedHttp, lifespan="off", log_config=None)
+    config.load()
+    state, loop = ServerState(), asyncio.get_running_loop()
+    protocol = type("TestedHttp", (BoundedHttp,), attributes)
+    server = await loop.create_server(lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[:2], state
+
+
+async def until(probe: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not probe():  # noqa: ASYNC110 - what is probed happens in another process or on a socket
+            await asyncio.sleep(0.005)
+
+
+def test_a_reader_that_reads_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "READER_WAIT_SECONDS", 0.2)
+
+    async def story() -> None:
+        async with listening(flood) as (address, state):
+            _, writer = await asyncio.open_connection(*address, limit=1)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: bool(state.connections))
+            await until(lambda: not state.connections)
+            writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_WAIT_SECONDS", 0.2)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    assert asyncio.run(tell_slowly([head, *([b"x"] * 20)], 0.02)) == b""
+    monkeypatch.setattr(server_module, "BODY_BYTES_PER_SECOND_MIN", 1)
+    answer = asyncio.run(tell_slowly([head.replace(b"1000", b"30"), *([b"x"] * 30), b"GET"], 0.02))
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_no_more_of_a_body_is_read_than_the_application_asks_for() -> None:
+    received: list[int] = []
+    goes_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] == "http.request":
+            received.append(len(message["body"]))
+            await goes_on.wait()
+            if not message["more_body"]:
+                await send({"type": "http.response.start", "status": 204, "headers": []})
+                await send({"type": "http.response.body"})
+                return
+
+    async def story() -> None:
+        async with listening(slow) as (address, state):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 5_000_000)
+            await until(lambda: bool(received))
+            (connection,) = state.connections
+            await asyncio.sleep(0.05)  # in which all would arrive, if it were read
+            assert len(connection.cycle.body) < 1_000_000  # type: ignore[union-attr]
+            goes_on.set()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+            assert sum(received) == 5_000_000
+            writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_request_has_a_hundred_headers_at_most() -> None:
+    async def status(headers: int) -> bytes:
+        async with listening(echo) as (address, _):
+            reader, writer = await asyncio.open_connection(*address)
+            lines = b"".join(b"X-%d: y\r\n" % number for number in range(headers))
+            writer.write(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n" + lines + b"\r\n{}")
+            line = await reader.readline()
+            writer.close()
+            return line[9:12]
+
+    assert [asyncio.run(status(headers)) for headers in (98, 200)] == [b"200", b"400"]
+
+
+def test_connections_of_one_address_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CONNECTIONS_PER_ADDRESS_MAX", 2)
+    counts = ConnectionCounts()
+
+    async def story() -> None:
+        async with listening(echo, counts=counts) as (address, state):
+            kept = [await asyncio.open_connection(*address) for _ in range(2)]
+            await until(lambda: len(state.connections) == 2)
+            reader, writer = await asyncio.open_connection(*address)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""  # it is closed
+            writer.close()
+            for _, open_writer in kept:
+                open_writer.close()
+            await until(lambda: not state.connections)
+            assert not counts._counts
+
+    asyncio.run(story())
+    trusting = ConnectionCounts(("127.0.0.0/8",))
+    assert [trusting.enter(("127.0.0.1", 1)) for _ in range(5)] == [None] * 5

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from homeserver.client_api.capabilities import Capabilities
 from homeserver.client_api.limiting import LookUps
+from homeserver.client_api.syncing import InitialSyncs
 from homeserver.client_api.well_known import ClientDiscovery
 from homeserver.foundation import Foundation
 
@@ -17,11 +18,15 @@ class ClientApiServices:
     capabilities: Capabilities
     discovery: ClientDiscovery
     look_ups: LookUps
+    initial_syncs: InitialSyncs
 
 
 def build(base: Foundation) -> ClientApiServices:
     """The services of this package."""
     config = base.config
     return ClientApiServices(
-        Capabilities(config.rooms.default_version), ClientDiscovery(config.public_base_url), LookUps()
+        capabilities=Capabilities(config.rooms.default_version),
+        discovery=ClientDiscovery(config.public_base_url),
+        look_ups=LookUps(),
+        initial_syncs=InitialSyncs(),
     )

@@ -25,9 +25,14 @@ from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.errors import InvalidEvent, InvalidSignature, NoPlace, RemoteError
 from homeserver.federation.caching import SingleFlight
-from homeserver.federation.server_keys import VALIDITY_MS_MAX, ServerKeys, is_key_id, parse_server_keys
+from homeserver.federation.server_keys import (
+    PUBLISHED_BYTES_MAX,
+    VALIDITY_MS_MAX,
+    ServerKeys,
+    is_key_id,
+    parse_server_keys,
+)
 from homeserver.outbound.places import Purpose
-from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import unpadded_base64
 from homeserver.protocol.identifiers import is_valid_server_name
@@ -63,6 +68,8 @@ KEY_IDS_PER_SERVER_MAX = 50
 RETRY_MS_MIN = 2_000
 """How long a server is not asked again after a fetch that did not help. Doubles each time."""
 RETRY_MS_MAX = 60_000
+NOTARY_ANSWER_BYTES_MAX = 2**20
+"""How much of what servers published goes into one notary answer; the rest is left out."""
 NOTARY_SERVERS_MAX = 100
 """How many servers one notary request to this server may be about."""
 ANY_KEY = ""
@@ -229,6 +236,15 @@ class KeyRing:
             keys[self._signing_keys.server_name] = self._signing_keys.verify_keys()
         return keys
 
+    async def are_known(self, server: str, wanted: Mapping[str, int]) -> bool:
+        """Whether the wanted keys of one server are known here, so that ``keys_for`` will ask nobody for them."""
+        known = self._known.get(server)
+        if known is None:
+            if not is_valid_server_name(server):
+                return False
+            known = (await self._load([server]))[server]
+        return known.satisfies(wanted)
+
     async def _load(self, servers: Sequence[str]) -> dict[str, _Known]:
         """Load the keys of servers from the database into memory."""
         stored = await self._database.read(store.load, servers)
@@ -325,8 +341,10 @@ class KeyRing:
         now = self._clock.now_ms()
         known.keys.update(news)
         rows = [_to_stored(key_id, data, is_old=key_id in keys.old_verify_keys) for key_id, data in news.items()]
-        response = StoredResponse(encode_canonical_json(keys.published), keys.valid_until_ts, now)
-        await self._database.write(store.store, keys.server_name, rows, response)
+        response = None
+        if keys.published is not None:
+            response = StoredResponse(keys.published, keys.valid_until_ts, now)
+        await self._database.write(store.store, keys.server_name, rows, now, response)
 
     # -- as a notary ---------------------------------------------------------------------------------------------------
 
@@ -342,12 +360,21 @@ class KeyRing:
         servers = [server for server in wanted if is_valid_server_name(server)][:NOTARY_SERVERS_MAX]
         answers = await asyncio.gather(*(self._published_by(server, wanted[server]) for server in servers))
         signer = self._signing_keys.current
-        return [sign_json(published, signer) for answer in answers for published in answer]
+        signed: list[JsonObject] = []
+        room = NOTARY_ANSWER_BYTES_MAX
+        for response in (response for answer in answers for response in answer):
+            room -= len(response.response)
+            if room < 0:
+                break
+            signed.append(sign_json(response.parsed(), signer))
+        if self._signing_keys.server_name in wanted:
+            signed.append(sign_json(self._signing_keys.server_keys_object(self._clock.now_ms()), signer))
+        return signed
 
-    async def _published_by(self, server: str, wanted: Mapping[str, int]) -> list[JsonObject]:
+    async def _published_by(self, server: str, wanted: Mapping[str, int]) -> list[StoredResponse]:
         now = self._clock.now_ms()
         if server == self._signing_keys.server_name:
-            return [self._signing_keys.server_keys_object(now)]
+            return []
         stored = await self._database.read(store.load_responses, server)
         lacks = _lacks_one(stored, _askable(wanted))
         if lacks or _is_stale(stored[0], wanted, now):
@@ -365,7 +392,8 @@ class KeyRing:
                 key_ids -= found
         if ANY_KEY in wanted or not wanted:
             named += [response for response in stored if response not in named]
-        return [response.parsed() for response in named or stored[:1]]
+        # Earlier versions stored whatever servers published.
+        return [response for response in named or stored[:1] if len(response.response) <= PUBLISHED_BYTES_MAX]
 
     async def aclose(self) -> None:
         """Cancel fetches and stop the threads."""

@@ -6,11 +6,12 @@ https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
+from nacl.signing import VerifyKey
 
 from homeserver.clock import Clock
 from homeserver.errors import Forbidden, InvalidEvent, InvalidParam, Unauthorized
@@ -45,8 +46,36 @@ class XMatrix:
     signature: str
 
 
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """A server that a request claims to come from, and its keys that the request names: nothing is proved yet."""
+
+    origin: str
+    claims: Sequence[tuple[XMatrix, VerifyKey]]
+    """At least one."""
+
+    def has_signed(self, method: str, uri: str, content: bytes | None) -> bool:
+        """Whether one of the signatures covers the request.
+
+        ``uri`` is the path with its query exactly as received; ``content`` is the body as it was signed, None without
+        a body.
+        """
+        try:
+            return any(
+                is_signature_of(
+                    _signed_request(method, uri, self.origin, claim.destination, content), claim.signature, verify_key
+                )
+                for claim, verify_key in self.claims
+            )
+        except TypeError:  # orjson.JSONEncodeError is one: what has no JSON cannot have been signed
+            return False
+
+
 class VerifyKeySource(Protocol):
     """Knows the keys of other servers; the key ring implements it."""
+
+    async def are_known(self, server: str, wanted: Mapping[str, int]) -> bool:
+        """See ``KeyRing.are_known``."""
 
     async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
         """See ``KeyRing.keys_for``."""
@@ -132,35 +161,43 @@ class RequestAuthenticator:
     async def authenticate(
         self, method: str, uri: str, authorization_headers: Sequence[str], content: Any | None
     ) -> str:
-        """The name of the server that made the request.
+        """The name of the server that made a request, whose body is given as parsed JSON (None without a body).
 
-        ``uri`` is the path with its query exactly as received; ``content`` is the body as parsed JSON, ``None`` without
-        a body.
+        Raises what ``identify`` raises, and ``Unauthorized`` without a valid signature.
+        """
+        claimant = await self.identify(authorization_headers)
+        if not claimant.has_signed(method, uri, None if content is None else canonical_content(content)):
+            raise Unauthorized("The signature of the request is wrong")
+        return claimant.origin
 
-        Raises ``InvalidParam`` if the origin is not a server name, ``Unauthorized`` without a valid signature of it,
-        and ``Forbidden`` for a server that the administrator does not allow.
+    async def identify(
+        self, authorization_headers: Sequence[str], on_stranger: Callable[[], None] | None = None
+    ) -> Claimant:
+        """The server that a request claims to come from, with valid keys, judged by its headers alone.
+
+        This is what can be checked before the body is read. ``on_stranger`` is called before its server is asked for
+        keys that are not known here, and may raise.
+
+        Raises ``InvalidParam`` if the origin is not a server name, ``Unauthorized`` if it has no such key or the
+        request is for another server, and ``Forbidden`` for a server that the administrator does not allow.
         """
         claims = self._claims(authorization_headers)
         origin = claims[0].origin
         if not self._permitted.permits(origin):
             raise Forbidden("This server does not federate with yours")
-        try:
-            content_json = None if content is None else encode_canonical_json(content)
-            message = {
-                claim.destination: _signed_request(method, uri, origin, claim.destination, content_json)
-                for claim in claims
-            }
-        except (InvalidEvent, TypeError) as error:  # orjson.JSONEncodeError is a TypeError
-            raise Unauthorized("The request has no canonical form that could be signed") from error
         now = self._clock.now_ms()
-        keys = (await self._key_ring.keys_for({origin: {claim.key_id: now for claim in claims}})).get(origin, {})
-        usable = [claim for claim in claims if (data := keys.get(claim.key_id)) is not None and _is_valid(data, now)]
+        wanted = {claim.key_id: now for claim in claims}
+        if on_stranger is not None and not await self._key_ring.are_known(origin, wanted):
+            on_stranger()
+        keys = (await self._key_ring.keys_for({origin: wanted})).get(origin, {})
+        usable = [
+            (claim, data.key)
+            for claim in claims
+            if (data := keys.get(claim.key_id)) is not None and _is_valid(data, now)
+        ]
         if not usable:
             raise Unauthorized(f"No valid key of {origin} with the ID {claims[0].key_id} could be found")
-        for claim in usable:
-            if is_signature_of(message[claim.destination], claim.signature, keys[claim.key_id].key):
-                return origin
-        raise Unauthorized("The signature of the request is wrong")
+        return Claimant(origin, usable)
 
     def _claims(self, headers: Sequence[str]) -> list[XMatrix]:
         """The parsed headers, which must all name one origin, and this server as the destination."""
@@ -185,6 +222,14 @@ class RequestAuthenticator:
             if not claim.key_id.startswith(f"{ALGORITHM}:"):
                 raise Unauthorized("The key is not of an algorithm that is known here")
         return claims
+
+
+def canonical_content(content: Any) -> bytes:
+    """The body of a request in the form in which it was signed. Raises ``Unauthorized`` if it has none."""
+    try:
+        return encode_canonical_json(content)
+    except (InvalidEvent, TypeError) as error:  # orjson.JSONEncodeError is a TypeError
+        raise Unauthorized("The request has no canonical form that could be signed") from error
 
 
 def _is_valid(data: VerifyKeyData, now: int) -> bool:

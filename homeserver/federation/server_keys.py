@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homeserver.errors import InvalidEvent, InvalidSignature
+from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.signatures import (
     VerifyKeyData,
@@ -24,6 +25,12 @@ VALIDITY_MS_MAX = 7 * 24 * 3600 * 1000
 """How far into the future a key can be valid, whatever its server claims."""
 VERIFY_KEYS_MAX = 50
 OLD_VERIFY_KEYS_MAX = 500
+PUBLISHED_BYTES_MAX = 16 * 1024
+"""The largest object that this server passes on as a notary: enough for a hundred keys."""
+_PUBLISHED_FIELDS = frozenset(
+    {"server_name", "valid_until_ts", "verify_keys", "old_verify_keys", "signatures", "tls_fingerprints"}
+)
+_KEY_FIELDS = frozenset({"key", "expired_ts"})
 
 _KEY_ID = re.compile(r"ed25519:[a-zA-Z0-9_]{1,128}\Z")
 
@@ -38,8 +45,10 @@ class ServerKeys:
     old_verify_keys: Mapping[str, VerifyKeyData]
     """Keys that are valid for events only, until they expired."""
     valid_until_ts: int
-    published: JsonObject
-    """The object itself, with only the server's own signatures."""
+    published: bytes | None
+    """The object itself as canonical JSON, with only the server's own signatures. None if it is more than keys: as a
+    notary, this server passes on nothing that anybody may have put there.
+    """
 
 
 def is_key_id(text: str) -> bool:
@@ -70,8 +79,19 @@ def parse_server_keys(response: Any, server_name: str, now_ms: int) -> ServerKey
         verify_keys=verify_keys,
         old_verify_keys=_old_keys(response, now_ms, verify_keys),
         valid_until_ts=valid_until_ts,
-        published={**response, "signatures": {server_name: own}},
+        published=_published(response, {server_name: own}),
     )
+
+
+def _published(response: JsonObject, signatures: JsonObject) -> bytes | None:
+    known = {name: value for name, value in response.items() if name != "unsigned"}  # which nobody has signed
+    entries = [entry for name in ("verify_keys", "old_verify_keys") for entry in (response.get(name) or {}).values()]
+    if not known.keys() <= _PUBLISHED_FIELDS or not all(
+        isinstance(entry, dict) and entry.keys() <= _KEY_FIELDS for entry in entries
+    ):
+        return None
+    published = encode_canonical_json({**known, "signatures": signatures})
+    return published if len(published) <= PUBLISHED_BYTES_MAX else None
 
 
 def _signing_keys(

@@ -8,7 +8,7 @@ from homeserver.federation.assembly import FederationServices
 from homeserver.federation_api.answers import PduAnswers
 from homeserver.federation_api.expensive_requests import ExpensiveRequests
 from homeserver.federation_api.gate import Gate
-from homeserver.federation_api.server_keys import PublishedKeys
+from homeserver.federation_api.server_keys import NotaryQueries, PublishedKeys
 from homeserver.foundation import Foundation
 from homeserver.graph.assembly import GraphServices
 from homeserver.limits.rate_limits import RateLimits
@@ -22,6 +22,7 @@ class FederationApiServices:
     expensive: ExpensiveRequests
     answers: PduAnswers
     published_keys: PublishedKeys
+    notary_queries: NotaryQueries
 
 
 def build(
@@ -33,4 +34,5 @@ def build(
         expensive=ExpensiveRequests(),
         answers=PduAnswers(base.server_name, base.clock),
         published_keys=PublishedKeys(base.signing_keys, base.clock),
+        notary_queries=NotaryQueries(federation.key_ring, limits),
     )

@@ -7,6 +7,7 @@ https://spec.matrix.org/v1.19/server-server-api/#request-authentication
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -14,11 +15,13 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends
 from starlette.requests import Request
 
-from homeserver.federation.request_authentication import RequestAuthenticator
+from homeserver.errors import Unauthorized
+from homeserver.federation.request_authentication import Claimant, RequestAuthenticator, canonical_content
 from homeserver.limits.rate_limits import Limit, RateLimits
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage.database import reads_for_other_servers
-from homeserver.web import BODY_BYTES_MAX, get_service, read_json_object
+from homeserver.web import BODY_BYTES_MAX, ClientAddresses, get_service, read_body
+from homeserver.web.bodies import LARGE_BODY_BYTES_MIN, parse_body
 
 
 class SignsOfLife(Protocol):
@@ -43,9 +46,10 @@ class Gate:
 
     async def origin(self, request: Request) -> str:
         """The server that sends a request without a body. Raises ``Unauthorized``, ``Forbidden``, ``LimitExceeded``."""
-        origin = await self._authenticate(request, None)
-        self._limits.require(Limit.FEDERATION_REQUESTS, origin)
-        return origin
+        claimant = await self._identify(request)
+        if not claimant.has_signed(request.method, _uri(request), None):
+            raise Unauthorized("The signature of the request is wrong")
+        return self._let_in(claimant.origin, Limit.FEDERATION_REQUESTS)
 
     async def origin_and_body(
         self, request: Request, limit: int = BODY_BYTES_MAX, rate: Limit = Limit.FEDERATION_REQUESTS
@@ -54,24 +58,46 @@ class Gate:
 
         Raises ``Unauthorized``, ``Forbidden``, ``NotJson``, ``BadJson``, ``TooLarge``, ``LimitExceeded``.
         """
-        content = await read_json_object(request, limit)
-        origin = await self._authenticate(request, content)
-        self._limits.require(rate, origin)
-        return origin, content
+        # What the header says is checked before the body is read, and the signature, if it can be, before it is parsed:
+        # a stranger must not make this server hold and parse megabytes.
+        claimant = await self._identify(request)
+        body = await read_body(request, limit)
+        method, uri = request.method, _uri(request)
+        # Most servers send the canonical JSON that they have signed.
+        is_signed = claimant.has_signed(method, uri, body)
+        content = await parse_body(body)
+        if not is_signed and not claimant.has_signed(method, uri, await _canonical(content, len(body))):
+            raise Unauthorized("The signature of the request is wrong")
+        return self._let_in(claimant.origin, rate), content
 
-    async def _authenticate(self, request: Request, content: Any) -> str:
-        scope = request.scope
-        # The signature covers the target exactly as it was sent, so take it undecoded.
-        uri: str = scope["raw_path"].decode("latin-1")
-        if scope["query_string"]:
-            uri += "?" + scope["query_string"].decode("latin-1")
-        origin = await self._authenticator.authenticate(
-            request.method, uri, request.headers.getlist("authorization"), content
-        )
+    async def _identify(self, request: Request) -> Claimant:
+        def stranger() -> None:
+            address = get_service(request, ClientAddresses).of(request.scope)
+            self._limits.require(Limit.UNKNOWN_SERVERS, address)
+
+        return await self._authenticator.identify(request.headers.getlist("authorization"), stranger)
+
+    def _let_in(self, origin: str, rate: Limit) -> str:
         for watcher in self._watchers:
             watcher.sign_of_life(origin)
+        self._limits.require(rate, origin)
         reads_for_other_servers()
         return origin
+
+
+def _uri(request: Request) -> str:
+    """The target of a request as it was sent, undecoded: that is what the signature covers."""
+    scope = request.scope
+    uri: str = scope["raw_path"].decode("latin-1")
+    if scope["query_string"]:
+        uri += "?" + scope["query_string"].decode("latin-1")
+    return uri
+
+
+async def _canonical(content: JsonObject, size: int) -> bytes:
+    if size < LARGE_BODY_BYTES_MIN:
+        return canonical_content(content)
+    return await asyncio.to_thread(canonical_content, content)
 
 
 async def _origin(request: Request) -> str:

@@ -19,10 +19,8 @@ from homeserver.web import bytes_response, get_service
 
 PDUS_MAX = 50
 EDUS_MAX = 100
-BODY_BYTES_MAX = 2 * (PDUS_MAX + EDUS_MAX) * PDU_BYTES_MAX
-"""Twice the size of the largest possible events: their JSON may be longer than the canonical JSON that the limit
-counts.
-"""
+BODY_BYTES_MAX = (PDUS_MAX + EDUS_MAX + 10) * PDU_BYTES_MAX
+"""The size of the largest possible events, 10 MiB, with some more for JSON that is longer than canonical JSON."""
 TRANSACTION_ID_CHARACTERS_MAX = 255
 
 

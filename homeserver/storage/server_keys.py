@@ -74,8 +74,15 @@ def load_responses(connection: Connection, server_name: str) -> list[StoredRespo
     return [StoredResponse(*row) for row in rows]
 
 
-def store(connection: Connection, server_name: str, keys: Sequence[StoredKey], response: StoredResponse) -> None:
-    """Store keys of a server, replacing those with the same IDs, and the ``response`` that they came in.
+def store(
+    connection: Connection,
+    server_name: str,
+    keys: Sequence[StoredKey],
+    fetched_ts: int,
+    response: StoredResponse | None,
+) -> None:
+    """Store keys of a server, replacing those with the same IDs, and the ``response`` that they came in, if it is to be
+    passed on.
 
     An earlier response is kept as long as it has a key that no later one has: other servers may still need that key to
     check old events, and its server may not publish it any more.
@@ -87,11 +94,16 @@ def store(connection: Connection, server_name: str, keys: Sequence[StoredKey], r
             "verify_key": key.verify_key,
             "valid_until_ts": key.valid_until_ts,
             "expired_ts": key.expired_ts,
-            "fetched_ts": response.fetched_ts,
+            "fetched_ts": fetched_ts,
         }
         for key in keys
     ]
     upsert(connection, server_keys, rows, ("server_name", "key_id"))
+    if response is not None:
+        _store_response(connection, server_name, response)
+
+
+def _store_response(connection: Connection, server_name: str, response: StoredResponse) -> None:
     row = {
         "server_name": server_name,
         "fetched_ts": response.fetched_ts,

@@ -18,6 +18,7 @@ works with, ``routes`` finds the endpoint, and ``edge`` is the outermost layer: 
 
 from homeserver.web.bodies import (
     BODY_BYTES_MAX,
+    BodyBudget,
     optional_bool,
     optional_int,
     optional_list_of_objects,
@@ -36,14 +37,17 @@ from homeserver.web.bodies import (
 )
 from homeserver.web.client_addresses import ClientAddresses
 from homeserver.web.edge import Edge, install
+from homeserver.web.large_answers import LargeAnswers
 from homeserver.web.parameters import query_bool, query_choice, query_int, query_str, query_strs, required_query_str
 from homeserver.web.responses import bytes_response, error_response, json_response
 from homeserver.web.services import get_service, service
 
 __all__ = [
     "BODY_BYTES_MAX",
+    "BodyBudget",
     "ClientAddresses",
     "Edge",
+    "LargeAnswers",
     "bytes_response",
     "error_response",
     "get_service",

@@ -53,6 +53,10 @@ class ClientAddresses:
                 break
         return subject
 
+    def is_trusted(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
+        return self._parse(address)[1]
+
     def _parse_now(self, text: str) -> tuple[str, bool]:
         """What an address counts as, and whether it is a trusted proxy's."""
         try:

@@ -29,6 +29,7 @@ from homeserver.errors import (
 )
 from homeserver.web.responses import PlainResponse, error_response, json_response
 from homeserver.web.routes import RouteIndex
+from homeserver.web.shares import give_back_all
 
 logger = structlog.get_logger(__name__)
 
@@ -83,16 +84,19 @@ async def _short_way(
 ) -> None:
     """Call a plain endpoint, and send its response as ``Edge`` does, without wrapping ``send``."""
     try:
-        _check_query(scope)
-        response = await endpoint(Request(scope, receive, send))
-    except ClientDisconnect:
-        return
-    except Exception as error:
-        response = answer_to(error, scope)
-    if isinstance(response, PlainResponse):
-        await response.send(send, CORS_HEADERS, with_body=scope["method"] != "HEAD")
-    else:
-        await Edge(response)(scope, receive, send)
+        try:
+            _check_query(scope)
+            response = await endpoint(Request(scope, receive, send))
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            response = answer_to(error, scope)
+        if isinstance(response, PlainResponse):
+            await response.send(scope, send, CORS_HEADERS, with_body=scope["method"] != "HEAD")
+        else:
+            await Edge(response)(scope, receive, send)
+    finally:
+        give_back_all(scope)
 
 
 def _check_query(scope: Scope) -> None:
@@ -139,6 +143,8 @@ class Edge:
                 # whole
                 raise
             await answer_to(error, scope)(scope, receive, send_with_cors)
+        finally:
+            give_back_all(scope)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

@@ -7,9 +7,10 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from homeserver.errors import LimitExceeded, MatrixError, RemoteError, RemoteFailed
+from homeserver.web.large_answers import PIECE_BYTES, LargeAnswers
 
 JSON_CONTENT_TYPE = "application/json"
 
@@ -29,11 +30,31 @@ class PlainResponse(Response):
             *headers,
         ]
 
-    async def send(self, send: Send, more_headers: RawHeaders, *, with_body: bool) -> None:
-        """Send the whole response; for a HEAD request without the body."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the whole response, as an ASGI application."""
+        await self.send(scope, send, (), with_body=True)
+
+    async def send(self, scope: Scope, send: Send, more_headers: RawHeaders, *, with_body: bool) -> None:
+        """Send the whole response, a large one in pieces; for a HEAD request without the body.
+
+        It can be sent once: the body of a large one is not kept.
+        """
         headers = [*self.raw_headers, *more_headers]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body if with_body else b""})
+        if len(self.body) <= PIECE_BYTES or not with_body or (answers := _large_answers(scope)) is None:
+            await send({"type": "http.response.body", "body": self.body if with_body else b""})
+        else:
+            await answers.write(self._give_away_body(), scope, send)
+
+    def _give_away_body(self) -> bytes:
+        body, self.body = bytes(self.body), b""
+        return body
+
+
+def _large_answers(scope: Scope) -> LargeAnswers | None:
+    services = getattr(scope["app"].state, "services", {}) if "app" in scope else {}
+    found: LargeAnswers | None = services.get(LargeAnswers)
+    return found
 
 
 def json_response(value: Any, status: int = 200, headers: RawHeaders = ()) -> Response:

@@ -29,6 +29,12 @@ def get_service(request: Request, kind: type[T]) -> T:
     return found
 
 
+def find_service(request: Request, kind: type[T]) -> T | None:
+    """The same, or None in an application that has none."""
+    services: dict[type, Any] = getattr(request.app.state, "services", {}) if "app" in request.scope else {}
+    return services.get(kind)
+
+
 @cache
 def service(kind: type[Any]) -> Any:
     """The same as a FastAPI dependency: ``profiles: Annotated[Profiles, service(Profiles)]``."""

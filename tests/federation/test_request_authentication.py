@@ -123,6 +123,9 @@ class Keys:
         self.keys = {ORIGIN: server_key(ORIGIN).keys(clock.now_ms() + 1000)}
         self.asked: list[Mapping[str, Mapping[str, int]]] = []
 
+    async def are_known(self, server: str, wanted: Mapping[str, int]) -> bool:
+        return server in self.keys
+
     async def keys_for(self, wanted: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, VerifyKeyData]]:
         self.asked.append(wanted)
         return {server: self.keys[server] for server in wanted if server in self.keys}

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from homeserver.errors import InvalidSignature
 from homeserver.federation.server_keys import (
     OLD_VERIFY_KEYS_MAX,
+    PUBLISHED_BYTES_MAX,
     VALIDITY_MS_MAX,
     VERIFY_KEYS_MAX,
     parse_server_keys,
 )
+from homeserver.protocol.canonical_json import encode_canonical_json
 from homeserver.protocol.hashes import unpadded_base64
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.signatures import sign_json
@@ -83,7 +85,7 @@ def test_old_keys_are_valid_until_they_were_given_up() -> None:
 
 def test_what_is_kept_has_the_servers_own_signatures_only() -> None:
     with_notary = sign_json(published(ONE), ServerKey("notary.example"))
-    assert parse_server_keys(with_notary, SERVER, NOW).published == published(ONE)
+    assert parse_server_keys(with_notary, SERVER, NOW).published == encode_canonical_json(published(ONE))
 
 
 WRONG = sign_json({**published(ONE), "server_name": "other.example"}, ONE)
@@ -137,3 +139,20 @@ def test_odd_objects_raise_nothing_else(field: str, value: Any) -> None:
     except InvalidSignature:
         return
     assert set(keys.verify_keys) == {"ed25519:one"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"padding": "x"},
+        {"old_verify_keys": {"ed25519:old": {"key": public(TWO), "expired_ts": 1, "padding": "x"}}},
+        {"old_verify_keys": {"ed25519:old": "x"}},
+        {"tls_fingerprints": ["x" * PUBLISHED_BYTES_MAX]},
+    ],
+)
+def test_a_notary_passes_on_keys_only(more: JsonObject) -> None:
+    """What else stands in the object could be anything, of any size. The keys themselves count."""
+    keys = parse_server_keys(published(ONE, **more), SERVER, NOW)
+    assert list(keys.verify_keys) == ["ed25519:one"]
+    assert keys.published is None
+    assert parse_server_keys({**published(ONE), "unsigned": {"x": "x"}}, SERVER, NOW).published is not None
