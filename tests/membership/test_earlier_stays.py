@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
+
+from homeserver.federation.delivery import Delivery
 from homeserver.membership.membership import Memberships
+from tests.fakes.network import Sent
 from tests.fakes.servers import Servers, eventually
 
 ONE, TWO, THREE = "one.test:8448", "two.test:8448", "three.test:8448"
@@ -36,6 +40,52 @@ def test_a_join_follows_the_departure_that_its_server_had_not_got(servers: Serve
             assert there[0].stream_position < there[1].stream_position
             assert {e.event_id for e in (await two.head(room_id)).extremities} == {join}
             assert await two.membership(room_id, ann) == "join"
+
+    asyncio.run(story())
+
+
+def test_what_was_never_sent_of_an_earlier_stay_is_not_lost(servers: Servers) -> None:
+    """What happened last in the earlier stay is known here alone when the room is imported, and no event leads to it.
+
+    It is not among the forward extremities then. It still waits to be sent, and comes back with what follows it there.
+    """
+
+    async def story() -> None:
+        async with servers:
+            one, two = await servers.ours(ONE), await servers.ours(TWO)
+            ann, ben = await one.user("ann"), await two.user("ben")
+            room_id = await two.room(ben, power_levels={"users": {ben: 100, ann: 50}})
+            await one.join(ann, room_id, TWO)
+            network = servers.network
+
+            def lose_transactions(sent: Sent) -> Sent:
+                if sent.source == ONE and "/send/" in sent.path:
+                    raise httpx.ConnectError("lost")
+                return sent
+
+            network.tamper = lose_transactions
+            topic = await one.send_state(ann, room_id, "m.room.topic", {"topic": "said on my way out"})
+            message = await one.send(ann, room_id, "goodbye")
+            await one.get(Memberships).leave(ann, room_id)
+            departure = (await one.head(room_id)).state["m.room.member", ann]
+            await one.join(ann, room_id, TWO)
+            head = await one.head(room_id)
+            join = head.state["m.room.member", ann]
+            assert {extremity.event_id for extremity in head.extremities} == {join}
+            assert ("m.room.topic", "") not in head.state, "the state is what the other server has"
+            network.tamper = lambda sent: sent
+            await one.send(ann, room_id, "and back again")
+            one.get(Delivery).sign_of_life(TWO)
+            for event_id in (topic, message, departure):
+                assert (await two.wait_for(event_id)).visible
+            assert await two.membership(room_id, ann) == "join"
+            assert (await two.head(room_id)).state["m.room.topic", ""] == topic
+            merging = await two.send(ben, room_id, "what was that?")
+            await one.wait_for(merging)
+            states = [dict((await server.head(room_id)).state) for server in (one, two)]
+            assert states[0] == states[1]
+            assert states[0]["m.room.topic", ""] == topic
+            assert states[0]["m.room.member", ann] == join
 
     asyncio.run(story())
 
