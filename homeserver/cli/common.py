@@ -66,6 +66,28 @@ def open_database(config: Config, *, create: bool = False, any_server: bool = Fa
         database.close()
 
 
+def check_server_name(config: Config) -> None:
+    """Raise ConfigurationError if there is a database, and it belongs to a server of another name.
+
+    For commands that change something without opening the database, or before it is migrated. A database that cannot
+    be reached is passed over: a key, for instance, may have to be replaced just then.
+    """
+    from sqlalchemy.exc import OperationalError
+
+    from homeserver.storage import migrate
+
+    try:
+        recorded = migrate.recorded_server_name(config.database.url)
+    except OperationalError:
+        typer.echo("homeserver: the database cannot be reached; it was not checked whose it is", err=True)
+        return
+    if recorded is not None and recorded != config.server_name:
+        from homeserver.errors import ConfigurationError
+        from homeserver.storage.server_identity import mismatch
+
+        raise ConfigurationError(mismatch(recorded, config.server_name))
+
+
 def claim_database(database: Database, config: Config) -> None:
     """Record that the database belongs to the configured server. Raises ConfigurationError if it belongs to another
     one.

@@ -6,7 +6,15 @@ from dataclasses import asdict
 
 import typer
 
-from homeserver.cli.common import ConfigOption, JsonOption, command_group, load_config, open_database, print_json
+from homeserver.cli.common import (
+    ConfigOption,
+    JsonOption,
+    check_server_name,
+    command_group,
+    load_config,
+    open_database,
+    print_json,
+)
 from homeserver.errors import HomeserverError
 
 commands = command_group("The database: migrations and an integrity check.")
@@ -17,7 +25,9 @@ def upgrade(config: ConfigOption = None) -> None:
     """Run all migrations that are missing."""
     from homeserver.storage import migrate
 
-    changed = migrate.upgrade(load_config(config).database.url)
+    loaded = load_config(config)
+    check_server_name(loaded)
+    changed = migrate.upgrade(loaded.database.url)
     typer.echo(f"upgraded to {migrate.head()}" if changed else f"at {migrate.head()} already")
 
 

@@ -15,6 +15,7 @@ import typer
 from homeserver.cli.common import (
     ConfigOption,
     JsonOption,
+    check_server_name,
     command_group,
     load_config,
     now_ms,
@@ -37,7 +38,7 @@ commands = command_group("Signing keys, by which other servers know this one.")
 @commands.command()
 def generate(config: ConfigOption = None) -> None:
     """Make a signing key. It signs from now on; existing keys stay valid beside it."""
-    typer.echo(_keys(config).generate(now_ms()).key_id)
+    typer.echo(_keys_to_change(config).generate(now_ms()).key_id)
 
 
 @commands.command("list")
@@ -68,7 +69,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @commands.command()
 def rotate(config: ConfigOption = None) -> None:
     """Make a new signing key and retire the others: they move to old_verify_keys and do not sign any more."""
-    typer.echo(_keys(config).rotate(now_ms()).key_id)
+    typer.echo(_keys_to_change(config).rotate(now_ms()).key_id)
 
 
 @commands.command()
@@ -117,6 +118,11 @@ def _keys(config: Path | None) -> SigningKeys:
 
     loaded = load_config(config)
     return SigningKeys.load(loaded.keys_dir, loaded.server_name)
+
+
+def _keys_to_change(config: Path | None) -> SigningKeys:
+    check_server_name(load_config(config))
+    return _keys(config)
 
 
 async def _fetch_keys(config: Config, server_name: str) -> tuple[ServerKeys, list[str]]:

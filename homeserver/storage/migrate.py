@@ -57,6 +57,17 @@ def current(database_url: str) -> str | None:
         return _revision(connection)
 
 
+def recorded_server_name(database_url: str) -> str | None:
+    """The name of the server that a database of any revision belongs to; None if it says none. Creates nothing."""
+    if current(database_url) is None:
+        return None
+    with _engine(database_url).connect() as connection:
+        if not inspect(connection).has_table("server_identity"):
+            return None  # from before the name was recorded
+        name: str | None = connection.scalar(select(column("server_name")).select_from(table("server_identity")))
+        return name
+
+
 def head() -> str:
     """The revision that this version of the homeserver needs."""
     return known_revisions()[-1]

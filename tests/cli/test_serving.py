@@ -137,6 +137,9 @@ def test_another_server_name_than_the_databases_stops_every_command(
         ("users", "list"),
         ("users", "create", "bob", "--password-file", "password"),
         ("rooms", "list"),
+        ("db", "upgrade"),
+        ("keys", "generate"),
+        ("keys", "rotate"),
     ):
         outcome = run(*command)
         assert outcome.status == 2, command
