@@ -16,7 +16,7 @@ from homeserver.graph.state import RESOLVED_TOGETHER_MAX, Extremity, RoomHead, S
 from homeserver.notifier import StateEffect
 from homeserver.protocol.authorization import redaction_applies
 from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, StateKey
-from homeserver.protocol.power_levels import power_levels_of
+from homeserver.protocol.power_levels import power_levels_of, to_build_on
 from homeserver.protocol.redaction import redact_event
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.storage.appends import (
@@ -146,6 +146,13 @@ class WorkingHead:
         wanted = {key: event_id for key in keys if (event_id := state.get(key)) is not None}
         shown = await self._shown(wanted.values())
         return {key: shown[event_id] for key, event_id in wanted.items() if event_id in shown}
+
+    async def power_levels_to_build_on(self) -> Event | None:
+        """The current m.room.power_levels, as a new one may repeat it (see ``to_build_on``); None without one."""
+        original = (await self.state_events([POWER_LEVELS])).get(POWER_LEVELS)
+        if original is None:
+            return None
+        return to_build_on(original, (await self.shown_state_events([POWER_LEVELS])).get(POWER_LEVELS, original))
 
     async def _shown(self, event_ids: Iterable[str]) -> dict[str, Event]:
         wanted = list(event_ids)

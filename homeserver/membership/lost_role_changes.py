@@ -126,7 +126,7 @@ class LostRoleChanges:
         state = await working.state_events((CREATE, POWER_LEVELS))
         current = state[POWER_LEVELS]
         levels = power_levels_of(current.version, state.get(CREATE), current)
-        content = with_entries(current, levels, entries)
+        content = with_entries(await working.power_levels_to_build_on() or current, levels, entries)
         if content is None:
             return None
         draft = EventDraft("m.room.power_levels", sender, content, "")

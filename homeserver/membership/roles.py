@@ -118,7 +118,7 @@ class Roles:
                 is_confirmed=is_confirmed,
             ):
                 return []
-            content = with_role(head.version, levels, power_levels, user_id, role)
+            content = with_role(head.version, levels, await working.power_levels_to_build_on(), user_id, role)
             draft = EventDraft("m.room.power_levels", sender, content, "")
             if is_rehearsal:
                 await self._sender.compose(working, draft)

@@ -30,6 +30,19 @@ NAMED_LEVELS = ("ban", "events_default", "invite", "kick", "redact", "state_defa
 """The keys of m.room.power_levels that hold one level each."""
 
 
+def to_build_on(original: Event, shown: Event) -> Event:
+    """The m.room.power_levels event whose content a new one may repeat, given the standing one in both forms.
+
+    What was redacted must not be published again. But a level that redaction removes still holds: authorization goes by
+    what was signed. Before version 11 that is ``invite``, and a new event without it would let everybody invite.
+    """
+    held = {name: original.content[name] for name in NAMED_LEVELS if name in original.content}
+    content = {**shown.content, **held}
+    if content == original.content:
+        return original
+    return Event({**original.pdu, "content": content}, original.version, original.event_id, original.room_id)
+
+
 def parse_level(value: Any, version: RoomVersion) -> int | None:
     """The level of a JSON value in this room version, ``None`` if it is not a level.
 

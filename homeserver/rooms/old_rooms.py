@@ -103,7 +103,9 @@ class OldRooms:
             raise Forbidden("You are not in this room")
         # The new room gets what is shown of the old one; how much power users have is what the room goes by.
         state = await working.shown_state_events(LOOKED_AT)
-        state |= await working.state_events((CREATE, POWER_LEVELS))
+        state |= await working.state_events([CREATE])
+        if (levels := await working.power_levels_to_build_on()) is not None:
+            state[POWER_LEVELS] = levels
         names = await self._database.read(aliases.aliases_of, request.room_id)
         return OldRoom(request, working, recommended, state, names)
 

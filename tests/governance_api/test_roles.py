@@ -304,3 +304,23 @@ async def bare_room(alice: Person) -> str:
 
     await server.get(RoomWriters).create(room_id, version, job, 1)
     return room_id
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+def test_what_was_redacted_of_the_levels_is_not_published_again(servers: Servers, version: str) -> None:
+    """A level that holds in spite of it stays, such as the one for inviting, which older versions redact too."""
+
+    async def story(world: World) -> None:
+        alice, bob = await world.person("alice"), await world.person("bob")
+        room = await world.room_of(alice, bob, room_version=version)
+        head = await alice.server.head(room)
+        levels = await alice.server.get_state(head, "m.room.power_levels")
+        event = await alice.put_state(room, "m.room.power_levels", {**levels, "invite": 50, "org.insult": "bob is bad"})
+        await alice.room("PUT", room, f"redact/{event}/r1", {})
+        await alice.give(room, bob, "moderator")
+        now = await alice.server.get_state(await alice.server.head(room), "m.room.power_levels")
+        assert now["users"][bob.user_id] == 50
+        assert "org.insult" not in now
+        assert now["invite"] == 50
+
+    tell(servers, story)
