@@ -69,6 +69,10 @@ class NoPlace(RemoteUnreachable):
         super().__init__(destination, "too many requests to other servers are under way")
 
 
+class RemoteBrokeOff(RemoteUnreachable):
+    """The connection ended before the answer was complete. The server may or may not have done what was asked."""
+
+
 class IncompleteAnswer(RemoteError):
     """Parts that an answer refers to cannot be fetched, or it contradicts itself, so it cannot be used."""
 

@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 from homeserver.clock import Clock
-from homeserver.errors import RemoteRefused, RemoteUnreachable
+from homeserver.errors import RemoteBrokeOff, RemoteRefused, RemoteUnreachable
 from homeserver.federation.answers import (
     AUTH_CHAIN,
     HANDSHAKE,
@@ -451,7 +451,8 @@ class FederationClient:
             )
         except RemoteUnreachable as error:
             self._http.places.did_not_answer(destination)
-            raise RemoteUnreachable(destination, error.message) from error
+            kind = RemoteBrokeOff if isinstance(error, RemoteBrokeOff) else RemoteUnreachable
+            raise kind(destination, error.message) from error
         self._http.places.answered(destination)
         return answer
 

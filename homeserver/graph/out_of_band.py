@@ -64,11 +64,13 @@ class OutOfBandMemberships:
             standing = user_rooms.standing_of(connection, event.state_key or "", event.room_id)
             if standing is None or standing.event_id != ends:
                 return None
-        room = NewRoom(event.room_id, version.identifier, self._clock.now_ms())
+        now = self._clock.now_ms()
+        room = NewRoom(event.room_id, version.identifier, now)
         room_nid, _ = graph_writes.add_room(connection, room)
         nid = out_of_band_events.store(connection, room_nid, event)
         position = streams.next_position(connection)
         row: dict[str, Any] = graph_writes.user_room_row(room_nid, event, nid, position)
+        row["received_ts"] = now
         if stripped_state is not None:
             row["stripped_state"] = orjson.dumps(list(stripped_state))
         elif event.membership == "leave":

@@ -9,7 +9,7 @@ https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import structlog
@@ -27,8 +27,8 @@ logger = structlog.get_logger(__name__)
 TAKE_IN_S_MAX = 15.0
 """How long the other server has to wait while the invitation is added to the room; its ancestors may be missing."""
 
-ReceivePdus: TypeAlias = Callable[[str, Sequence[Any]], Awaitable[object]]
-"""Receives ``(origin, pdus)``, like the PDUs of a transaction."""
+ReceivePdus: TypeAlias = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, JsonObject]]]
+"""Receives ``(origin, pdus)``, like the PDUs of a transaction; returns the result of each."""
 
 
 class IncomingInvitations:
@@ -41,7 +41,7 @@ class IncomingInvitations:
         self._events = events
         self._invitations = invitations
         self._receive = receive
-        self._receiving: set[asyncio.Task[object]] = set()
+        self._receiving: set[asyncio.Future[Mapping[str, JsonObject]]] = set()
 
     async def receive(
         self, origin: str, room_id: str, event_id: str, pdu: JsonObject, room_version: str, room_state: Sequence[Any]
@@ -58,13 +58,16 @@ class IncomingInvitations:
         return signed
 
     async def _take_in(self, origin: str, invitation: Event) -> None:
-        task: asyncio.Task[object] = asyncio.ensure_future(self._receive(origin, [invitation.pdu]))
+        task = asyncio.ensure_future(self._receive(origin, [invitation.pdu]))
         self._receiving.add(task)
         task.add_done_callback(self._receiving.discard)
         done, _ = await asyncio.wait({task}, timeout=TAKE_IN_S_MAX)
         if not done:
             return  # the task continues; if the event also comes by /send, it is the same event
         stored = await self._events.get(invitation.room_id, invitation.event_id)
+        refusal = task.result().get(invitation.event_id, {}).get("error")
+        if refusal is not None and stored is None:
+            raise Forbidden(f"The room does not allow this invitation: {refusal}")
         if stored is None or stored.verdict & Verdict.OUTLIER:
             # Its ancestors are missing. As far as we can tell it is valid nevertheless, and it may be sent again.
             logger.info(

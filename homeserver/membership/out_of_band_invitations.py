@@ -90,6 +90,9 @@ class OutOfBandInvitations:
                 raise Forbidden("Your server is not allowed in this room")
             if user_id in head.joined:
                 raise Forbidden("The user is in the room already")
+            member = await self._heads.state_event(head, "m.room.member", user_id)
+            if member is not None and member.membership == "ban":
+                raise Forbidden("The user is banned from this room")
             return signed
         if head is not None and head.version is not version:
             raise InvalidParam("The room has another version")

@@ -115,7 +115,12 @@ class RemoteJoins:
         return True
 
     async def _is_fresh(self, invitation: Standing) -> bool:
-        """Whether an invitation was made so recently that its server may not have stored it yet."""
+        """Whether an invitation came so recently that its server may not have stored it yet.
+
+        By our own clock where possible: that of the other server may be wrong.
+        """
+        if invitation.received_ts is not None:
+            return invitation.received_ts > self._clock.now_ms() - FRESH_MS
         event = (await self._events.by_nid([invitation.event_nid]))[invitation.event_nid].event
         return event.origin_server_ts > self._clock.now_ms() - FRESH_MS
 

@@ -16,6 +16,7 @@ from homeserver.errors import (
     IncompatibleRoomVersion,
     InvalidEvent,
     InvalidSignature,
+    RemoteBrokeOff,
     RemoteFailed,
     RemoteRefused,
     RemoteUnreachable,
@@ -73,8 +74,9 @@ class SentInvitations:
             # The user had a membership before. If the event that ended it arrives after the new invitation, some
             # servers believe that it ends the invitation.
             await self._delivery.caught_up(server_name)
-        try:
-            answer = await self._client.send_invite(
+
+        async def send() -> JsonObject:
+            return await self._client.send_invite(
                 server_name,
                 head.room_id,
                 event.event_id,
@@ -82,6 +84,13 @@ class SentInvitations:
                 head.version.identifier,
                 [entry.pdu for entry in shown],
             )
+
+        try:
+            try:
+                answer = await send()
+            except RemoteBrokeOff:
+                # The other server may show the invitation to its user by now. The same event again changes nothing.
+                answer = await send()
         except (RemoteRefused, RemoteUnreachable) as error:
             answer_to_user = as_matrix_error(error, f"invite {event.state_key}")
             if isinstance(answer_to_user, IncompatibleRoomVersion):

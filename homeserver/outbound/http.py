@@ -19,7 +19,7 @@ import certifi
 import httpx
 
 import homeserver
-from homeserver.errors import ConfigurationError, RemoteUnreachable
+from homeserver.errors import ConfigurationError, RemoteBrokeOff, RemoteUnreachable
 from homeserver.outbound.addresses import AddressResolver, Lookup
 from homeserver.outbound.connections import ConnectionPool, Destination
 from homeserver.outbound.places import Places
@@ -113,6 +113,8 @@ class OutboundHttp:
                     answer = await self._send("GET", target, None, None, bytes_max, timeouts, None, spool)
         except TimeoutError as error:
             raise RemoteUnreachable(name, "no answer in time") from error
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            raise RemoteBrokeOff(name, str(error)) from error
         except (httpx.TransportError, SpoolFull) as error:
             raise RemoteUnreachable(name, str(error)) from error
         except OSError as error:  # of the temporary file

@@ -295,6 +295,7 @@ current_state_changes = Table(
     Column("position", Nid, primary_key=True),
     Column("state_key_nid", Nid, primary_key=True),
     Column("event_nid", Nid),
+    Index("current_state_changes_by_key", "room_nid", "state_key_nid", "position", "event_nid"),
     comment="The history of current_state as a stream; NULL removes the key.",
     sqlite_with_rowid=False,
 )
@@ -347,6 +348,7 @@ user_rooms = Table(
     Column("position", Nid, nullable=False),
     Column("forgotten", Boolean, nullable=False, server_default=text("false")),
     Column("stripped_state", LargeBinary),
+    Column("received_ts", Nid),
     Index("user_rooms_by_position", "user_id", "position"),
     Index("user_rooms_by_room", "room_nid"),
     Index("user_rooms_in_stream", "position"),

@@ -31,6 +31,8 @@ class Standing:
     stripped_state: bytes | None
     verdict: int
     """The verdict of the membership event, as ``event_graph.Verdict``."""
+    received_ts: int | None
+    """When a membership came that is not part of a room's graph, in milliseconds; None for others."""
 
     @property
     def is_outlier(self) -> bool:
@@ -51,6 +53,7 @@ _STANDING = (
         user_rooms.c.forgotten,
         user_rooms.c.stripped_state,
         events.c.verdict,
+        case((events.c.claimed_version == "", None), else_=user_rooms.c.received_ts),
     )
     .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
     .join(events, events.c.event_nid == user_rooms.c.event_nid)

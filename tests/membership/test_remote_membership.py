@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
+from sqlalchemy import update
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -26,7 +28,7 @@ from homeserver.membership.owed_requests import OwedRequests
 from homeserver.protocol.event_format import parse_event
 from homeserver.protocol.events import Event
 from homeserver.storage import delivery as store
-from homeserver.storage import user_rooms
+from homeserver.storage import tables, user_rooms
 from homeserver.storage.database import Database
 from tests.factories.rooms import RoomFactory, ServerKey
 from tests.fakes.network import Sent
@@ -567,13 +569,16 @@ async def invite_carol(at: Scene) -> Event:
     """Bob is in the room; our server signs the invitation of carol, and expects it by /send."""
     await at.ours.join(BOB, at.room.room_id, REMOTE)
     await at.ours.user("carol")
-    event = at.room.event(HOST, "m.room.member", {"membership": "invite"}, CAROL)
+    answer = await put_invitation(at, at.remote, at.room.event(HOST, "m.room.member", {"membership": "invite"}, CAROL))
+    assert answer.status_code == 200, answer.text
+    return parse_event(answer.json()["event"], at.room.version, room_id=at.room.room_id)
+
+
+async def put_invitation(at: Scene, inviter: RemoteServer, event: Event) -> httpx.Response:
     body = {"event": event.pdu, "room_version": at.room.version.identifier, "invite_room_state": []}
     body["invite_room_state"] = [at.room.state["m.room.create", ""].pdu]
     uri = f"/_matrix/federation/v2/invite/{at.room.room_id}/{event.event_id.replace('$', '%24')}"
-    answer = await at.remote.request("PUT", OURS, uri, body)
-    assert answer.status_code == 200, answer.text
-    return parse_event(answer.json()["event"], at.room.version, room_id=at.room.room_id)
+    return await inviter.request("PUT", OURS, uri, body)
 
 
 async def standing_of_carol(at: Scene) -> str | None:
@@ -595,6 +600,30 @@ def test_an_invitation_into_a_room_that_we_are_in(servers: Servers, version: str
         assert await standing_of_carol(at) == "invite"
         await at.ours.join(CAROL, at.room.room_id)
         assert await standing_of_carol(at) == "join"
+
+    play(servers, story, version)
+
+
+@VERSIONS
+@pytest.mark.parametrize("fault", ["of a banned user", "of a stranger"])
+def test_an_invitation_that_our_room_does_not_allow_is_not_signed(servers: Servers, version: str, fault: str) -> None:
+    async def story(at: Scene) -> None:
+        await at.ours.join(BOB, at.room.room_id, REMOTE)
+        await at.ours.user("carol")
+        sender, inviter = HOST, at.remote
+        if fault == "of a banned user":
+            ban = at.room.ban(HOST, CAROL)
+            assert await at.remote.transaction(OURS, [ban]) == {ban.event_id: {}}
+        else:
+            inviter = at.servers.remote(OTHER, at.room)
+            sender = f"@stranger:{OTHER}"
+        before = await standing_of_carol(at)
+        answer = await put_invitation(
+            at, inviter, at.room.event(sender, "m.room.member", {"membership": "invite"}, CAROL)
+        )
+        assert (answer.status_code, answer.json()["errcode"]) == (403, "M_FORBIDDEN")
+        assert ("banned" in answer.json()["error"]) == (fault == "of a banned user")
+        assert await standing_of_carol(at) == before
 
     play(servers, story, version)
 
@@ -682,6 +711,7 @@ def test_an_invitation_that_nobody_honours_is_retired(servers: Servers) -> None:
 
     async def story(at: Scene) -> None:
         await at.invite()
+        await at.ours.get(Database).write(lambda c: c.execute(update(tables.user_rooms).values(received_ts=1)))
         at.remote.replaced["make_join"] = forbid
         with pytest.raises(Forbidden, match="no longer valid"):
             await at.ours.join(BOB, at.room.room_id)

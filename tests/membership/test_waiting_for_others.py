@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
+from sqlalchemy import update
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,7 +18,7 @@ from homeserver.federation.client import FederationClient
 from homeserver.graph import server_access
 from homeserver.membership import remote_joins
 from homeserver.membership.membership import Memberships
-from homeserver.storage import under_way, user_rooms
+from homeserver.storage import tables, under_way, user_rooms
 from homeserver.storage.database import Database
 from tests.factories.rooms import START_TS, RoomFactory
 from tests.fakes.servers import OurServer, RemoteServer, Servers, eventually
@@ -35,6 +37,39 @@ async def invite(server: OurServer, room_id: str, sender: str, target: str) -> N
 
 
 # -- invitations that are still being sent -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_invitation_whose_answer_breaks_off_is_sent_once_more(servers: Servers, times: int) -> None:
+    """The other server has stored the invitation by then: its user would see one that is not valid here."""
+
+    async def story() -> None:
+        async with servers:
+            ours, theirs = await servers.ours(OURS), await servers.ours(OTHER)
+            alice, bot = await ours.user("alice"), await theirs.user("bot")
+            room_id = await ours.room(alice, preset="private_chat")
+            deliver = servers.network.deliver
+            broken = 0
+
+            async def break_off(source: str, request: httpx.Request) -> httpx.Response:
+                nonlocal broken
+                answer = await deliver(source, request)
+                if "/invite/" in request.url.path and broken < times:
+                    broken += 1
+                    raise httpx.ReadError("connection reset by peer")
+                return answer
+
+            servers.network.deliver = break_off  # type: ignore[method-assign]
+            if times > 1:
+                with pytest.raises(MatrixError):
+                    await invite(ours, room_id, alice, bot)
+            else:
+                await invite(ours, room_id, alice, bot)
+                await theirs.join(bot, room_id, OURS)
+                assert await ours.membership(room_id, bot) == "join"
+            assert len(servers.network.requests(OTHER, "/invite/")) == 2
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("preset", ["private_chat", "public_chat"])
@@ -157,7 +192,10 @@ def test_a_fresh_invitation_is_tried_again_for_a_moment(servers: Servers, monkey
     refused_at_first(servers, story, refusals=2)
 
 
-def test_a_fresh_invitation_survives_refusals(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ts", [None, START_TS], ids=["", "though the inviter's clock is years behind"])
+def test_a_fresh_invitation_survives_refusals(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, ts: int | None
+) -> None:
     monkeypatch.setattr(remote_joins, "REFUSAL_RETRIES_S", (0.0,))
 
     async def story(at: Invited) -> None:
@@ -168,16 +206,17 @@ def test_a_fresh_invitation_survives_refusals(servers: Servers, monkeypatch: pyt
         await at.ours.join(at.bob, at.room.room_id)
         assert await standing(at.ours, at.bob, at.room.room_id) == "join"
 
-    refused_at_first(servers, story, refusals=2)
+    refused_at_first(servers, story, refusals=2, ts=ts)
 
 
 def test_an_old_invitation_is_not_tried_again(servers: Servers) -> None:
     async def story(at: Invited) -> None:
         await at.invite()
+        await at.ours.get(Database).write(lambda c: c.execute(update(tables.user_rooms).values(received_ts=START_TS)))
         with pytest.raises(Forbidden, match="no longer valid"):
             await at.ours.join(at.bob, at.room.room_id)
 
-    refused_at_first(servers, story, refusals=1, ts=START_TS)
+    refused_at_first(servers, story, refusals=1)
 
 
 def test_an_invitation_that_comes_while_we_join_can_be_accepted_at_once(servers: Servers) -> None:

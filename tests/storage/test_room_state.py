@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, func, insert, select
+from sqlalchemy.dialects import sqlite
 
 from homeserver.protocol.events import StateKey
-from homeserver.storage import room_state, streams
+from homeserver.storage import room_state, streams, sync_streams
 from homeserver.storage.database import Database
 from homeserver.storage.room_state import LEVEL_WIDTH, NewGroup, step_of
 from homeserver.storage.tables import events, state_group_entries
@@ -176,3 +177,11 @@ def test_state_keys_keep_their_numbers(shared_database: Database) -> None:
     assert len(set(again.values())) == len(KEYS)
     assert first.items() <= again.items()
     assert shared_database.read_now(room_state.state_key_nids, [*KEYS, ("no", "such")]) == again
+
+
+def test_an_earlier_membership_is_found_without_reading_those_of_others(shared_database: Database) -> None:
+    if not shared_database.is_sqlite:
+        pytest.skip("PostgreSQL plans by the size of tables, and this one is empty")
+    statement = str(sync_streams._MEMBER_AT.compile(dialect=sqlite.dialect())).replace("?", "1")
+    plan = shared_database.read_now(lambda c: c.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all())
+    assert any("current_state_changes_by_key" in row[3] for row in plan), plan
