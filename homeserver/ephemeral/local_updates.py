@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TypeGuard
 
 from homeserver.graph.state import RoomHead, RoomHeads
-from homeserver.protocol.server_acls import server_acl_allows
 
 ROOM_ID_CHARACTERS_MAX = 255
 ROOMS_MAX = 500
@@ -38,13 +37,7 @@ async def rooms_of_edus(heads: RoomHeads, room_ids: Iterable[object], origin: st
 
 async def _room_of_edu(heads: RoomHeads, room_id: str, origin: str) -> RoomHead | None:
     head = await heads.newest_where(room_id, lambda head: bool(head.joined_local) and origin in head.joined_servers)
-    if head is None:
-        return None
-    # As ``ServerAccess.is_allowed`` has it, a redacted ACL counts as it was signed.
-    acl = await heads.original_state_event(head, "m.room.server_acl")
-    if acl is not None and not server_acl_allows(acl.content, origin):
-        return None
-    return head
+    return head if head is not None and await heads.allows_server(head, origin) else None
 
 
 def is_user_of(user_id: object, server_name: str) -> TypeGuard[str]:

@@ -17,16 +17,15 @@ from homeserver.graph.working_head import NewEvent, WorkingHead
 from homeserver.protocol.authorization import auth_event_keys, authorize
 from homeserver.protocol.compose import compose_event
 from homeserver.protocol.event_format import depth_after
-from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer, StateKey
+from homeserver.protocol.events import CREATE, POWER_LEVELS, Event, EventDraft, Signer
 from homeserver.protocol.hashes import reference_hash, unpadded_base64
 from homeserver.protocol.policy_servers import POLICY, PolicyServer
 from homeserver.protocol.power_levels import power_levels_of
 from homeserver.protocol.room_versions import EventIdFormat, RoomVersion
-from homeserver.protocol.server_acls import check_acl
+from homeserver.protocol.server_acls import SERVER_ACL, check_acl
 from homeserver.storage.appends import TransactionKey
 from homeserver.storage.event_graph import StoredEvent
 
-SERVER_ACL: StateKey = ("m.room.server_acl", "")
 POLICY_ROUNDS_MAX = 200
 """How often one request asks policy servers: once for each of its events, and again if the room changes meanwhile."""
 

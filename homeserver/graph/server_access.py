@@ -10,7 +10,6 @@ from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHead, RoomHeads
 from homeserver.graph.under_way import INVITATION, JOIN, UnderWay
 from homeserver.protocol.events import StateKey
-from homeserver.protocol.server_acls import server_acl_allows
 
 INVITATION_WAIT_S = 20.0
 """How long a user who wants to join waits for an invitation that is still being sent."""
@@ -26,14 +25,8 @@ class ServerAccess:
         self._under_way = under_way
 
     async def is_allowed(self, head: RoomHead, server_name: str) -> bool:
-        """Whether the room's server ACL lets a server take part.
-
-        NOTSPEC: a redacted ACL counts as it was signed. Redaction leaves nothing of its content, and an ACL without
-        content shuts out every server. Other servers refuse their users such a redaction, as we do (see ``Sender``);
-        one that comes nevertheless must not split the room, nor let in again the servers that the ACL keeps out.
-        """
-        acl = await self._heads.original_state_event(head, "m.room.server_acl")
-        return server_acl_allows(acl.content if acl is not None else None, server_name)
+        """Whether the room's server ACL lets a server take part."""
+        return await self._heads.allows_server(head, server_name)
 
     @refuses_by_newest_state
     async def resident_room(self, room_id: str, server_name: str) -> RoomHead:

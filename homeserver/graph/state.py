@@ -20,6 +20,7 @@ from homeserver.graph.full_conflicts import cited_keys, full_conflict
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.identifiers import server_of
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, StateResolution
+from homeserver.protocol.server_acls import SERVER_ACL, ServerAcl
 from homeserver.protocol.state_resolution import MissingEvents, resolve, split_states
 from homeserver.storage import auth_chains, event_graph, room_state
 from homeserver.storage.database import Database
@@ -33,6 +34,8 @@ HEADS_BYTES_MAX = 128 * 2**20
 """How much memory the cached heads of rooms may use."""
 SNAPSHOT_BYTES_MAX = 64 * 2**20
 """How much memory cached past states may use. Consecutive states share most of it, so they really use less."""
+ACLS_BYTES_MAX = 16 * 2**20
+"""How much memory the server ACLs of rooms may use. One of 64 KiB takes half a megabyte to a megabyte."""
 OUTDATED_BYTES_MAX = 4 * 2**20
 """How much memory the record of rooms changed by other processes may use, which protects reads that are still running.
 """
@@ -191,6 +194,10 @@ class RoomHeads:
             "changed rooms", OUTDATED_BYTES_MAX, lambda _: 0, entry_bytes=LONG_KEY_BYTES
         )
         """The generations that rooms are known to have reached."""
+        self._acls: WeightedCache[tuple[int, str], ServerAcl] = WeightedCache(
+            "server ACLs", ACLS_BYTES_MAX, lambda acl: acl.bytes
+        )
+        """By room and event."""
 
     async def get(self, room_id: str) -> RoomHead:
         """The head of a room; raises ``NotFound`` if this server was never in the room."""
@@ -318,6 +325,26 @@ class RoomHeads:
     async def original_state_events(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
         """Events of the current state as they were signed: for authorization, not for clients."""
         return {key: stored.original for key, stored in (await self._stored_state(head, keys)).items()}
+
+    async def allows_server(self, head: RoomHead, server_name: str) -> bool:
+        """Whether the room's server ACL lets a server take part.
+
+        NOTSPEC: a redacted ACL counts as it was signed. Redaction leaves nothing of its content, and an ACL without
+        content shuts out every server. Other servers refuse their users such a redaction, as we do (see ``Sender``);
+        one that comes nevertheless must not split the room, nor let in again the servers that the ACL keeps out.
+        """
+        event_id = head.state.get(SERVER_ACL)
+        if event_id is None:
+            return True
+        key = (head.room_nid, event_id)
+        acl = self._acls.get(key)
+        if acl is None:
+            event = await self.original_state_event(head, *SERVER_ACL)
+            if event is None:
+                return True
+            acl = ServerAcl(event.content)
+            self._acls.put(key, acl)
+        return acl.allows(server_name)
 
     async def _stored_state(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
         return await stored_events_of(self._events, head.room_id, head.state, keys)

@@ -5,7 +5,6 @@ https://spec.matrix.org/v1.19/client-server-api/#filtering
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from homeserver.errors import BadJson, InvalidParam, NotJson
-from homeserver.protocol.globs import compile_globs
+from homeserver.protocol.globs import GlobSet
 from homeserver.protocol.json_types import JsonObject
 
 LIST_ENTRIES_MAX = 5000
@@ -23,26 +22,28 @@ LIMIT_MAX = 1000
 """How many events one filter can ask for; a larger limit counts as this one."""
 FILTER_CHARACTERS_MAX = 65_536
 """How many characters a filter given as text may have."""
+CACHED_CHARACTERS_MAX = 4_096
+"""Longer ones are parsed each time: they would need too much memory."""
+WILDCARD_CHARACTERS_MAX = 4_096
+"""How many characters the types in one list may have whose wildcards are not just at one end, all together."""
+EVENT_FIELDS_MAX = 200
+"""How many fields a filter may choose: each of them is looked for in each event."""
 
 
 class TypePattern:
-    """A list of event types, in which ``*`` stands for any characters."""
+    """A list of event types, in which ``*`` stands for any characters. Raises ``InvalidParam``."""
 
-    __slots__ = ("_exact", "_wild")
+    __slots__ = ("_globs",)
 
     def __init__(self, types: tuple[str, ...]) -> None:
-        wild = tuple(entry for entry in types if "*" in entry)
-        self._exact = frozenset(types)
-        self._wild = _compile_wildcards(wild) if wild else None
+        try:
+            self._globs = GlobSet(types, question_mark=False, automaton_characters_max=WILDCARD_CHARACTERS_MAX)
+        except ValueError as error:
+            raise InvalidParam("The filter has too many types with wildcards elsewhere than at one end") from error
 
     def matches(self, event_type: str) -> bool:
         """Whether the type is in the list."""
-        return event_type in self._exact or (self._wild is not None and self._wild.fullmatch(event_type) is not None)
-
-
-@lru_cache(maxsize=1024)
-def _compile_wildcards(types: tuple[str, ...]) -> re.Pattern[str]:
-    return compile_globs(types, question_mark=False)
+        return self._globs.matches(event_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +150,30 @@ _ALL_ROOMS = RoomFilter()
 _NO_NAMES: frozenset[str] = frozenset()
 
 
-@lru_cache(maxsize=256)
 def parse_filter_text(text: str) -> Filter:
     """The filter in the JSON text of a query parameter; cached, because clients send the same one again and again.
 
     Raises ``NotJson``, ``BadJson`` or ``InvalidParam``.
     """
-    if len(text) > FILTER_CHARACTERS_MAX:
-        raise BadJson("The filter is too long")
-    return parse_filter(_load(text))
+    if len(text) > CACHED_CHARACTERS_MAX:
+        return parse_filter(_load(text))
+    return _parse_short(text)
 
 
 @lru_cache(maxsize=256)
+def _parse_short(text: str) -> Filter:
+    return parse_filter(_load(text))
+
+
 def parse_room_event_filter_text(text: str) -> RoomEventFilter:
     """The same as ``parse_filter_text``, for the ``filter`` of /messages and /context, which is a RoomEventFilter."""
-    if len(text) > FILTER_CHARACTERS_MAX:
-        raise BadJson("The filter is too long")
+    if len(text) > CACHED_CHARACTERS_MAX:
+        return parse_room_event_filter(_load(text))
+    return _parse_short_room_event_filter(text)
+
+
+@lru_cache(maxsize=256)
+def _parse_short_room_event_filter(text: str) -> RoomEventFilter:
     return parse_room_event_filter(_load(text))
 
 
@@ -180,6 +189,8 @@ def parse_filter(obj: object) -> Filter:
     if event_format not in ("client", "federation"):
         raise InvalidParam("event_format must be 'client' or 'federation'")
     paths = _strings(fields, "event_fields")
+    if paths is not None and len(paths) > EVENT_FIELDS_MAX:
+        raise InvalidParam(f"event_fields has more than {EVENT_FIELDS_MAX} entries")
     return Filter(
         event_fields=None if paths is None else tuple(split_property_path(path) for path in paths),
         event_format=event_format,
@@ -280,6 +291,8 @@ class _Partial(dict[str, Any]):
 
 
 def _load(text: str) -> object:
+    if len(text) > FILTER_CHARACTERS_MAX:
+        raise BadJson("The filter is too long")
     try:
         parsed: object = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -366,7 +379,7 @@ def _strings(fields: JsonObject, name: str) -> tuple[str, ...] | None:
         raise BadJson(f"{name} must be an array of strings")
     if len(value) > LIST_ENTRIES_MAX:
         raise InvalidParam(f"{name} has more than {LIST_ENTRIES_MAX} entries")
-    return tuple(value)
+    return tuple(dict.fromkeys(value))
 
 
 def _names(fields: JsonObject, name: str, sigil: str) -> frozenset[str] | None:

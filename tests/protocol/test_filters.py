@@ -262,3 +262,22 @@ def test_selected_fields(paths: list[str], selected: dict[str, Any]) -> None:
     assert result == selected
     assert before == EVENT
     assert orjson.loads(orjson.dumps(result)) == selected
+
+
+def test_wildcards_are_bounded() -> None:
+    """A list may hold thousands of types and beginnings of types, but few that take more than a look-up."""
+    common = [f"m.{number}.*" for number in range(2_000)] + [f"*.{number}" for number in range(2_000)]
+    assert parse_room_event_filter({"types": common}).allows("m.1999.x", None, ROOM, {})
+    assert parse_room_event_filter({"types": ["*a*"] * 5_000}).allows("xax", None, ROOM, {})
+    with pytest.raises(InvalidParam, match="wildcards"):
+        parse_room_event_filter({"not_types": [f"*{number}*" for number in range(2_000)]})
+
+
+def test_chosen_fields_are_bounded() -> None:
+    with pytest.raises(InvalidParam, match="event_fields"):
+        parse_filter({"event_fields": [f"content.{number}" for number in range(201)]})
+
+
+def test_long_filters_are_not_kept() -> None:
+    text = orjson.dumps({"room": {"timeline": {"types": ["m" * 5_000]}}}).decode()
+    assert parse_filter_text(text) is not parse_filter_text(text)
