@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.errors import UnknownToken
+from homeserver.storage.batched_reads import BatchedReads
 from homeserver.storage.database import Database
-from homeserver.storage.sessions import TokenOwner, find_token_owner, revoke_older_tokens
+from homeserver.storage.sessions import TokenOwner, find_token_owners, revoke_older_tokens
 
 REMEMBERED_BYTES_MAX = 4 * 2**20
 REMEMBERED_SECONDS = 5.0
@@ -45,6 +46,8 @@ class AccessTokens:
         self._remembered: WeightedCache[bytes, tuple[Requester, float]] = WeightedCache(
             "access tokens", REMEMBERED_BYTES_MAX, lambda r: 250 + 4 * len(r[0].user_id) + 4 * len(r[0].device_id)
         )
+        self._owners = BatchedReads(database, find_token_owners)
+        """The tokens of clients that were woken together run out of the cache together, too."""
         self._times_forgotten = 0
 
     async def requester(self, token: str) -> Requester:
@@ -65,7 +68,7 @@ class AccessTokens:
 
     async def _look_up(self, token_hash: bytes) -> Requester:
         times_forgotten = self._times_forgotten
-        owner = await self._database.read(find_token_owner, token_hash)
+        owner = await self._owners.get(token_hash)
         if owner is None:
             self._remembered.drop(token_hash)
             raise UnknownToken()

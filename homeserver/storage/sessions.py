@@ -6,8 +6,8 @@ orders the generations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, exists, select
 
@@ -50,8 +50,9 @@ class Refreshed:
     revoked: list[bytes]
 
 
-_OWNER = (
+_OWNERS = (
     select(
+        access_tokens.c.token_hash,
         access_tokens.c.user_id,
         access_tokens.c.device_id,
         users.c.is_guest,
@@ -60,7 +61,7 @@ _OWNER = (
         access_tokens.c.expires_ts,
     )
     .join(users, users.c.user_id == access_tokens.c.user_id)
-    .where(access_tokens.c.token_hash == bindparam("token_hash"))
+    .where(access_tokens.c.token_hash.in_(bindparam("token_hashes", expanding=True)))
 )
 _HAS_OLDER_REFRESH_TOKEN = select(
     exists().where(
@@ -113,16 +114,17 @@ def revoke_older_tokens(connection: Connection, user_id: str, device_id: str, cr
     return _revoke(connection, user_id, device_id, lambda table: table.c.created_ts < created_ts)
 
 
-def find_token_owner(connection: Connection, token_hash: bytes) -> TokenOwner | None:
-    """The owner of an access token, even if it has expired."""
-    row = connection.execute(_OWNER, {"token_hash": token_hash}).first()
-    if row is None:
-        return None
-    has_predecessor = False
-    if row.expires_ts is not None:
-        device = {"user_id": row.user_id, "device_id": row.device_id, "created_ts": row.created_ts}
-        has_predecessor = bool(connection.execute(_HAS_OLDER_REFRESH_TOKEN, device).scalar_one())
-    return TokenOwner(*row, has_predecessor)
+def find_token_owners(connection: Connection, token_hashes: Sequence[bytes]) -> dict[bytes, TokenOwner]:
+    """The owners of access tokens by hash, also of expired ones."""
+    found: dict[bytes, TokenOwner] = {}
+    for row in connection.execute(_OWNERS, {"token_hashes": token_hashes}).all():
+        owner = TokenOwner(*row[1:], has_predecessor=False)
+        if owner.expires_ts is not None:
+            device = {"user_id": owner.user_id, "device_id": owner.device_id, "created_ts": owner.created_ts}
+            if connection.execute(_HAS_OLDER_REFRESH_TOKEN, device).scalar_one():
+                owner = replace(owner, has_predecessor=True)
+        found[bytes(row.token_hash)] = owner
+    return found
 
 
 def end_sessions(connection: Connection, user_id: str, device_ids: Iterable[str] | None = None) -> list[bytes]:
