@@ -10,13 +10,14 @@ https://spec.matrix.org/v1.19/server-server-api/#backfilling-and-retrieving-miss
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 import structlog
 
 from homeserver.errors import IncompleteAnswer, RemoteError
 from homeserver.federation.client import FederationClient
 from homeserver.graph.events import Events
+from homeserver.graph.given_events import affordable, parts, weight_of
 from homeserver.graph.helpers import Helpers, servers_to_ask
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.outliers import Outliers
@@ -32,6 +33,8 @@ logger = structlog.get_logger(__name__)
 
 GAP_EVENTS_MAX = 200
 """How many events are fetched to close one gap; if that is not enough, the state is requested."""
+GAP_BYTES_MAX = 24 * 1024 * 1024
+"""How much memory, roughly, the events may take that are fetched to close one gap."""
 GAP_ROUNDS_MAX = 12
 GAP_REQUEST_MAX = 50
 """How many events one request asks for."""
@@ -39,6 +42,10 @@ LATEST_EVENTS_MAX = 20
 """How many events one request names."""
 SINGLE_EVENTS_MAX = 100
 """If a state lacks at most this many events, they are fetched one by one."""
+IDS_PER_QUESTION = 2_000
+"""How many event IDs of another server's state are looked up at a time."""
+EVENTS_PER_QUESTION = 500
+"""How many events of it are loaded at a time."""
 REQUESTS_AT_ONCE_MAX = 8
 
 
@@ -88,6 +95,8 @@ class Ancestors:
             missing = await self._take_what_is_needed(head.room_id, taken, offered, placed)
             if not missing or len(taken) - len(given) >= GAP_EVENTS_MAX:
                 break
+            if sum(map(weight_of, taken.values())) > GAP_BYTES_MAX:
+                break
             latest = [event.event_id for event in taken.values() if missing.intersection(event.prev_events)]
             found = await self._missing_events(origin, head, latest)
             if not found and not offered:
@@ -136,7 +145,9 @@ class Ancestors:
         except RemoteError as error:
             logger.info("server returned no missing events", room_id=head.room_id, server=origin, reason=error.message)
             return []
-        return await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
+        # The oldest come first. Of events that are too large for the memory, the next ones are left for another round.
+        some = affordable(pdus, GAP_BYTES_MAX, from_the_end=True)
+        return await self._incoming.check(some, head.version, head.room_id)
 
     async def _missing_events_of_others(
         self, helpers: Helpers, head: RoomHead, missing: Collection[str]
@@ -151,7 +162,7 @@ class Ancestors:
                     "server returned no missing events", room_id=head.room_id, server=server_name, reason=error.message
                 )
                 continue
-            found = await self._incoming.check(pdus[:GAP_REQUEST_MAX], head.version, head.room_id)
+            found = await self._incoming.check(affordable(pdus, GAP_BYTES_MAX), head.version, head.room_id)
             if any(event.event_id in missing for event in found):
                 return found
         return []
@@ -216,9 +227,7 @@ class Ancestors:
         async def fetch(server_name: str) -> StateSnapshot:
             answer = await self._client.get_state_ids(server_name, head.room_id, event_id)
             state_ids: list[str] = answer["pdu_ids"]
-            wanted = {*state_ids, *answer["auth_chain_ids"]}
-            unsure = list(wanted.difference(head.state.values()))  # most of an earlier state still stands
-            missing = set(unsure) - (await self._database.read(event_graph.nids_of, head.room_nid, unsure)).keys()
+            missing = await self._missing_of(head, state_ids, answer.pop("auth_chain_ids"))
             given: set[str] = set()
             if len(missing) > SINGLE_EVENTS_MAX:
                 whole = await self._client.get_state(server_name, head.room_id, event_id)
@@ -229,6 +238,20 @@ class Ancestors:
             return await self._whole_state(server_name, head, state_ids, given if without_unverifiable else set())
 
         return await helpers.ask(fetch, except_for=except_for)
+
+    async def _missing_of(self, head: RoomHead, *lists: Sequence[str]) -> set[str]:
+        """The IDs in these lists of events that are not here; only the first ones if they are so many that all events
+        of the state are fetched anyway."""
+        missing: set[str] = set()
+        standing = set(head.state.values())  # most of an earlier state still stands
+        for event_ids in lists:
+            for part in parts(event_ids, IDS_PER_QUESTION):
+                unsure = [event_id for event_id in part if event_id not in standing]
+                known = await self._database.read(event_graph.nids_of, head.room_nid, unsure)
+                missing.update(event_id for event_id in unsure if event_id not in known)
+                if len(missing) > SINGLE_EVENTS_MAX:
+                    return missing
+        return missing
 
     async def _single_events(
         self, helpers: Helpers, event_ids: Collection[str], first: str | None = None
@@ -247,7 +270,7 @@ class Ancestors:
         return [pdu for pdu in pdus if pdu is not None]
 
     async def _whole_state(
-        self, server_name: str, head: RoomHead, state_ids: Collection[str], dispensable: Collection[str]
+        self, server_name: str, head: RoomHead, state_ids: Collection[str], dispensable: Set[str]
     ) -> StateSnapshot:
         """The state that consists of these events, without rejected ones.
 
@@ -257,19 +280,20 @@ class Ancestors:
         standing = {event_id: key for key, event_id in head.state.items()}
         state: dict[StateKey, str] = {standing[event_id]: event_id for event_id in state_ids if event_id in standing}
         others = set(state_ids).difference(state.values())
-        found = await self._events.by_id(head.room_id, others)
-        lacking = others - found.keys() - set(dispensable)
-        if lacking:
-            raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
-        for event_id, stored in found.items():
-            event = stored.original
-            if not event.is_state:
-                raise IncompleteAnswer(server_name, "the state that was given has events that are no state of the room")
-            if stored.verdict & Verdict.REJECTED:
-                continue
-            if event.key in state:
-                raise IncompleteAnswer(server_name, f"the state that was given has two events for {event.key}")
-            state[event.key] = event_id
+        for part in parts(list(others), EVENTS_PER_QUESTION):
+            found = await self._events.by_id(head.room_id, part)
+            lacking = set(part) - found.keys() - dispensable
+            if lacking:
+                raise IncompleteAnswer(server_name, f"{len(lacking)} events of the state that was given cannot be had")
+            for event_id, stored in found.items():
+                event = stored.original
+                if not event.is_state:
+                    raise IncompleteAnswer(server_name, "the state that was given has events that are no state of it")
+                if stored.verdict & Verdict.REJECTED:
+                    continue
+                if event.key in state:
+                    raise IncompleteAnswer(server_name, f"the state that was given has two events for {event.key}")
+                state[event.key] = event_id
         if CREATE not in state:
             raise IncompleteAnswer(server_name, "the state that was given has no create event")
         return head.snapshot.towards(state)

@@ -110,6 +110,20 @@ def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
+def affordable(pdus: Sequence[Any], bytes_max: int, *, from_the_end: bool = False) -> Sequence[Any]:
+    """The first (or last) of the events of an answer, as many as surely fit into so much memory, and one at least."""
+    if not isinstance(pdus, Elements):
+        return pdus  # a small answer
+    count = len(pdus)
+    places = range(count - 1, -1, -1) if from_the_end else range(count)
+    size = 0
+    for taken, place in enumerate(places):
+        size += pdus.size_of(place) * BYTES_PER_CHARACTER
+        if size > bytes_max and taken:
+            return pdus[count - taken :] if from_the_end else pdus[:taken]
+    return pdus
+
+
 def weight_of(event: Event) -> int:
     """About how many bytes an event takes in memory: nested values take many times what their text takes."""
     json = event.json

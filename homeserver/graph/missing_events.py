@@ -21,6 +21,7 @@ from homeserver.clock import Clock
 from homeserver.errors import RemoteError, RemoteRefused
 from homeserver.federation.caching import LruDict
 from homeserver.federation.client import FederationClient
+from homeserver.graph.given_events import affordable
 from homeserver.graph.history_servers import Candidates, HistoryServers
 from homeserver.graph.incoming_events import IncomingEvents
 from homeserver.graph.judgement import prev_events_first
@@ -36,6 +37,8 @@ from homeserver.storage.history_lanes import Gap, GivenEvent
 logger = structlog.get_logger(__name__)
 
 EVENTS_PER_BACKFILL = 100
+HISTORY_BYTES_MAX = 24 * 1024 * 1024
+"""How much memory, roughly, the events of one answer may take."""
 GAPS_PER_BACKFILL_MAX = 10
 SERVERS_TRIED_MAX = 5
 SERVER_SECONDS_MAX = 15.0
@@ -221,7 +224,8 @@ class Backfiller:
             await self._servers.did_not_answer(candidates, server_name)
             return Filled.UNANSWERED
         await self._servers.answered(candidates, server_name)
-        given = await self._incoming.parse(pdus[:EVENTS_PER_BACKFILL], head.version, head.room_id, is_history=True)
+        some = affordable(pdus, HISTORY_BYTES_MAX)
+        given = await self._incoming.parse(some, head.version, head.room_id, is_history=True)
         if not await self._take_in(server_name, candidates, head, given, gaps):
             return Filled.NOTHING
         await self._note_fruitless(head, [gap for gap in gaps if _is_left_out(gap, given)], 1)

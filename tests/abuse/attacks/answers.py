@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
+from homeserver.protocol.compose import compose_event
+from homeserver.protocol.events import Event, EventDraft
 from tests.abuse.attack import attack
 from tests.abuse.http import User
 from tests.abuse.remote import Refusal, RemoteServer, join_template
 from tests.abuse.stage import MIB, Stage
-from tests.factories.rooms import RoomFactory
+from tests.factories.rooms import RoomFactory, server_key
 
 PIECE = b"{}," * 87_381  # 256 KiB
 
@@ -73,10 +75,28 @@ def event_auth_of_nested_lists(stage: Stage) -> Iterator[None]:
 # -- the state before an event -----------------------------------------------------------------------------------------
 
 
-def _unknown_ancestors(room: RoomFactory) -> object:
-    """An event whose ancestors nobody shows, so that the state before it is asked for."""
-    hidden = room.send("creator")
-    return room.send("creator", prev_events=[hidden])
+def _message_after(room: RoomFactory, event_id: str) -> Event:
+    """A message that follows an event which may not exist."""
+    sender, state = room.user("creator"), room.current_state
+    keys = (("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.member", sender))
+    return compose_event(
+        EventDraft("m.room.message", sender, {"body": "follows what nobody has"}),
+        room.version,
+        room_id=room.room_id,
+        prev_events=[(event_id, "")],
+        auth_events=[(state[key], "") for key in keys],
+        depth=20,
+        origin_server_ts=1_790_000_000_000,
+        signer=server_key(room.server_name),
+    )
+
+
+def _has_unknown_ancestors(mallory: RemoteServer, room: RoomFactory) -> Event:
+    """An event that follows one whose own ancestors nobody shows, so that the state before it is asked for."""
+    hidden = _message_after(room, "$" + "-" * 43)
+    mallory.on("POST", "/get_missing_events/", {"events": []})
+    mallory.on("GET", "/event/", {"origin": "a", "origin_server_ts": 1, "pdus": [hidden.pdu]})
+    return _message_after(room, hidden.event_id)
 
 
 @attack(quick=True)
@@ -84,10 +104,9 @@ def state_ids_of_57_mib(stage: Stage) -> Iterator[None]:
     """An event's ancestors are unknown, and the state before it is a list of 57 MiB of event IDs."""
     mallory = stage.remote()
     room = shared_room(stage, mallory)
-    event = _unknown_ancestors(room)
+    event = _has_unknown_ancestors(mallory, room)
     event_ids = b",".join(b'"$%043d"' % number for number in range(57 * MIB // 47))
     body = b'{"pdu_ids":[' + event_ids + b'],"auth_chain_ids":[]}'
-    mallory.on("GET", "/event/", Refusal())
     mallory.on("GET", "/state_ids/", body)
     yield
     mallory.send(stage.server, event)
@@ -98,9 +117,8 @@ def state_ids_of_as_many_as_are_taken(stage: Stage) -> Iterator[None]:
     """The same with 250,000 event IDs, none of which exists; the state with the events is empty objects."""
     mallory = stage.remote()
     room = shared_room(stage, mallory)
-    event = _unknown_ancestors(room)
+    event = _has_unknown_ancestors(mallory, room)
     body = b'{"pdu_ids":[' + b",".join(b'"$%043d"' % number for number in range(250_000)) + b'],"auth_chain_ids":[]}'
-    mallory.on("GET", "/event/", Refusal())
     mallory.on("GET", "/state_ids/", body)
     mallory.on("GET", "/state/", lambda _: [b'{"auth_chain":[],"pdus":[', *objects(200 * MIB), b"]}"])
     yield
@@ -115,8 +133,7 @@ def missing_events_of_16_mib(stage: Stage) -> Iterator[None]:
     """An event's ancestors are unknown, and get_missing_events answers with 15 MiB of empty objects."""
     mallory = stage.remote()
     room = shared_room(stage, mallory)
-    event = _unknown_ancestors(room)
-    mallory.on("GET", "/event/", Refusal())
+    event = _has_unknown_ancestors(mallory, room)
     mallory.on("POST", "/get_missing_events/", lambda _: [b'{"events":[', *objects(15 * MIB), b"]}"])
     yield
     mallory.send(stage.server, event)
