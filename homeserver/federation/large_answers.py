@@ -31,7 +31,8 @@ REST_BYTES_MAX = 1024 * 1024
 ELEMENT_BYTES_MAX = 512 * 1024
 """How large one element may be: an event of 64 KiB in which every character is escaped, and some ``unsigned``."""
 KEY_BYTES_MAX = 1024
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
+_LONG_NUMBER = b"0" * 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,21 @@ def parse_json(body: bytes) -> Any:
 
 def parse_element(raw: bytes) -> Any:
     """Parse JSON as exactly as ``parse_json``, and mostly as fast as orjson. Raises ``ValueError``."""
+    return _parse_exactly(raw, may_have_long_numbers=_has_long_number(raw))
+
+
+def _parse_exactly(raw: bytes, *, may_have_long_numbers: bool) -> Any:
     # orjson reads an integer of more than 64 bits as a floating-point number, which has another canonical form.
-    if _LONG_NUMBER.search(raw) is None:
+    if not may_have_long_numbers:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
             pass  # it may hold what only Python's parser accepts, such as half of a surrogate pair
     return parse_json(raw)
+
+
+def _has_long_number(text: bytes) -> bool:
+    return _LONG_NUMBER in text.translate(_DIGITS)
 
 
 class Elements(Sequence[Any]):
@@ -103,19 +112,22 @@ class Elements(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return _parsed_or_none(self.raw(index))
+        raw = self.raw(index)
+        return _parsed_or_none(raw, _has_long_number(raw))
 
     def __iter__(self) -> Iterator[Any]:
-        window, begin = b"", 0
+        window, begin, end, has_long_number = b"", 0, 0, False
         for start, length in zip(self._starts, self._lengths, strict=True):
-            if start + length > begin + len(window):
+            if start + length > end:
                 window, begin = self._spool.read(start, max(CHUNK_BYTES, length)), start
-            yield _parsed_or_none(window[start - begin : start - begin + length])
+                end = begin + len(window)
+                has_long_number = _has_long_number(window)
+            yield _parsed_or_none(window[start - begin : start - begin + length], has_long_number)
 
 
-def _parsed_or_none(raw: bytes) -> Any:
+def _parsed_or_none(raw: bytes, may_have_long_numbers: bool) -> Any:
     try:
-        return parse_element(raw)
+        return _parse_exactly(raw, may_have_long_numbers=may_have_long_numbers)
     except ValueError:
         return None
 

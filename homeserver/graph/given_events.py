@@ -1,11 +1,12 @@
 """Events as another server gives them in a large answer.
 
-As Python objects, the events of a large room would take half a gigabyte. The first ones are held in memory; of the
-others only the place in the answer is kept, and whoever looks at one makes it anew.
+As Python objects, the events of a large room would take half a gigabyte. They are held in memory as long as they are
+few; of many, only the places in the answer are kept, and whoever looks at one makes it anew.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,16 +29,19 @@ BYTES_PER_CHARACTER = 20
 VALUE_BYTES = 80
 """About what one value of an event takes as a Python object."""
 PLACE_BITS = 32
+NO_PLACE = (1 << 64) - 1
 
 
 class GivenEvents(Mapping[str, Event]):
-    """Events of one room by their ID, in the order in which they were added."""
+    """Events of one room by their ID, in the order in which they were added. All are added before any is taken out."""
 
     def __init__(self, version: RoomVersion, room_id: str) -> None:
         self.version = version
         self.room_id = room_id
         self._events: dict[str, Event | int] = {}
         """Each event, or the number of its list and its place there."""
+        self._places = array("Q")
+        """The numbers of the events that were added while all were held, in this order."""
         self._lists: list[Elements] = []
         self._held_bytes = 0
         self._redacted: set[str] = set()
@@ -51,17 +55,31 @@ class GivenEvents(Mapping[str, Event]):
         """Whether all of them are in memory."""
         return self._held_bytes <= HELD_BYTES_MAX
 
+    def as_plain(self) -> Mapping[str, Event]:
+        """The same events: if all of them are in memory, in a dictionary that costs less to look into."""
+        held = {event_id: event for event_id, event in self._events.items() if isinstance(event, Event)}
+        return held if len(held) == len(self._events) else self
+
     def add(self, event: Event, source: Sequence[Any] | None = None, place: int = 0) -> None:
         """Add an event, unless it is here; ``source[place]`` is the PDU that it was made from."""
         if event.event_id in self._events:
             return
-        self._held_bytes += weight_of(event)
-        if self.are_held or not isinstance(source, Elements):
-            self._events[event.event_id] = event
+        if isinstance(source, Elements):
+            if not self._lists or self._lists[-1] is not source:
+                self._lists.append(source)
+            number = ((len(self._lists) - 1) << PLACE_BITS) | place
+        else:
+            number = NO_PLACE
+        if not self.are_held:
+            self._events[event.event_id] = event if number == NO_PLACE else number
             return
-        if not self._lists or self._lists[-1] is not source:
-            self._lists.append(source)
-        self._events[event.event_id] = ((len(self._lists) - 1) << PLACE_BITS) | place
+        self._held_bytes += weight_of(event)
+        self._events[event.event_id] = event
+        self._places.append(number)
+        if not self.are_held:
+            for event_id, known in zip(list(self._events), self._places, strict=True):
+                if known != NO_PLACE:
+                    self._events[event_id] = known
 
     def redact(self, event_id: str) -> None:
         """Keep only the redacted form of an event, because its content does not match its hash."""

@@ -60,12 +60,13 @@ class Stretch:
     def __init__(self) -> None:
         self._bytes = 0
 
-    async def handled(self, event: Event | None) -> None:
-        """Say that one more was handled; None for one that was invalid."""
+    def is_over(self, event: Event | None) -> bool:
+        """Whether others should run now, after one more was handled; None for one that was invalid."""
         self._bytes += BYTES_AT_LEAST + (len(event.json) if event is not None else 0)
-        if self._bytes > BYTES_AT_A_STRETCH:
-            self._bytes = 0
-            await asyncio.sleep(0)
+        if self._bytes <= BYTES_AT_A_STRETCH:
+            return False
+        self._bytes = 0
+        return True
 
 
 class Dropped:
@@ -137,7 +138,8 @@ class IncomingEvents:
             event = _parsed(pdu, version, room_id, dropped, is_history=is_history)
             if event is not None:
                 parsed.setdefault(event.event_id, event)
-            await stretch.handled(event)
+            if stretch.is_over(event):
+                await asyncio.sleep(0)
         dropped.log()
         return parsed
 
@@ -157,7 +159,8 @@ class IncomingEvents:
             elif dropped.count > INVALID_EVENTS_MAX:
                 dropped.log()
                 raise IncompleteAnswer(server_name, f"more than {INVALID_EVENTS_MAX} of its events are invalid")
-            await stretch.handled(event)
+            if stretch.is_over(event):
+                await asyncio.sleep(0)
         dropped.log()
         return event_ids
 
@@ -204,7 +207,8 @@ class IncomingEvents:
         dropped = Dropped("events dropped", events[0].room_id if events else None)
         stretch = Stretch()
         for event, failure in zip(events, failures, strict=True):
-            await stretch.handled(event)
+            if stretch.is_over(event):
+                await asyncio.sleep(0)
             if failure is not None:
                 dropped.add(str(failure), event.event_id)
                 outcomes.append(failure)

@@ -6,7 +6,7 @@ https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_join
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -82,22 +82,23 @@ class JoinAnswers:
             given.add(event)
         await self._incoming.verify_given(given)
         # In a thread, since this takes long for a large room and other requests must not wait.
-        order = await asyncio.to_thread(auth_event_ids_first, given)
-        rejected = await _rejected(order, given)
+        everything = given.as_plain()
+        order = await asyncio.to_thread(auth_event_ids_first, everything)
+        rejected = await _rejected(order, everything, version, room_id)
         before: dict[StateKey, str] = {}
-        async for event in _some_at_a_time(given, (event_id for event_id in named if event_id in given)):
+        async for event in _some_at_a_time(everything, (event_id for event_id in named if event_id in everything)):
             if event.event_id in rejected or not event.is_state:
                 continue
             if event.key in before:
                 raise UnusableAnswer(server_name, f"the state has two events for {event.key}")
             before[event.key] = event.event_id
-        create = _check_create(server_name, version, before, given)
+        create = _check_create(server_name, version, before, everything)
         signed = await self.signed_join(server_name, join, answer)
-        _check_join(server_name, signed, create, before, given, rejected)
+        _check_join(server_name, signed, create, before, everything, rejected)
         for event_id in rejected:
             given.discard(event_id)
         accepted = [event_id for event_id in order if event_id not in rejected]
-        return JoinedRoom(signed, GivenRoom(before, given, accepted), create)
+        return JoinedRoom(signed, GivenRoom(before, given.as_plain(), accepted), create)
 
     async def _absent(self, server_name: str, join: Event, given: GivenEvents) -> dict[str, Event]:
         """Fetch the auth events that an answer lacks, one by one. Raises ``UnusableAnswer`` if some cannot be had.
@@ -108,7 +109,7 @@ class JoinAnswers:
         """
         found: dict[str, Event] = {}
         absent = _cited([join])
-        async for event in _some_at_a_time(given, given):
+        async for event in _some_at_a_time(given.as_plain(), given):
             absent.update(event.auth_events)
         absent -= given.keys()
         for _ in range(ABSENT_ROUNDS_MAX):
@@ -164,7 +165,7 @@ def _cited(events: Iterable[Event]) -> set[str]:
     return {event_id for event in events for event_id in event.auth_events}
 
 
-async def _some_at_a_time(given: GivenEvents, event_ids: Iterable[str]) -> AsyncIterator[Event]:
+async def _some_at_a_time(given: Mapping[str, Event], event_ids: Iterable[str]) -> AsyncIterator[Event]:
     """These events one after the other, while other requests may run."""
     for index, event_id in enumerate(event_ids):
         if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1:
@@ -172,15 +173,21 @@ async def _some_at_a_time(given: GivenEvents, event_ids: Iterable[str]) -> Async
         yield given[event_id]
 
 
-async def _rejected(order: Iterable[str], given: GivenEvents) -> set[str]:
-    """The IDs of the events that are not allowed by their auth events."""
+async def _rejected(order: Iterable[str], given: Mapping[str, Event], version: RoomVersion, room_id: str) -> set[str]:
+    """The IDs of the events that are not allowed by their auth events; ``order`` has auth events first."""
     rejected: set[str] = set()
-    known = _Judged(given)
-    dropped = Dropped("events left out of a join", given.room_id)
-    create = given.get("$" + given.room_id[1:]) if given.version.room_id_is_create_hash else None
+    judged: set[str] = set()
+    dropped = Dropped("events left out of a join", room_id)
+    create = given.get("$" + room_id[1:]) if version.room_id_is_create_hash else None
     async for event in _some_at_a_time(given, order):
+        # Events that cite each other, which is only possible with forged event IDs of version 1, have no order.
+        known = (
+            given
+            if judged.issuperset(event.auth_events)
+            else {name: given[name] for name in judged & set(event.auth_events)}
+        )
         failure = judge_alone(event, known, rejected, create=create)
-        known.ids.add(event.event_id)
+        judged.add(event.event_id)
         if failure is not None:
             dropped.add(str(failure), event.event_id)
             rejected.add(event.event_id)
@@ -188,29 +195,9 @@ async def _rejected(order: Iterable[str], given: GivenEvents) -> set[str]:
     return rejected
 
 
-class _Judged(Mapping[str, Event]):
-    """Those of the given events that were judged already."""
-
-    def __init__(self, given: GivenEvents) -> None:
-        self.ids: set[str] = set()
-        self._given = given
-
-    def __getitem__(self, event_id: str) -> Event:
-        if event_id not in self.ids:
-            raise KeyError(event_id)
-        return self._given[event_id]
-
-    def __contains__(self, event_id: object) -> bool:
-        return event_id in self.ids
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def _check_create(server_name: str, version: RoomVersion, state: Mapping[StateKey, str], given: GivenEvents) -> Event:
+def _check_create(
+    server_name: str, version: RoomVersion, state: Mapping[StateKey, str], given: Mapping[str, Event]
+) -> Event:
     create_id = state.get(CREATE)
     if create_id is None:
         raise UnusableAnswer(server_name, "the state has no create event")
@@ -225,7 +212,7 @@ def _check_join(
     join: Event,
     create: Event,
     state: Mapping[StateKey, str],
-    given: GivenEvents,
+    given: Mapping[str, Event],
     rejected: set[str],
 ) -> None:
     """Checks 4 and 5 for our own event."""

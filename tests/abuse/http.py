@@ -86,11 +86,11 @@ class Connection:
 class User:
     """Somebody with an access token."""
 
-    def __init__(self, base_url: str, user_id: str, token: str) -> None:
+    def __init__(self, base_url: str, user_id: str, token: str, seconds_max: float = SECONDS_MAX) -> None:
         self.base_url = base_url
         self.user_id = user_id
         self.headers = {"Authorization": f"Bearer {token}"}
-        self._connection = Connection(base_url)
+        self._connection = Connection(base_url, seconds_max=seconds_max)
 
     @classmethod
     def register(cls, base_url: str, localpart: str) -> Self:
@@ -101,9 +101,9 @@ class User:
         assert answer.status == 200, answer
         return cls(base_url, answer.json()["user_id"], answer.json()["access_token"])
 
-    def another(self) -> Self:
-        """The same user on a connection of its own, for another thread."""
-        copy = type(self)(self.base_url, self.user_id, "")
+    def another(self, seconds_max: float = SECONDS_MAX) -> Self:
+        """The same user on a connection of its own, for another thread or with more patience."""
+        copy = type(self)(self.base_url, self.user_id, "", seconds_max)
         copy.headers = self.headers
         return copy
 

@@ -154,6 +154,10 @@ def missing_events_full_of_lists(stage: Stage) -> Iterator[None]:
 # -- joins -------------------------------------------------------------------------------------------------------------
 
 
+JOIN_SECONDS_MAX = 600.0
+"""A large room may take long, as long as nobody else notices."""
+
+
 def _join(user: User, mallory: RemoteServer, room: RoomFactory) -> int:
     return user.call("POST", f"/join/{room.room_id}?via={mallory.server_name}", {}).status
 
@@ -204,7 +208,7 @@ def _join_large(stage: Stage, members: int) -> Iterator[None]:
     mallory = stage.remote()
     room, answer = large_room(mallory, members)
     template = {"room_version": room.version.identifier, "event": join_template(room, f"@user:{mallory.server_name}")}
-    user = stage.user()
+    user = stage.user().another(JOIN_SECONDS_MAX)
     template["event"] |= {"sender": user.user_id, "state_key": user.user_id}
     mallory.on("GET", "/make_join/", template)
     mallory.on("PUT", "/send_join/", lambda _: answer)
