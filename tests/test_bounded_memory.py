@@ -6,18 +6,25 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
 import pytest
 
 from homeserver.accounts.access_tokens import AccessTokens
 from homeserver.caches import Measured, cache_uses
 from homeserver.graph.events import Events
 from homeserver.notifier import Change, Notifier, Stream
+from homeserver.protocol.compose import compose_event
+from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import EventDraft
+from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.storage.database import Database
+from homeserver.storage.event_graph import StoredEvent, Verdict
 from homeserver.storage.graph_writes import GraphWriter
 from homeserver.storage.sync_streams import Standing
 from homeserver.sync.recent_changes import RecentChanges
 from homeserver.sync.sent_members import SentMembers
 from homeserver.sync.views import Views
+from tests.factories.rooms import server_key
 from tests.fakes.clock import FakeClock
 from tests.fakes.reading_server import ReadingServer
 
@@ -30,12 +37,12 @@ def long_id(number: int) -> str:
     return f"@{number}{'x' * 60}:example.org"
 
 
-def grown(step: Step) -> int:
+def grown(step: Step, rounds: int = ROUNDS) -> int:
     """How many bytes many steps add to the memory in use."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(ROUNDS):
+        for number in range(rounds):
             step(number)
         return tracemalloc.get_traced_memory()[0] - before
     finally:
@@ -105,6 +112,40 @@ def test_memory_in_use_is_about_what_is_said(make: Callable[[], tuple[Measured, 
     assert len(cache) < ROUNDS
     # It may be less, but not much more.
     assert taken < 1.3 * BYTES_MAX, f"{taken} of {BYTES_MAX}"
+
+
+EVENTS = 600
+"""More than the cache holds."""
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_cached_events_take_about_what_is_said(sqlite_url: str, is_ours: bool) -> None:
+    database = Database(sqlite_url)
+    events = Events(database, BYTES_MAX)
+    version, signer = ROOM_VERSIONS["11"], server_key("example.org")
+
+    def step(number: int) -> None:
+        draft = EventDraft("m.room.message", long_id(number % 10), {"msgtype": "m.text", "body": f"message {number}"})
+        before = [(f"${number + i:043}", "") for i in range(4)]
+        event = compose_event(
+            draft,
+            version,
+            room_id="!memory:example.org",
+            prev_events=before[:1],
+            auth_events=before[1:],
+            depth=number + 1000,
+            origin_server_ts=number + 10**12,
+            signer=signer,
+        )
+        if not is_ours:
+            event = parse_event(orjson.loads(event.json), version)
+        events.keep(StoredEvent(event, number, 1, Verdict.ACCEPTED, number, 1, number))
+
+    taken = grown(step, EVENTS)
+    (use,) = [use for use in cache_uses() if use.name == "events" and use.bytes_max == BYTES_MAX]
+    assert use.entries < EVENTS
+    assert taken < 1.2 * use.bytes, f"{taken} for {use.entries} events, not {use.bytes}"
+    database.close()
 
 
 def test_changed_events_and_successors_are_bounded(sqlite_url: str) -> None:

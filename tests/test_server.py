@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import platform
 import signal
 import socket
 import ssl
@@ -410,3 +411,26 @@ def test_connections_of_one_address_are_bounded(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(story())
     trusting = ConnectionCounts(("127.0.0.0/8",))
     assert [trusting.enter(("127.0.0.1", 1)) for _ in range(5)] == [None] * 5
+
+
+FREEING = """
+import ctypes
+from homeserver import server
+server.return_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before = resident()
+for _ in range(3):
+    block = libc.malloc(20 * 2**20)
+    ctypes.memset(block, 1, 20 * 2**20)
+    libc.free(block)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREEING], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 5 * 2**20

@@ -20,6 +20,7 @@ from homeserver.caches import WeightedCache
 from homeserver.clock import Clock
 from homeserver.federation.caching import SingleFlight
 from homeserver.graph.receive import Receiver
+from homeserver.protocol.canonical_json import compact
 from homeserver.protocol.json_types import JsonObject
 from homeserver.storage import delivery as store
 from homeserver.storage.database import Database
@@ -96,7 +97,7 @@ class ReceivedTransactions:
         results = await self._receiver.receive(origin, pdus) if pdus else {}
         if edus:
             await self._take_in_edus(origin, edus)
-        answer = orjson.dumps({"pdus": results})
+        answer = compact(orjson.dumps({"pdus": results}))
         if len(answer) <= ANSWER_BYTES_REMEMBERED_MAX:
             self._answers.put(key, answer)
             self._unwritten.append((origin, txn_id, answer, self._clock.now_ms()))

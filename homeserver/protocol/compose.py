@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from homeserver.errors import BadJson, InvalidEvent, TooLarge
-from homeserver.protocol.canonical_json import check_strict, encode_strict_json
+from homeserver.protocol.canonical_json import check_strict, compact, encode_strict_json
 from homeserver.protocol.event_format import (
     AUTH_EVENTS_MAX,
     PDU_BYTES_MAX,
@@ -147,7 +147,7 @@ def _seal(pdu: JsonObject, version: RoomVersion, signer: Signer, event_id_localp
         event_id: str = pdu["event_id"]
     else:
         event_id = event_id_from_reference_hash(sha256(signed).digest(), version)
-    return Event(pdu, version, event_id, room_id_of(pdu, version, event_id), json)
+    return Event(pdu, version, event_id, room_id_of(pdu, version, event_id), compact(json))
 
 
 def _encode_strictly(pdu: JsonObject, version: RoomVersion) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from homeserver.errors import InvalidEvent
-from homeserver.protocol.canonical_json import INTEGER_MAX, encode_canonical_json, encode_strict_json
+from homeserver.protocol.canonical_json import INTEGER_MAX, compact, encode_canonical_json, encode_strict_json
 from homeserver.protocol.events import Event
 from homeserver.protocol.hashes import event_id_of
 from homeserver.protocol.identifiers import (
@@ -66,7 +66,7 @@ def parse_event(
     event_room_id = room_id_of(pdu, version, event_id)
     if room_id is not None and event_room_id != room_id:
         raise InvalidEvent(f"not an event of {room_id}")
-    return Event(pdu, version, event_id, event_room_id, json)
+    return Event(pdu, version, event_id, event_room_id, compact(json))
 
 
 def room_id_of(pdu: JsonObject, version: RoomVersion, event_id: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from homeserver.protocol.canonical_json import encode_canonical_json
+from homeserver.protocol.canonical_json import compact, encode_canonical_json
 from homeserver.protocol.json_types import JsonObject
 from homeserver.protocol.room_versions import RoomVersion
 
@@ -76,7 +76,7 @@ class Event:
     def json(self) -> bytes:
         """The canonical JSON of the whole PDU with its signatures: what is stored and sent."""
         if self._json is None:
-            self._json = encode_canonical_json(self.pdu)
+            self._json = compact(encode_canonical_json(self.pdu))
         return self._json
 
     @property
