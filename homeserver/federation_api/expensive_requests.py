@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from homeserver.errors import LimitExceeded
+from homeserver.storage.database import reads_for_large_answers
 
 AT_ONCE_MAX = 2
 """How many requests of all servers together are answered at the same time."""
@@ -44,16 +45,21 @@ class ExpensiveRequests:
         """Wait until a request of a server may run, and count it as running while the context lasts.
 
         ``may_wait_for_others`` is for requests that wait for third servers while they are answered: they count for
-        their own server only, so that they cannot block all others. Raises ``LimitExceeded`` if too many requests of
-        that server wait.
+        their own server only, so that they cannot block all others. The other requests read on the threads for large
+        answers. Raises ``LimitExceeded`` if too many requests of that server wait.
         """
         server = self._servers.setdefault(origin, _Server())
         if server.requests >= AT_ONCE_PER_SERVER_MAX + WAITING_PER_SERVER_MAX:
             raise LimitExceeded("Too many requests of your server wait for an answer", retry_after_ms=RETRY_AFTER_MS)
         server.requests += 1
         try:
-            async with server.turns, contextlib.nullcontext() if may_wait_for_others else self._turns:
-                yield
+            async with server.turns:
+                if may_wait_for_others:
+                    yield
+                else:
+                    async with self._turns:
+                        with reads_for_large_answers():
+                            yield
         finally:
             server.requests -= 1
             if not server.requests:

@@ -42,8 +42,8 @@ async def get_room_state(
     """https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid"""
     event_id = required_query_str(request, "event_id")
     async with expensive.turn(origin):
-        state, chain = await history.state(origin, room_id, event_id)
-    return bytes_response(b'{"auth_chain":[%s],"pdus":[%s]}' % (b",".join(chain), b",".join(state)))
+        answer = await history.state(origin, room_id, event_id)
+    return bytes_response(answer)
 
 
 @router.get("/_matrix/federation/v1/state_ids/{room_id}")

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from sqlalchemy import Connection
+
+from homeserver.caches import WeightedCache
 from homeserver.errors import Forbidden, NotFound
 from homeserver.graph.events import Events
 from homeserver.graph.server_access import ServerAccess, member_keys
@@ -18,7 +21,8 @@ from homeserver.graph.state import RoomHead, RoomHeads, StateReader, StateSnapsh
 from homeserver.protocol.events import Event, StateKey
 from homeserver.protocol.history_visibility import effective_visibility, server_may_see_event
 from homeserver.protocol.redaction import redact_event
-from homeserver.reading.state_chains import StateChains
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.reading.state_chains import CacheKey, StateChains, key_of
 from homeserver.storage import federation_queries
 from homeserver.storage.database import Database
 from homeserver.storage.event_graph import StoredEvent, Verdict
@@ -27,6 +31,8 @@ BACKFILL_MAX = 100
 MISSING_EVENTS_MAX = 50
 START_EVENTS_MAX = 50
 """How many events one request may start from."""
+RENDERED_BYTES_MAX = 24 * 2**20
+"""How much memory the rendered states may use, which servers that have missed something all ask for."""
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
 
 
@@ -42,6 +48,12 @@ class SharedHistory:
         self._states = states
         self._access = access
         self._chains = StateChains(database)
+        self._rendered: WeightedCache[CacheKey, bytes] = WeightedCache(
+            "states for other servers", RENDERED_BYTES_MAX, len
+        )
+        """By room and state group, until an event is redacted."""
+        self._changes = 0
+        events.watch(self._forget_rendered)
 
     async def backfill(self, origin: str, room_id: str, event_ids: Sequence[str], limit: int) -> list[bytes]:
         """Events and their ancestors. Events that the server may not see are redacted, which keeps the graph connected.
@@ -95,17 +107,30 @@ class SharedHistory:
                 return shown[0]
         raise NotFound("Event not found")
 
-    async def state(self, origin: str, room_id: str, event_id: str) -> tuple[list[bytes], list[bytes]]:
-        """The state before an event, and its auth chain.
+    async def state(self, origin: str, room_id: str, event_id: str) -> bytes:
+        """The state before an event, and its auth chain, as JSON: ``{"auth_chain", "pdus"}``.
 
         https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1stateroomid
         """
         head = await self._access.known_room(room_id, origin)
         before = await self._state_before(head, origin, event_id)
+        key = key_of(head.room_nid, before, event_id)
+        known = self._rendered.get(key)
+        if known is not None:
+            return known
         chain = await self._chains.of_state(head.room_nid, before, event_id)
-        state_ids = list(before.state.values())
-        state = await self._database.read(federation_queries.pdus_by_id, head.room_nid, head.version, state_ids)
-        return state, await self._database.read(federation_queries.pdus_by_id, head.room_nid, head.version, chain)
+        changes = self._changes
+        rendered = await self._database.read(
+            _rendered_state, head.room_nid, head.version, list(before.state.values()), chain
+        )
+        # An event that was redacted meanwhile must not stay in memory as it was.
+        if key[1] is not None and changes == self._changes and len(rendered) <= RENDERED_BYTES_MAX:
+            self._rendered.put(key, rendered)
+        return rendered
+
+    def _forget_rendered(self, _event_id: str) -> None:
+        self._changes += 1
+        self._rendered.clear()
 
     async def state_ids(self, origin: str, room_id: str, event_id: str) -> tuple[Sequence[str], Sequence[str]]:
         """The state before an event and its auth chain, as event IDs.
@@ -204,6 +229,15 @@ class SharedHistory:
         event_ids = await self._states.lookup(stored.state_group, viewer.member_keys)
         found = await self._events.by_id(stored.event.room_id, event_ids.values())
         return [member.event.membership for member in found.values()]
+
+
+def _rendered_state(
+    connection: Connection, room_nid: int, version: RoomVersion, state_ids: Sequence[str], chain_ids: Sequence[str]
+) -> bytes:
+    # Joined here, on the database's thread: the answer may have tens of megabytes.
+    state = federation_queries.pdus_by_id(connection, room_nid, version, state_ids)
+    chain = federation_queries.pdus_by_id(connection, room_nid, version, chain_ids)
+    return b'{"auth_chain":[%s],"pdus":[%s]}' % (b",".join(chain), b",".join(state))
 
 
 class _Viewer:

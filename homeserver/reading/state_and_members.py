@@ -5,7 +5,8 @@ https://spec.matrix.org/v1.19/client-server-api/#getting-events-for-a-room
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from homeserver.clock import Clock
 from homeserver.errors import Forbidden, NotFound
@@ -14,6 +15,7 @@ from homeserver.graph.outdated_heads import refuses_by_newest_state
 from homeserver.graph.state import RoomHeads, StateReader
 from homeserver.protocol.events import StateKey
 from homeserver.reading.client_events import ClientEvents, dumps
+from homeserver.reading.large_answers import LargeAnswers
 from homeserver.reading.room_access import Access, RoomAccess
 from homeserver.storage import history as store
 from homeserver.storage import past_states
@@ -42,6 +44,7 @@ class StateAndMembers:
         self._client_events = client_events
         self._access = access
         self._clock = clock
+        self._large = LargeAnswers(events, client_events, clock)
 
     async def state(self, user_id: str, room_id: str) -> bytes:
         """All state events of a room as a JSON list: as of now, or when the user left. Raises ``Forbidden``."""
@@ -49,7 +52,8 @@ class StateAndMembers:
         state = access.head.state
         if access.departure is not None and access.departure.state_group is not None:
             state = (await self._states.snapshot(access.departure.state_group)).state
-        return await self._rendered_events(room_id, state.values())
+        async with self._large.turn(user_id, len(state)):
+            return await self._large.by_id(room_id, list(state.values()))
 
     async def state_event(self, user_id: str, room_id: str, key: StateKey) -> StoredEvent:
         """One state event of a room: as of now, or when the user left. Raises ``Forbidden``, ``NotFound``."""
@@ -88,38 +92,38 @@ class StateAndMembers:
         Raises ``Forbidden``.
         """
         access = await self._access.of(user_id, room_id)
-        stored = await self._members_at(access, at)
-        chosen = [event for event in stored if _is_chosen(event.event.membership, membership, not_membership)]
-        await self._client_events.prepare(chosen)
-        return self._client_events.render_list(chosen, self._clock.now_ms())
 
-    async def _members_at(self, access: Access, at: int | None) -> Iterable[StoredEvent]:
+        def is_chosen(stored: StoredEvent) -> bool:
+            return _is_chosen(stored.event.membership, membership, not_membership)
+
+        async with self._large.turn(user_id, len(access.head.state)):
+            members = await self._members_at(access, at)
+            if isinstance(members, _ByNid):
+                return await self._large.by_nid(members.nids, is_chosen)
+            return await self._large.by_id(room_id, members, is_chosen)
+
+    async def _members_at(self, access: Access, at: int | None) -> list[str] | _ByNid:
+        """The member events at a place, by ID or by numeric ID."""
         departure = access.departure
         if departure is not None and (at is None or departure.place is None or at >= departure.place):
-            return await self._members_of_group(access.head.room_id, departure.state_group)
+            return await self._members_of_group(departure.state_group)
         if at is None:
-            members = [event_id for key, event_id in access.head.state.items() if key[0] == "m.room.member"]
-            return (await self._events.by_id(access.head.room_id, members)).values()
+            return _members_in(access.head.state)
         point = await self._database.read(past_states.point_at, access.head.room_nid, at)
         if isinstance(point, past_states.StreamPoint):
-            nids = await self._database.read(past_states.members_at, access.head.room_nid, point.position)
-            return (await self._events.by_nid(nids)).values()
+            return _ByNid(await self._database.read(past_states.members_at, access.head.room_nid, point.position))
+        members = await self._members_of_group(point.state_group)
         if not point.is_before:
-            return await self._members_of_group(access.head.room_id, point.state_group)
+            return members
         event = (await self._events.by_nid([point.event_nid]))[point.event_nid]
-        members_after = await self._members_of_group(access.head.room_id, point.state_group)
         replaced = [event.replaces_nid] if event.event.type == "m.room.member" and event.replaces_nid else []
-        return [
-            *(member for member in members_after if member.event_nid != event.event_nid),
-            *(await self._events.by_nid(replaced)).values(),
-        ]
+        before = (await self._events.by_nid(replaced)).values()
+        return [*(i for i in members if i != event.event_id), *(stored.event_id for stored in before)]
 
-    async def _members_of_group(self, room_id: str, state_group: int | None) -> Iterable[StoredEvent]:
+    async def _members_of_group(self, state_group: int | None) -> list[str]:
         if state_group is None:
-            return ()
-        state = (await self._states.snapshot(state_group)).state
-        members = [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
-        return (await self._events.by_id(room_id, members)).values()
+            return []
+        return _members_in((await self._states.snapshot(state_group)).state)
 
     @refuses_by_newest_state
     async def joined_members(self, user_id: str, room_id: str) -> list[JoinedMember]:
@@ -127,16 +131,23 @@ class StateAndMembers:
         head = await self._heads.find(room_id)
         if head is None or user_id not in head.joined_local:
             raise Forbidden("You are not in this room")
-        return await self._database.read(store.joined_members, head.room_nid)
+        async with self._large.turn(user_id, len(head.joined)):
+            return await self._database.read(store.joined_members, head.room_nid)
 
     async def joined_rooms(self, user_id: str) -> list[str]:
         """The IDs of the rooms that the user is in."""
         return await self._database.read(store.joined_room_ids, user_id)
 
-    async def _rendered_events(self, room_id: str, event_ids: Iterable[str]) -> bytes:
-        stored = list((await self._events.by_id(room_id, event_ids)).values())
-        await self._client_events.prepare(stored)
-        return self._client_events.render_list(stored, self._clock.now_ms())
+
+@dataclass(frozen=True, slots=True)
+class _ByNid:
+    """Events by numeric ID."""
+
+    nids: Sequence[int]
+
+
+def _members_in(state: Mapping[StateKey, str]) -> list[str]:
+    return [event_id for key, event_id in state.items() if key[0] == "m.room.member"]
 
 
 def _is_chosen(value: str | None, membership: str | None, not_membership: str | None) -> bool:

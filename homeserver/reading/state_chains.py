@@ -31,8 +31,15 @@ STATE_ENTRY_BYTES = 60
 """The approximate memory of a state entry, most of which is shared with other states."""
 
 State = Map[StateKey, str]
-_Key = tuple[int, int | None, str]
+CacheKey = tuple[int, int | None, str]
 """A room, a state group, and the event before which the state is, if it is not the group's own."""
+
+
+def key_of(room_nid: int, snapshot: StateSnapshot, at: str) -> CacheKey:
+    """The key under which to keep what belongs to the state before an event ``at``; without a group, it is not kept."""
+    # The state before a state event has no group of its own: it is the one after it, changed back.
+    after = snapshot.base.group if snapshot.group is None and snapshot.base is not None else None
+    return (room_nid, snapshot.group or after, "" if snapshot.group is not None else at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +55,13 @@ class StateChains:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._chains: WeightedCache[_Key, Sequence[str]] = WeightedCache(
+        self._chains: WeightedCache[CacheKey, Sequence[str]] = WeightedCache(
             "auth chains of states", CHAINS_BYTES_MAX, lambda event_ids: EVENT_ID_BYTES * len(event_ids)
         )
         """Event IDs by room and state."""
         self._latest: WeightedCache[int, _Latest] = WeightedCache("auth chains of rooms", SUMMARIES_BYTES_MAX, _weigh)
         """By numeric room ID."""
-        self._flights: SingleFlight[_Key, Sequence[str]] = SingleFlight()
+        self._flights: SingleFlight[CacheKey, Sequence[str]] = SingleFlight()
 
     async def of_state(self, room_nid: int, snapshot: StateSnapshot, at: str) -> Sequence[str]:
         """The event IDs of all events in the auth chains of a state's events, oldest first.
@@ -62,15 +69,13 @@ class StateChains:
         Events of the state itself are included if they are in the auth chain of another one. ``at`` is the event
         before which this is the state: simultaneous requests for the same state share one read.
         """
-        # The state before a state event has no group of its own: it is the one after it, changed back.
-        after = snapshot.base.group if snapshot.group is None and snapshot.base is not None else None
-        key: _Key = (room_nid, snapshot.group or after, "" if snapshot.group is not None else at)
+        key = key_of(room_nid, snapshot, at)
         known = self._chains.get(key)
         if known is not None:
             return known
         return await self._flights.run(key, lambda: self._find(key, room_nid, snapshot))
 
-    async def _find(self, key: _Key, room_nid: int, snapshot: StateSnapshot) -> Sequence[str]:
+    async def _find(self, key: CacheKey, room_nid: int, snapshot: StateSnapshot) -> Sequence[str]:
         latest = self._latest.get(room_nid)
         found, event_ids = await self._database.read(_find_chain, room_nid, latest, snapshot.state)
         self._latest.put(room_nid, found)

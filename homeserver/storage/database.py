@@ -1,8 +1,9 @@
 """Transactions. Statements run synchronously on database threads: one switch to a thread for each transaction.
 
 Reads run on a few threads, each with a connection that stays open, in a transaction that sees one snapshot. Reads for
-other servers have their own threads (``reads_for_other_servers``): however many there are, they cannot keep clients
-waiting for a free thread. All writes of the process run on one thread, which puts all waiting ones into one commit, so
+other servers have their own threads (``reads_for_other_servers``), and so have the reads for large answers, such as the
+whole state of a large room (``reads_for_large_answers``): however many there are, they cannot keep others waiting for a
+free thread. All writes of the process run on one thread, which puts all waiting ones into one commit, so
 that concurrent requests share its cost; no request succeeds before its commit is durable.
 
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on the disk before its request is answered.
@@ -25,6 +26,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -56,6 +58,8 @@ Item = TypeVar("Item")
 READER_THREADS = 4
 FEDERATION_READER_THREADS = 2
 """How many further threads there are for reads on behalf of other servers."""
+LARGE_READER_THREADS = 2
+"""And for large answers, to clients and to other servers each."""
 GROUP_MAX = 64
 """How many write jobs share one commit at most."""
 WRITE_ATTEMPTS = 5
@@ -73,18 +77,38 @@ BatchHandler = Callable[[Connection, Sequence[Item]], "Sequence[T | BaseExceptio
 """Handles several jobs at once; returns for each its result, or the exception for its caller."""
 
 
-_for_other_servers: contextvars.ContextVar[bool] = contextvars.ContextVar("for_other_servers", default=False)
+class _Readers(Enum):
+    """Threads for reads, by kind of caller."""
+
+    CLIENTS = "db-read"
+    SERVERS = "db-read-federation"
+    LARGE_FOR_CLIENTS = "db-read-large"
+    LARGE_FOR_SERVERS = "db-read-federation-large"
+
+
+_readers: contextvars.ContextVar[_Readers] = contextvars.ContextVar("readers", default=_Readers.CLIENTS)
 
 
 def reads_for_other_servers() -> None:
     """Let all later reads of the current task run on the threads for other servers."""
-    _for_other_servers.set(True)
+    _readers.set(_Readers.SERVERS)
+
+
+@contextlib.contextmanager
+def reads_for_large_answers() -> Iterator[None]:
+    """Let the reads of the current task run on the threads for large answers, to clients or to other servers."""
+    is_for_server = _readers.get() in (_Readers.SERVERS, _Readers.LARGE_FOR_SERVERS)
+    token = _readers.set(_Readers.LARGE_FOR_SERVERS if is_for_server else _Readers.LARGE_FOR_CLIENTS)
+    try:
+        yield
+    finally:
+        _readers.reset(token)
 
 
 def context_for_everybody() -> contextvars.Context:
     """The current context, for a task that works for all callers: its reads run on the threads for clients."""
     context = contextvars.copy_context()
-    context.run(_for_other_servers.set, False)
+    context.run(_readers.set, _Readers.CLIENTS)
     return context
 
 
@@ -113,14 +137,21 @@ class Database:
     def __init__(
         self, url: str, *, readers: int = READER_THREADS, federation_readers: int = FEDERATION_READER_THREADS
     ) -> None:
-        self.engine = _create_engine(url, readers + federation_readers)
+        counts = {
+            _Readers.CLIENTS: readers,
+            _Readers.SERVERS: federation_readers,
+            _Readers.LARGE_FOR_CLIENTS: LARGE_READER_THREADS,
+            _Readers.LARGE_FOR_SERVERS: LARGE_READER_THREADS,
+        }
+        self.engine = _create_engine(url, sum(counts.values()))
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self.name = secrets.token_hex(8)
         """Marks this object's announcements, so that others can be told apart; see ``streams.announce``."""
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
-        self._federation_readers = ThreadPoolExecutor(federation_readers, thread_name_prefix="db-read-federation")
+        self._readers = {
+            kind: ThreadPoolExecutor(count, thread_name_prefix=kind.value) for kind, count in counts.items()
+        }
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._writer_connection: Connection | None = None  # used by the writer thread only
         self._announced = -1
@@ -134,7 +165,7 @@ class Database:
     async def read(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(connection, *args)`` in a read transaction on a database thread."""
         self._check_open()
-        threads = self._federation_readers if _for_other_servers.get() else self._readers
+        threads = self._readers[_readers.get()]
         return await asyncio.get_running_loop().run_in_executor(threads, self.read_now, function, *args)
 
     async def write(self, function: Callable[..., T], *args: Any) -> T:
@@ -222,8 +253,8 @@ class Database:
             return
         self._closed = True
         self._stop_writer()
-        self._readers.shutdown(wait=True)
-        self._federation_readers.shutdown(wait=True)
+        for threads in self._readers.values():
+            threads.shutdown(wait=True)
         for connection in self._reader_connections:
             with contextlib.suppress(Exception):
                 connection.close()

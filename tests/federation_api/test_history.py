@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
+from homeserver.graph.send import Sender
 from homeserver.membership.membership import Memberships
 from homeserver.protocol.event_format import parse_event
+from homeserver.protocol.events import EventDraft
 from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.reading.shared_history import SharedHistory
 from homeserver.rooms.aliases import RoomAliases
 from tests.fakes.servers import Servers
 from tests.federation_api.asking import BOB, OURS, Asking, ask, refused
@@ -184,6 +188,27 @@ def test_redacted_events_are_given_redacted(servers: Servers) -> None:
         last = await at.ours.send(at.alice, room_id)
         state = (await at.get("state", room_id, query=f"event_id={last}")).json()["pdus"]
         assert [event["content"] for event in state if event["type"] == "m.room.topic"] == [{}]
+
+    ask(servers, story)
+
+
+def test_a_rendered_state_is_kept_until_an_event_is_redacted(servers: Servers) -> None:
+    async def story(at: Asking) -> None:
+        room_id, _, _ = await room_with_messages(at)
+        topic = await at.ours.send_state(at.alice, room_id, "m.room.topic", {"topic": "secret"})
+        last = await at.ours.send(at.alice, room_id)
+
+        async def state() -> httpx.Response:
+            return await at.get("state", room_id, query=f"event_id={last}")
+
+        first = await state()
+        rendered = at.ours.get(SharedHistory)._rendered
+        assert len(rendered) == 1
+        assert (await state()).content == first.content
+        assert "secret" in first.text
+        await at.ours.get(Sender).send(room_id, EventDraft("m.room.redaction", at.alice, {}, redacts=topic))
+        assert len(rendered) == 0
+        assert "secret" not in (await state()).text
 
     ask(servers, story)
 

@@ -22,6 +22,7 @@ from homeserver.storage.database import (
     context_for_everybody,
     in_slices,
     insert,
+    reads_for_large_answers,
     reads_for_other_servers,
     upsert,
 )
@@ -316,6 +317,35 @@ def terminate_connections(url: str) -> None:
             )
         )
     other.close()
+
+
+@pytest.mark.parametrize("for_server", [False, True])
+def test_large_answers_keep_nobody_else_waiting(database: Database, for_server: bool) -> None:
+    go_on = threading.Event()
+
+    def slow(_: Connection) -> None:
+        go_on.wait(WAIT_S)
+
+    async def answer(is_large: bool) -> int | None:
+        if for_server:
+            reads_for_other_servers()
+        if is_large:
+            with reads_for_large_answers():
+                await database.read(slow)
+        return await database.read(streams.current_position)
+
+    async def story() -> None:
+        asking = [asyncio.create_task(answer(True)) for _ in range(20)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                assert await asyncio.create_task(answer(False)) == 0
+            assert not any(task.done() for task in asking)
+        finally:
+            go_on.set()
+        assert await asyncio.gather(*asking) == [0] * 20
+
+    asyncio.run(story())
 
 
 def test_what_other_servers_ask_does_not_keep_clients_waiting(database: Database) -> None:
