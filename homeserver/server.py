@@ -211,6 +211,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes: int | None = None
         """How many bytes of its head have arrived, while the head is incomplete."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._has_too_many_headers = False
         self._body_bytes = 0
         """How many bytes of its body have arrived since the timer was started."""
         self._reader_deadline: asyncio.TimerHandle | None = None
@@ -291,7 +292,8 @@ class BoundedHttp(HttpToolsProtocol):
         """One header has arrived."""
         super().on_header(name, value)
         if len(self.headers) > HEADERS_MAX:
-            raise ValueError("too many headers")  # the parser gives up, and the request is refused
+            self._has_too_many_headers = True
+            raise ValueError("too many headers")  # the parser gives up, and calls ``send_400_response``
 
     def on_headers_complete(self) -> None:
         """The head of the request is complete."""
@@ -304,8 +306,11 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer input that is not HTTP."""
-        self._refuse(400, Unrecognized(msg))
+        """Answer input that is not HTTP, or that the parser gave up."""
+        if self._has_too_many_headers:
+            self._refuse(431, TooLarge(f"A request may have {HEADERS_MAX} headers"))
+        else:
+            self._refuse(400, Unrecognized(msg))
 
     def _wait(self, seconds: float) -> None:
         self._deadline = self.loop.call_later(seconds, self._give_up)

@@ -388,7 +388,7 @@ def test_a_request_has_a_hundred_headers_at_most() -> None:
             writer.close()
             return line[9:12]
 
-    assert [asyncio.run(status(headers)) for headers in (98, 200)] == [b"200", b"400"]
+    assert [asyncio.run(status(headers)) for headers in (98, 200)] == [b"200", b"431"]
 
 
 def test_connections_of_one_address_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,10 @@ class User:
         copy.headers = self.headers
         return copy
 
+    def close(self) -> None:
+        """Hang up; the next call connects anew."""
+        self._connection.close()
+
     def call(self, method: str, path: str, body: Any = None) -> Answer:
         """A request below ``/_matrix/client/v3``, whatever the answer is. Raises ``NoAnswer``."""
         return self._connection.request(method, f"/_matrix/client/v3{path}", body, self.headers)

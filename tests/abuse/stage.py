@@ -42,7 +42,9 @@ class Stage:
 
     def user(self, localpart: str = "user") -> User:
         """A new user of the server; a number makes the name new."""
-        return User.register(self.base_url, f"{localpart}{next(self._numbers)}")
+        user = User.register(self.base_url, f"{localpart}{next(self._numbers)}")
+        self._closing.callback(user.close)
+        return user
 
     def remote(self) -> RemoteServer:
         """A new remote server, which is stopped when the attack is over."""

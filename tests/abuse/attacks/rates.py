@@ -13,6 +13,8 @@ from tests.abuse.http import NoAnswer
 from tests.abuse.stage import Stage
 
 SECONDS = 5.0
+LOGIN_SECONDS_MAX = 5.0
+"""How long the user may wait: with two hashes at once this is many turns, even on a busy machine."""
 PASSWORD = "correct horse battery staple 1"
 
 
@@ -48,7 +50,7 @@ def logins_of_120_connections(stage: Stage) -> Iterator[None]:
         assert log_in(stage, "127.0.0.3", user.user_id, PASSWORD) == 200
         waits.append(time.monotonic() - began)
     guessing.join(60)
-    assert max(waits) < 2, f"the user waited {max(waits):.1f} s to log in"
+    assert max(waits) < LOGIN_SECONDS_MAX, f"the user waited {max(waits):.1f} s to log in"
 
 
 @attack(quick=True, rows_max=1500)
@@ -61,6 +63,7 @@ def large_events(stage: Stage) -> Iterator[None]:
 
     def send(number: int) -> None:
         own, sent = user.another(), 0
+        stage.closing(own.close)
         while time.monotonic() < until:
             path = f"/rooms/{quote(room_id)}/send/m.room.message/{number}-{sent}"
             try:
