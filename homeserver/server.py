@@ -65,8 +65,8 @@ REQUEST_HEAD_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 20_000
 """Connections and requests in progress at each listener; beyond that the answer is 503."""
 BACKLOG = 2048
-LARGE_BLOCK_BYTES = 1024 * 1024
-"""From which size on the C library gets memory for a block from the system, and gives it back with the block."""
+FREE_BYTES_MAX = 24 * 1024 * 1024
+"""How much free memory each heap of the C library keeps: a little more than a password hash takes."""
 ARENAS_MAX = 2
 """How many heaps the C library keeps for all threads."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
@@ -485,15 +485,15 @@ def _allow_many_files() -> None:
 def return_freed_memory() -> None:
     """Have the C library return freed memory to the system. Does nothing if that is not glibc.
 
-    After the first large block is freed (a password hash takes 19 MiB), glibc takes blocks of that size from its heaps,
-    and keeps up to twice as much free memory at the top of each; and it makes eight heaps for each core. A process that
-    had served for a minute held a quarter of its memory for nothing.
+    glibc makes up to eight heaps for each core, and adapts to the blocks that are freed: after the first password hash,
+    which takes 19 MiB, each heap keeps 38 MiB. To keep less than one hash takes would cost more than it is worth: each
+    page that is given back has to be cleared when it is needed again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)  # this also stops the adjustments
-    mallopt(_M_TRIM_THRESHOLD, LARGE_BLOCK_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, FREE_BYTES_MAX)
+    mallopt(_M_MMAP_THRESHOLD, FREE_BYTES_MAX)
     mallopt(_M_ARENA_MAX, ARENAS_MAX)
 
 
