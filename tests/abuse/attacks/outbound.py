@@ -49,7 +49,7 @@ def _delivered_during(
     attackers = [threading.Thread(target=stage.at_once, args=(400, half)) for half in halves]
     for attacker in attackers:
         attacker.start()
-    time.sleep(2)
+    time.sleep(3.5)
     sent = sum("/send/" in asked.path for asked in list(peer.asked))
     user.ok("PUT", f"/rooms/{quote(room_id)}/send/m.room.message/abuse", {"msgtype": "m.text", "body": "hello"})
     waited = wait_for(peer, "/send/", sent + 1)
