@@ -39,7 +39,9 @@ class Server:
         self.life: Life | None = None
         directory.mkdir()
         shutil.copyfile(template, directory / "homeserver.db")
-        self._config = Config.parse({"server_name": name, "data_dir": "."}, directory)
+        self._config = Config.parse(
+            {"server_name": name, "data_dir": ".", "rate_limits": {"enabled": False}}, directory
+        )
         SigningKeys.load(self._config.keys_dir, name).generate(1)
         self._past: list[Any] = []
         """What belonged to ended lives: kept, so that the garbage collector does not run its clean-up."""
