@@ -41,7 +41,6 @@ class Outliers:
         """Store the PDUs of these lists that are not known yet, after checking them by their auth events (check 4).
 
         An event that lacks an auth event, both here and among the others, is not stored, since it cannot be checked.
-        Nor is a rejected one, unless the server that gave it is in the room: others could make any number of them.
         Returns the IDs of all given events, stored or not. ``server_name`` is the server that gave them. Raises
         ``RemoteError`` if its answer cannot be used.
         """
@@ -54,7 +53,7 @@ class Outliers:
             for event_id in known:
                 given.discard(event_id)
             await self._incoming.verify_given(given)
-            await self._store(head, given, keeps_rejected=server_name in head.joined_servers)
+            await self._store(head, given)
             return event_ids
 
     async def _examine_known(self, head: RoomHead, given: GivenEvents) -> set[str]:
@@ -70,15 +69,13 @@ class Outliers:
             await self._restorer.restore(event for event in checked if isinstance(event, Event))
         return found
 
-    async def _store(self, head: RoomHead, given: GivenEvents, *, keeps_rejected: bool) -> None:
+    async def _store(self, head: RoomHead, given: GivenEvents) -> None:
         # In a thread, since this takes long for many events and other requests must not wait.
         order = await asyncio.to_thread(auth_event_ids_first, given)
         stored: set[str] = set()
         rejected: set[str] = set()
         for part in parts(order, OUTLIERS_PER_JOB):
             outliers = await self._judge(head, [given[event_id] for event_id in part], given, stored, rejected)
-            if not keeps_rejected:
-                outliers = [outlier for outlier in outliers if not outlier.verdict & Verdict.REJECTED]
             if outliers:
                 await self._writers.submit(head.room_id, _job_of(outliers))
 
