@@ -28,7 +28,6 @@ from homeserver.storage.appends import (
     StaleHead,
     TransactionKey,
 )
-from homeserver.storage.database import insert as insert_or
 from homeserver.storage.event_graph import KnownEvents, Verdict, known_events
 from homeserver.storage.graph_rows import GraphRows, write_rows
 from homeserver.storage.places import place_of
@@ -50,6 +49,8 @@ _OUTLIER = int(Verdict.OUTLIER)
 _REJECTED = int(Verdict.REJECTED)
 
 
+_ADD_ROOM = prepared_insert(rooms, or_ignore=True)
+_ROOM = PreparedSelect(select(rooms.c.room_nid, rooms.c.generation).where(rooms.c.room_id == bindparam("room_id")))
 _CLAIM = prepared_insert(client_transactions, or_ignore=True)
 _RELEASE = prepared(delete(client_transactions).where(client_transactions.c.event_nid == bindparam("b_event_nid")))
 _generations = select(rooms.c.room_nid, rooms.c.generation).where(
@@ -378,17 +379,19 @@ def _add_rooms(
 
 def add_room(connection: Connection, room: NewRoom) -> tuple[int, int]:
     """Add a room unless it exists; returns its numeric ID and its generation."""
-    connection.execute(
-        insert_or(connection, rooms).on_conflict_do_nothing(index_elements=["room_id"]),
-        {
-            "room_id": room.room_id,
-            "version": room.version,
-            "created_ts": room.created_ts,
-            "generation": 0,
-            "published": room.published,
-        },
+    _ADD_ROOM.run(
+        connection,
+        [
+            {
+                "room_id": room.room_id,
+                "version": room.version,
+                "created_ts": room.created_ts,
+                "generation": 0,
+                "published": room.published,
+            }
+        ],
     )
-    row = connection.execute(select(rooms.c.room_nid, rooms.c.generation).where(rooms.c.room_id == room.room_id)).one()
+    row = _ROOM.rows(connection, room_id=room.room_id)[0]
     return row[0], row[1]
 
 

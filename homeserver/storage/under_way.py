@@ -5,12 +5,21 @@ A row is a lease: the process that does the work prolongs it. An expired row was
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
-from homeserver.storage.database import insert, upsert
-from homeserver.storage.prepared import PreparedSelect
+from homeserver.storage.prepared import PreparedSelect, prepared, prepared_insert, prepared_upsert
 from homeserver.storage.tables import under_way
 
+_same = and_(
+    under_way.c.kind == bindparam("b_kind"),
+    under_way.c.room_id == bindparam("b_room_id"),
+    under_way.c.user_id == bindparam("b_user_id"),
+)
+_PUT = prepared_upsert(under_way, "kind", "room_id", "user_id")
+_CLAIM = prepared_insert(under_way, or_ignore=True)
+_EXPIRE = prepared(delete(under_way).where(and_(_same, under_way.c.expires_ts <= bindparam("b_now_ms"))))
+_END = prepared(delete(under_way).where(under_way.c.owner == bindparam("b_owner")))
+_OWNER = PreparedSelect(select(under_way.c.owner).where(_same))
 _OF_OWNER = PreparedSelect(
     select(under_way.c.owner).where(
         under_way.c.kind == bindparam("kind"),
@@ -34,23 +43,18 @@ def begin(
     ``version`` is the version of a room that is being joined.
     """
     row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner}
-    upsert(
-        connection, under_way, [{**row, "expires_ts": expires_ts, "version": version}], ["kind", "room_id", "user_id"]
-    )
+    _PUT.run(connection, [{**row, "expires_ts": expires_ts, "version": version}])
 
 
 def claim(
     connection: Connection, kind: str, room_id: str, user_id: str, owner: str, now_ms: int, expires_ts: int
 ) -> bool:
     """The same for work that only one owner may do at a time; False if another one does it."""
-    table = under_way.c
-    same = (table.kind == kind, table.room_id == room_id, table.user_id == user_id)
-    connection.execute(delete(under_way).where(*same, table.expires_ts <= now_ms))
-    statement = insert(connection, under_way).on_conflict_do_nothing(index_elements=["kind", "room_id", "user_id"])
-    connection.execute(
-        statement, {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
-    )
-    return bool(connection.execute(select(table.owner).where(*same)).scalar_one() == owner)
+    key = {"b_kind": kind, "b_room_id": room_id, "b_user_id": user_id}
+    _EXPIRE.run(connection, [{**key, "b_now_ms": now_ms}])
+    row = {"kind": kind, "room_id": room_id, "user_id": user_id, "owner": owner, "expires_ts": expires_ts}
+    _CLAIM.run(connection, [row])
+    return bool(_OWNER.rows(connection, **key)[0][0] == owner)
 
 
 def prolong(connection: Connection, owner: str, expires_ts: int) -> None:
@@ -60,7 +64,7 @@ def prolong(connection: Connection, owner: str, expires_ts: int) -> None:
 
 def end(connection: Connection, owner: str) -> None:
     """Delete the lease of an owner whose work has ended, successfully or not."""
-    connection.execute(delete(under_way).where(under_way.c.owner == owner))
+    _END.run(connection, [{"b_owner": owner}])
 
 
 def end_all(connection: Connection) -> None:

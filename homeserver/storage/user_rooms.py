@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, exists, select, update
+from sqlalchemy import Connection, bindparam, case, exists, select, update
 
 from homeserver.storage.database import upsert
 from homeserver.storage.event_graph import Verdict
+from homeserver.storage.prepared import PreparedSelect
 from homeserver.storage.tables import events, rooms, user_rooms, users
 
 OUTLIER = int(Verdict.OUTLIER)
+_ANYBODY = PreparedSelect(
+    select(user_rooms.c.user_id)
+    .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
+    .where(rooms.c.room_id == bindparam("room_id"), user_rooms.c.membership == "join")
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +101,7 @@ def closed_accounts_in_rooms(connection: Connection) -> list[str]:
 
 def is_anybody_in(connection: Connection, room_id: str) -> bool:
     """Whether any user of ours is in a room."""
-    statement = (
-        select(user_rooms.c.user_id)
-        .join_from(user_rooms, rooms, rooms.c.room_nid == user_rooms.c.room_nid)
-        .where(rooms.c.room_id == room_id, user_rooms.c.membership == "join")
-    )
-    return connection.execute(statement.limit(1)).first() is not None
+    return bool(_ANYBODY.rows(connection, room_id=room_id))
 
 
 def forget(connection: Connection, user_id: str, room_nid: int) -> None:
