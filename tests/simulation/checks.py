@@ -310,15 +310,15 @@ def outsiders_know_nothing(found: Findings) -> Iterator[str]:
                 e.type == "m.room.member" and (e.state_key or "").endswith(f":{server.name}") for e in known(oracle)
             )
             known_here = found.graphs[server.name, room_id].values()
-            if not concerned and not all(_is_claimed_invitation(stored, server) for stored in known_here):
+            if not concerned and not all(_is_made_up(stored, server) for stored in known_here):
                 yield f"{room_id}: {server.name} knows of it"
 
 
-def _is_claimed_invitation(stored: StoredEvent, server: Server) -> bool:
-    """Whether an event, stored beside the graph, is what Mallory claims to be an invitation: she made it up."""
+def _is_made_up(stored: StoredEvent, server: Server) -> bool:
+    """Whether an event, stored beside the graph, is an invitation that Mallory made up, or a user's refusal of it."""
     event = original(stored)
     is_for_its_user = event.type == "m.room.member" and event.state_key in server.users
-    return stored.is_out_of_band and is_for_its_user and _is_mallorys(event)
+    return stored.is_out_of_band and is_for_its_user and (_is_mallorys(event) or event.sender == event.state_key)
 
 
 def devices_know_the_state(found: Findings) -> Iterator[str]:

@@ -50,7 +50,10 @@ def one_server_is_believed() -> Iterator[None]:
 
 @contextmanager
 def half_a_state_is_a_state() -> Iterator[None]:
-    """A2: events of a state that its server does not give when it is asked once are left out of it."""
+    """A2: events of a state that its server does not give when it is asked once are left out of it.
+
+    Nobody but the server that sent an event is asked about its past: it is the one that gives a half of it.
+    """
     whole_state, ask_all = Ancestors._whole_state, Ancestors._single_events
 
     async def some_state(self: Ancestors, server: str, head: Any, state_ids: Any, _dispensable: Any) -> Any:
@@ -70,6 +73,7 @@ def half_a_state_is_a_state() -> Iterator[None]:
     with (
         mock.patch.object(Ancestors, "_whole_state", some_state),
         mock.patch.object(Ancestors, "_single_events", single_events),
+        mock.patch.object(past_states, "independent_servers", return_value=[]),
     ):
         yield
 
