@@ -190,7 +190,8 @@ def state_is_what_the_specification_says(found: Findings) -> Iterator[str]:
 def servers_accept_the_same_events(found: Findings) -> Iterator[str]:
     """All that the ends of a room build on is at every server in the room, and was rejected where it should be.
 
-    What no server in the room has, because those that had it have left, cannot be had.
+    What no server in the room has, because those that had it have left, cannot be had. Nor can what all who have it
+    have rejected: they do not give it to others, and the server that sent it, Mallory's, need not.
     """
     for room_id in found.world.rooms:
         oracle = found.oracles[room_id]
@@ -206,7 +207,8 @@ def servers_accept_the_same_events(found: Findings) -> Iterator[str]:
             for event_id in sorted(oracle.ancestors(found.extremities[server.name, room_id]) & held):
                 stored = graph.get(event_id)
                 if stored is None or stored.verdict & Verdict.OUTLIER:
-                    yield f"{room_id} at {server.name}: {_name(oracle, event_id)} is missing"
+                    if event_id not in oracle.rejected:
+                        yield f"{room_id} at {server.name}: {_name(oracle, event_id)} is missing"
                 elif not _is_mallorys(oracle.events[event_id]) and (wrong := _misjudged(oracle, stored)):
                     yield f"{room_id} at {server.name}: {wrong}"
 
