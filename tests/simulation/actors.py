@@ -6,6 +6,7 @@ To add an action: write a method ``do_<action>`` of ``Actor`` and give it a weig
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
@@ -27,6 +28,7 @@ ACTIONS = {
     "unban": 1,
     "leave": 2,
     "come_back": 5,
+    "move_out": 2,
     "upgrade": 0.3,
     "read": 2,
     "type": 1,
@@ -137,6 +139,27 @@ class Actor:
 
     async def do_come_back(self) -> None:
         room_id = self._chance.choice(self._world.rooms)
+        via = self._chance.choice(self._world.servers).name
+        await self.device.ask("POST", f"/join/{quote(room_id)}", {}, via=via)
+
+    async def do_move_out(self) -> None:
+        """Leave together with all others of the own server, which learns nothing of the room until somebody is back.
+
+        The device does not sync meanwhile, and somebody changes the state.
+        """
+        room_id = self._room()
+        server = self._world.server_of(self.user_id)
+        inside = [user for user in self._world.users if room_id in self._world.device(user).rooms]
+        for user_id in inside:
+            if user_id in server.users:
+                await self._world.device(user_id).ask("POST", f"/rooms/{quote(room_id)}/leave", {})
+        await asyncio.sleep(self._chance.uniform(0.5, 2))
+        note = {"note": self._text()}
+        for user_id in inside:
+            if user_id not in server.users:
+                with contextlib.suppress(Refused, Unanswered):
+                    await self._world.device(user_id).set_state(room_id, "org.example.note", note, self.user_id[1:])
+        await asyncio.sleep(self._chance.uniform(0.5, 2))
         via = self._chance.choice(self._world.servers).name
         await self.device.ask("POST", f"/join/{quote(room_id)}", {}, via=via)
 
