@@ -44,7 +44,14 @@ def one_server_is_believed() -> Iterator[None]:
         stack.enter_context(mock.patch.object(Ancestors, "unshown", unshown))
         stack.enter_context(mock.patch.object(judgement, "_resolve_checked", resolve))
         stack.enter_context(mock.patch.object(judgement, "_completed", lambda given, _: given))
-        stack.enter_context(mock.patch.object(past_states, "independent_servers", return_value=[]))
+        stack.enter_context(the_sender_is_believed())
+        yield
+
+
+@contextmanager
+def the_sender_is_believed() -> Iterator[None]:
+    """Past: nobody is asked about the past of an event but the server that sent it."""
+    with mock.patch.object(past_states, "independent_servers", return_value=[]):
         yield
 
 
@@ -52,7 +59,7 @@ def one_server_is_believed() -> Iterator[None]:
 def half_a_state_is_a_state() -> Iterator[None]:
     """A2: events of a state that its server does not give when it is asked once are left out of it.
 
-    Nobody but the server that sent an event is asked about its past: it is the one that gives a half of it.
+    Whoever sends an event gives half a state, so the mutation above belongs to it.
     """
     whole_state, ask_all = Ancestors._whole_state, Ancestors._single_events
 
@@ -73,7 +80,7 @@ def half_a_state_is_a_state() -> Iterator[None]:
     with (
         mock.patch.object(Ancestors, "_whole_state", some_state),
         mock.patch.object(Ancestors, "_single_events", single_events),
-        mock.patch.object(past_states, "independent_servers", return_value=[]),
+        the_sender_is_believed(),
     ):
         yield
 
@@ -151,7 +158,10 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "B1": history_is_ordered_by_depth,
     "B3": who_comes_back_is_told_nothing,
     "C1": nobody_waits_for_an_invitation,
+    "past": the_sender_is_believed,
 }
+PARTS = {"A1": "past", "A2": "past"}
+"""Mutations that have another one in them: what that one alone brings about does not count."""
 
 
 def main() -> None:
@@ -159,18 +169,20 @@ def main() -> None:
     from tests.simulation.processes import run_all
     from tests.simulation.simulation import Outcome, simulate
 
-    sound: dict[int, Outcome] = {}
+    without: dict[tuple[int, str | None], Outcome] = {}
 
-    def found_by(seed: int, outcome: Outcome) -> list[str]:
+    def found_by(name: str, outcome: Outcome) -> list[str]:
         """The checks that fail with the mutation and not without it."""
-        if outcome.failures and seed not in sound:
-            (sound[seed],) = run_all([seed], simulate, 1)
-        return sorted(name for name in outcome.failures if name not in sound[seed].failures)
+        part = PARTS.get(name)
+        key = (outcome.seed, part)
+        if outcome.failures and key not in without:
+            (without[key],) = run_all([outcome.seed], partial(simulate, mutation=part), 1)
+        return sorted(name for name in outcome.failures if name not in without[key].failures)
 
     for name in sys.argv[1:] or MUTATIONS:
         mutation = MUTATIONS[name]
         for tried, outcome in enumerate(run_all(SEEDS, partial(simulate, mutation=name), os.cpu_count() or 1), 1):
-            if checks := found_by(outcome.seed, outcome):
+            if checks := found_by(name, outcome):
                 where = f"seed {outcome.seed} (version {outcome.version}), the {tried}th tried"
                 print(f"{name} ({mutation.__name__}): found by {where}: {', '.join(checks)}", flush=True)
                 break
