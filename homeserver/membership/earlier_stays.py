@@ -12,6 +12,8 @@ from homeserver.federation.client import FederationClient
 from homeserver.federation.destination_queue import PDUS_PER_TRANSACTION_MAX
 from homeserver.graph.events import Events
 from homeserver.graph.state import RoomHead
+from homeserver.protocol.events import Event
+from homeserver.protocol.json_types import JsonObject
 
 logger = structlog.get_logger(__name__)
 
@@ -26,7 +28,7 @@ class EarlierStays:
         self._server_name = server_name
         self._counter = itertools.count(1)
 
-    async def tell(self, server_name: str, head: RoomHead) -> None:
+    async def tell(self, server_name: str, head: RoomHead) -> bool:
         """Send a server our users' memberships that are the last events here of a room which they have all left.
 
         The server may not have got them yet: they wait in its queue after an outage. A user who came back through it
@@ -34,16 +36,11 @@ class EarlierStays:
         later, at that server alone, and state resolution could drop the user there while the user stays in the room
         here. Nothing is sent of what was said in the room: the server asks for events that it misses and may see.
 
-        Never fails: whether the server can be reached shows with the request to join.
+        Returns whether the server got them, if there are any.
         """
-        extremities = await self._events.by_id(head.room_id, [extremity.event_id for extremity in head.extremities])
-        ours = [
-            stored.event.json
-            for stored in extremities.values()
-            if stored.event.type == "m.room.member" and stored.event.sender_domain == self._server_name
-        ]
+        ours = [departure.json for departure in await self._departures(head)]
         if not ours:
-            return
+            return True
         transaction_id = f"stay-{self._clock.now_ms()}-{next(self._counter)}"
         try:
             await self._client.send_transaction(
@@ -51,3 +48,30 @@ class EarlierStays:
             )
         except RemoteError as error:
             logger.info("departures not told", room_id=head.room_id, server=server_name, reason=error.message)
+            return False
+        return True
+
+    async def is_behind(self, head: RoomHead, template: JsonObject) -> bool:
+        """Whether a server's template for a join cites a membership of a user of ours that a departure here has ended.
+
+        Such a server knows the room and does not know the departure. Others might only claim to know the room.
+        """
+        cited = _cited_in(template)
+        ended = [auth for departure in await self._departures(head) for auth in departure.auth_events if auth in cited]
+        found = await self._events.by_id(head.room_id, ended) if ended else {}
+        return any(stored.event.type == "m.room.member" for stored in found.values())
+
+    async def _departures(self, head: RoomHead) -> list[Event]:
+        extremities = await self._events.by_id(head.room_id, [extremity.event_id for extremity in head.extremities])
+        return [
+            stored.event
+            for stored in extremities.values()
+            if stored.event.type == "m.room.member" and stored.event.sender_domain == self._server_name
+        ]
+
+
+def _cited_in(template: JsonObject) -> set[str]:
+    """The auth events of a template: IDs, or pairs of an ID and hashes in the first room versions."""
+    cited = template.get("auth_events")
+    first = [auth[0] if isinstance(auth, list) and auth else auth for auth in cited] if isinstance(cited, list) else []
+    return {auth for auth in first if isinstance(auth, str)}

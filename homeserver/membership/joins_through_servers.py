@@ -98,10 +98,7 @@ class JoinsThroughServers:
         is_resident: bool,
         vain: VainJoins,
     ) -> None:
-        known = None if is_resident else await self._heads.find(room_id)
-        if known is not None and server_name in known.joined_servers:
-            await self._earlier_stays.tell(server_name, known)
-        answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
+        answer = await self._make_join(server_name, room_id, user_id, is_resident)
         version, event = self._handshakes.finish(server_name, answer, room_id, user_id, content)
         vain.event_ids[server_name] = event.event_id
         if is_resident:
@@ -120,6 +117,22 @@ class JoinsThroughServers:
         if not imported:
             # Another process has imported the room meanwhile: add the join to it.
             await self._place_join(server_name, joined.join)
+
+    async def _make_join(self, server_name: str, room_id: str, user_id: str, is_resident: bool) -> JsonObject:
+        """Ask for a template, after the server has been told how our users' last stay ended, if it should know that.
+
+        It should if it was in the room when we left, or if its template shows that it knows of that stay alone. Anybody
+        else could claim to be in the room. Raises ``RemoteError`` if there is no template.
+        """
+        known = None if is_resident else await self._heads.find(room_id)
+        if known is not None and server_name in known.joined_servers:
+            await self._earlier_stays.tell(server_name, known)
+        answer = await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
+        if known is None or not await self._earlier_stays.is_behind(known, answer["event"]):
+            return answer
+        if await self._earlier_stays.tell(server_name, known):
+            return await self._client.make_join(server_name, room_id, user_id, ROOM_VERSIONS)
+        return answer  # the departure still waits to be sent, and state resolution will decide
 
     async def _join_resident_room(self, server_name: str, join: Event, vain: VainJoins) -> None:
         joined = await self._send_join(server_name, join, vain)

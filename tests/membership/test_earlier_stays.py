@@ -130,3 +130,32 @@ def test_a_server_that_was_not_in_the_room_is_told_nothing(servers: Servers) -> 
             assert await stranger.event((await one.head(room_id)).state["m.room.member", ann]) is None
 
     asyncio.run(story())
+
+
+def test_a_server_that_came_back_meanwhile_is_told(servers: Servers) -> None:
+    """Nobody has told us that it is in the room again, but it still has our user in it."""
+
+    async def story() -> None:
+        async with servers:
+            one, two, three = [await servers.ours(name) for name in (ONE, TWO, THREE)]
+            ann, ben, cleo = await one.user("ann"), await two.user("ben"), await three.user("cleo")
+            room_id = await two.room(ben)
+            await one.join(ann, room_id, TWO)
+            await three.join(cleo, room_id, TWO)
+            join = (await three.head(room_id)).state["m.room.member", cleo]
+            await one.wait_for(join)
+            await three.get(Memberships).leave(cleo, room_id)
+            await one.wait_for((await three.head(room_id)).state["m.room.member", cleo])
+            servers.network.split(ONE, TWO)
+            servers.network.split(ONE, THREE)
+            await three.join(cleo, room_id, TWO)
+            await one.get(Memberships).leave(ann, room_id)
+            departure = (await one.head(room_id)).state["m.room.member", ann]
+            servers.network.heal(ONE, THREE)
+            await one.join(ann, room_id, THREE)
+            assert await three.event(departure) is not None
+            join = (await one.head(room_id)).state["m.room.member", ann]
+            assert {e.event_id for e in (await three.head(room_id)).extremities} == {join}
+            assert await three.membership(room_id, ann) == "join"
+
+    asyncio.run(story())
