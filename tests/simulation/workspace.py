@@ -90,6 +90,8 @@ def _is_left_over(directory: Path) -> bool:
 
 
 def _clean_up(directory: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # whoever sends another one must not interrupt this
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
