@@ -21,7 +21,8 @@ async def rooms_of_edus(heads: RoomHeads, room_ids: Iterable[object], origin: st
 
     https://spec.matrix.org/v1.19/server-server-api/#server-access-control-lists-acls
     """
-    usable = [i for i in dict.fromkeys(room_ids) if isinstance(i, str) and len(i) <= ROOM_ID_CHARACTERS_MAX]
+    strings = (room_id for room_id in room_ids if isinstance(room_id, str) and len(room_id) <= ROOM_ID_CHARACTERS_MAX)
+    usable = list(dict.fromkeys(strings))
     found: dict[str, RoomHead] = {}
     not_shared = 0
     for room_id in await heads.known(usable[:ROOMS_MAX]):
