@@ -43,6 +43,8 @@ ACTIONS = (4, 8, 12)
 REST_S = 12.0
 ROUNDS_MAX = 25
 """How often servers speak until they have heard of everything that the others know."""
+READINGS_MAX = 3
+"""How often everything is read, until reading brings nothing new."""
 EMPTY_QUEUES_S = 7200.0
 """After an outage a server is tried again within an hour."""
 
@@ -117,8 +119,11 @@ async def _run(outcome: Outcome, trace: Trace, directory: Path, log: Log, strict
         await _meet(world)
         await _live(world)
     await _heal(world)
-    await _settle(world)
-    found = await find(world, log.errors)
+    for _ in range(READINGS_MAX):
+        await _settle(world)
+        found = await find(world, log.errors)
+        if _agree(world):
+            break  # else scrolling back has brought in what waited for it, and nobody has said anything after it yet
     for check in CHECKS:
         if wrong := list(check(found)):
             outcome.failures[check.__name__] = wrong
