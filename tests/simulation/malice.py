@@ -47,6 +47,8 @@ ATTACKS = (
     "invite_into_another_version",
     "change_levels",
 )
+HISTORY_MAX = 50
+"""How many events of a room's history it gives at a time."""
 
 NOT_WITHSTOOD_YET = frozenset[str]()
 """Attacks that are known to succeed: they are left out unless the run is strict. To be empty."""
@@ -426,7 +428,9 @@ class Mallory:
             return 200, {"events": self._shown(self._before(room, latest)) if self._is_willing() else []}
         if what == "backfill":
             start = query.get("v", [])
-            shown = self._shown([*self._before(room, start), *(room.events[n] for n in start if n in room.events)])
+            # The events that are named come first: of a long history, what is oldest is left out.
+            named_ones = [room.events[event_id] for event_id in start if event_id in room.events]
+            shown = self._shown([*named_ones, *reversed(self._before(room, start))])[:HISTORY_MAX]
             return 200, {"origin": NAME, "origin_server_ts": 1, "pdus": shown if self._is_willing() else []}
         if what == "event_auth":
             return 200, {"auth_chain": self._shown(e for e in room.events.values() if e.is_state)}
@@ -449,13 +453,14 @@ class Mallory:
         return self._chance.choice([now, room.state_at_join, now[::2], room.state_at_join[:3]])
 
     def _shown(self, events: Iterable[Event]) -> list[Any]:
-        return [orjson.loads(event.json) for event in events if event.event_id not in self._hidden][:50]
+        return [orjson.loads(event.json) for event in events if event.event_id not in self._hidden]
 
     @staticmethod
     def _before(room: Room, latest: list[str]) -> list[Event]:
+        """The nearest events before some others, the farthest first."""
         found: dict[str, Event] = {}
         todo = [prev for name in latest if name in room.events for prev in room.events[name].prev_events]
-        while todo and len(found) < 50:
+        while todo and len(found) < HISTORY_MAX:
             event = room.events.get(todo.pop(0))
             if event is not None and event.event_id not in found:
                 found[event.event_id] = event
