@@ -13,10 +13,13 @@ import pytest
 
 from tests.simulation.workspace import UNLOCKED_S_MAX, remove_leftovers
 
+TIMEOUT_S = 60
 PROCESS = """
 import os, signal, sys, time
 from tests.simulation.workspace import begin_run, children, workspace
 
+# Where tests run in the background, the shell has everything that it starts ignore this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 directory = workspace()
 (directory / "template.db").touch()
 parent = os.getpid()
@@ -56,7 +59,7 @@ def test_it_is_removed(tmp_path: Path, how: str) -> None:
     process = begin(tmp_path, how)
     if how.startswith("SIG"):
         process.send_signal(signal.Signals[how])
-    process.communicate("x")  # which waits for the run too, since that has the same output
+    process.communicate("x", timeout=TIMEOUT_S)  # which waits for the run too, since that has the same output
     assert list(tmp_path.iterdir()) == []
     assert (process.returncode == 0) == (how == "end")
 
@@ -69,7 +72,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, monke
     process.kill()
     with (left / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the run ends with it
-    process.communicate()
+    process.communicate(timeout=TIMEOUT_S)
     (tmp_path / "another").mkdir()
     fresh, old = tmp_path / "simulation-fresh", tmp_path / "simulation-old"
     for directory in (fresh, old):
