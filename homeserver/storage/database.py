@@ -21,6 +21,7 @@ import contextvars
 import queue
 import random
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -66,6 +67,8 @@ WRITE_ATTEMPTS = 5
 """How often a transaction is tried that failed because of another process (deadlock, serialization failure)."""
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits while another process holds the write lock."""
+LOCKED_WAIT_S = 0.01
+"""How long to wait before another attempt where SQLite itself does not wait."""
 WRITE_LOCK = 7_206_852
 """The PostgreSQL advisory lock that write transactions hold; the number must only differ from those of other locks."""
 READ_SLICE_VARIABLES = 500
@@ -427,11 +430,24 @@ def _create_engine(url: str, readers: int) -> Engine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # _begin_sqlite begins the transactions
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.execute("PRAGMA cache_size=-6000")
     cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    # The first change to this mode needs the database for itself, and SQLite does not wait for others that make it too.
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCKED_WAIT_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ from homeserver.storage.tables import account_data, counters, filters, room_memb
 from tests.waiting import WAIT_S
 
 Row = dict[str, object]
+OPENED_AT_ONCE = 4
+NEW_FILES = 40
+"""Of so many, one or more mostly failed."""
 
 
 def filter_row(number: int) -> Row:
@@ -468,3 +473,22 @@ def test_keys_of_several_columns_are_found_by_their_index(database: Database) ->
             plan = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
             assert plan[0].startswith("SEARCH room_members")
             assert "user_id=?" in plan[0]
+
+
+def test_the_first_connections_to_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+    """Each changes the journal mode, for which SQLite itself does not always wait."""
+    barrier = threading.Barrier(OPENED_AT_ONCE)
+
+    def opened(file: Path) -> str:
+        database = Database(f"sqlite:///{file}")
+        try:
+            barrier.wait(WAIT_S)
+            return str(database.read_now(lambda connection: connection.execute(text("PRAGMA journal_mode")).scalar()))
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        for number in range(NEW_FILES):
+            file = tmp_path / f"{number}.db"
+            sqlite3.connect(file).execute("CREATE TABLE held (x)").connection.close()
+            assert list(pool.map(opened, [file] * OPENED_AT_ONCE)) == ["wal"] * OPENED_AT_ONCE
